@@ -1,0 +1,165 @@
+"""The vocabulary: emotions, interest, and the record that every source is turned into.
+
+A record is one aligned face with everything that is known about it. Every builder writes
+the same features, so any mixture of sources can be trained on and any of them left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fer_jax.errors import InputError, did_you_mean
+
+EMOTIONS = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
+INTERESTS = ("not_interested", "interested")
+TASKS: dict[str, tuple[str, ...]] = {"emotion": EMOTIONS, "interest": INTERESTS}
+UNKNOWN = -1
+
+# What kind of place a face came from. A dataset's `source` is one of these or its own name.
+SOURCES = ("controlled", "social", "synthetic")
+LABEL_SOURCES = ("annotated", "prompt", "class", "teacher", "direction")
+GENDERS = ("", "female", "male", "other")
+
+# Spellings found in the published sets, beside the words of the vocabulary themselves.
+EMOTION_ALIASES = {
+    "angry": "anger",
+    "ang": "anger",
+    "disgusted": "disgust",
+    "dis": "disgust",
+    "afraid": "fear",
+    "fearful": "fear",
+    "fea": "fear",
+    "happy": "happiness",
+    "joy": "happiness",
+    "hap": "happiness",
+    "neu": "neutral",
+    "sad": "sadness",
+    "surprised": "surprise",
+    "sur": "surprise",
+}
+INTEREST_ALIASES = {
+    "not interested": "not_interested",
+    "uninterested": "not_interested",
+    "no": "not_interested",
+    "yes": "interested",
+}
+
+JPEG_QUALITY = 95
+MAX_IMAGE_SIZE = 256  # records hold faces of at most this many pixels a side
+
+
+def emotion_index(word: str) -> int:
+    """The index of an emotion in `EMOTIONS`; accepts the spellings of published sets.
+
+    Raises:
+      InputError: the word is not one of the seven emotions (contempt, for one, is not).
+    """
+    return _index(word, EMOTIONS, EMOTION_ALIASES, "emotion")
+
+
+def interest_index(word: str) -> int:
+    """The index of an interest label in `INTERESTS`.
+
+    Raises:
+      InputError: the word is not in the vocabulary.
+    """
+    return _index(word, INTERESTS, INTEREST_ALIASES, "interest")
+
+
+def _index(word: str, classes: tuple[str, ...], aliases: Mapping[str, str], kind: str) -> int:
+    normal = word.strip().lower()
+    normal = aliases.get(normal, normal)
+    if normal not in classes:
+        raise InputError(f"'{word}' is not an {kind}{did_you_mean(normal, classes)}")
+    return classes.index(normal)
+
+
+def one_hot(index: int, num_classes: int) -> np.ndarray:
+    """A distribution over classes, float32 [num_classes]; all zeros for an unknown label."""
+    return (np.arange(num_classes) == index).astype(np.float32)
+
+
+def features():
+    """The record as TFDS features, the same for every builder."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "emotion": tfds.features.ClassLabel(names=EMOTIONS),
+            "interest": tfds.features.ClassLabel(names=INTERESTS),
+            "source": tfds.features.Text(),
+            "content": tfds.features.Text(),
+            "subject_id": tfds.features.Text(),
+            "clip_id": tfds.features.Text(),
+            "frame_index": np.int32,
+            "timestamp": np.float32,
+            "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+            "detection_score": np.float32,
+            "label_source": tfds.features.Text(),
+            "label_confidence": np.float32,
+            "emotion_probabilities": tfds.features.Tensor(shape=(len(EMOTIONS),), dtype=np.float32),
+            "seed": np.int64,
+            "truncation_psi": np.float32,
+            "record_id": tfds.features.Text(),
+            "stimulus_id": tfds.features.Text(),
+            "url": tfds.features.Text(),
+            "gender": tfds.features.Text(),
+            "age": np.float32,
+        }
+    )
+
+
+def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[str, Any]:
+    """A complete record from what is known; everything else gets its "unknown" value.
+
+    Args:
+      record_id: unique in its dataset and the same at every rebuild.
+      source: one of `SOURCES`, or the name of the collection.
+      image: the face as JPEG bytes, 3 channels, at most `MAX_IMAGE_SIZE` px a side.
+      **known: any other feature of `features`. `box` is (x, y, width, height) in pixels of
+        the original frame, `timestamp` in seconds, `age` in years.
+
+    Returns:
+      A dict with every key of `features`.
+
+    Raises:
+      InputError: a key or a label outside the vocabulary.
+    """
+    row: dict[str, Any] = {
+        "image": image,
+        "emotion": UNKNOWN,
+        "interest": UNKNOWN,
+        "source": source,
+        "content": "",
+        "subject_id": "",
+        "clip_id": "",
+        "frame_index": 0,
+        "timestamp": 0.0,
+        "box": np.zeros(4, np.float32),
+        "detection_score": 1.0,
+        "label_source": "annotated",
+        "label_confidence": 1.0,
+        "emotion_probabilities": None,
+        "seed": UNKNOWN,
+        "truncation_psi": float("nan"),
+        "record_id": record_id,
+        "stimulus_id": "",
+        "url": "",
+        "gender": "",
+        "age": float(UNKNOWN),
+    }
+    for key, value in known.items():
+        if key not in row:
+            raise InputError(f"a record has no field '{key}'{did_you_mean(key, row)}")
+        row[key] = value
+    if row["emotion_probabilities"] is None:
+        row["emotion_probabilities"] = one_hot(row["emotion"], len(EMOTIONS))
+    for task, classes in TASKS.items():
+        if not UNKNOWN <= row[task] < len(classes):
+            raise InputError(f"{record_id}: {task} {row[task]} is outside -1..{len(classes) - 1}")
+    for key, accepted in (("label_source", LABEL_SOURCES), ("gender", GENDERS)):
+        if row[key] not in accepted:
+            raise InputError(f"{record_id}: {key} '{row[key]}'{did_you_mean(row[key], accepted)}")
+    return row
