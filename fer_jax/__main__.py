@@ -1,0 +1,40 @@
+"""The verbs: `python -m fer_jax VERB ...`."""
+
+import importlib
+import sys
+
+from fer_jax.errors import InputError, did_you_mean
+
+# verb: (the module whose `main(argv)` does it, what it does)
+VERBS = {
+    "doctor": ("fer_jax.doctor", "check versions, devices, codecs and disk"),
+    "demo": ("fer_jax.study.demo", "the main job on the embedded data, with a report"),
+    "build": ("fer_jax.data.build", "turn a source into a dataset of records"),
+    "train": ("fer_jax.training.train", "train on a mixture of datasets"),
+    "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
+    "report": ("fer_jax.study.report", "write report.html from a scored run"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb. Returns the exit code: 2 for a mistake that a person can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print("usage: fer-jax VERB [--help] ...\n")
+        print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
+        return 0 if argv else 2
+    verb, *rest = argv
+    try:
+        if verb not in VERBS:
+            raise InputError(f"no verb '{verb}'{did_you_mean(verb, VERBS)}")
+        return importlib.import_module(VERBS[verb][0]).main(rest) or 0
+    except InputError as error:
+        print(f"fer-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fer-jax: interrupted; the same command continues", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""From a config file and `--config.field=value` words to one checked ConfigDict.
+
+A config file defines `get_config()` (or `get_config(variant)`) and returns `default_config()`
+with its experiment's fields changed. Every field exists in `default_config`, so a misspelled
+one fails before any work starts.
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from fer_jax.errors import InputError, did_you_mean
+
+
+def default_config() -> ConfigDict:
+    """Every field of an experiment with its default. Blocks are keyword arguments.
+
+    `sources` and `test_sets` hold dataset names, or blocks for `fer_jax.data.records.Source`
+    (name, train, validation, test, weight) where the splits are not the usual three.
+    """
+    return ConfigDict(
+        {
+            "task": "emotion",  # or "interest"
+            "sources": (),  # trained on: their training parts, mixed
+            "test_sets": (),  # scored by `evaluate`, each on its own
+            "seed": 0,
+            "batch_size": 128,  # over all devices
+            "num_epochs": 50.0,
+            "model": {
+                "width": 1.0,
+                "num_middle_blocks": 8,
+                "head": "gap",  # or "mlp", the published 512-512 head
+                "image_size": 224,
+                "dropout": 0.5,
+                "dtype": "float32",  # or "bfloat16", or "float16" for GPUs without bf16 units
+                "batch_norm_momentum": 0.99,
+            },
+            "init_from": "",  # Keras Xception weights to start from
+            "frozen_statistics": False,  # BatchNorm keeps the statistics it started with
+            "mixture": {
+                "balance_sources": False,  # every source equally often
+                "balance_classes": False,  # within a source, every class equally often
+            },
+            "augment": {
+                "rotation_degrees": 30.0,
+                "shift": 0.2,
+                "shear": 0.2,
+                "zoom": 0.2,
+                "horizontal_flip": True,
+                "brightness": 0.0,
+                "contrast": 0.0,
+                "saturation": 0.0,
+                "erasing": 0.0,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+            },
+            "loss": {
+                "label_smoothing": 0.0,
+                "class_weights": "none",  # or "balanced": inverse to the class's frequency
+                "soft_labels": False,  # the annotators' votes where there are any
+            },
+            "optimizer": {
+                "name": "adamw",  # or "adam", "sgd"
+                "learning_rate": 1e-3,
+                "weight_decay": 1e-4,
+                "momentum": 0.9,
+                "max_gradient_norm": 0.0,  # 0: not clipped
+            },
+            "schedule": {
+                "name": "cosine",  # or "constant", "plateau"
+                "warmup_epochs": 1.0,
+                "plateau_patience": 20,  # validations without improvement
+                "plateau_factor": 0.5,
+            },
+            "accumulation_steps": 1,
+            "ema_decay": 0.0,  # 0: no average is kept
+            "sharding": "data_parallel",  # or "fsdp"
+            "log_every_steps": 20,
+            "validate_every_epochs": 1.0,
+            "selection_metric": "validation_balanced_accuracy",
+            "early_stopping_patience": 0,  # validations without improvement; 0: never
+            "keep_checkpoints": 2,  # the newest ones; the best is always kept
+        }
+    )
+
+
+def load_config(path_and_variant: str) -> ConfigDict:
+    """Loads `configs/x.py` or `configs/x.py:variant`.
+
+    Raises:
+      InputError: no such file, no `get_config` in it, or it sets a field that does not exist.
+    """
+    path, _, variant = path_and_variant.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        nearby = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
+        raise InputError(f"no config file '{path}'{did_you_mean(path, nearby)}")
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"'{path}' is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise InputError(f"'{path}' defines no get_config()")
+    try:
+        config = get_config(variant) if variant else get_config()
+    except InputError as error:
+        raise InputError(f"{path_and_variant}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        # ConfigDict's own message for an unknown field spans lines: the first says it all.
+        raise InputError(f"{path_and_variant}: {str(error).splitlines()[0]}") from error
+    return check_config(config)
+
+
+def override(config: ConfigDict, field: str, text: str) -> None:
+    """Sets one field from the command line, with the type that its default has.
+
+    Args:
+      config: changed in place.
+      field: dotted, such as "optimizer.learning_rate".
+      text: the value as typed; tuples are written with commas.
+
+    Raises:
+      InputError: the field does not exist, or the text does not read as its type.
+    """
+    *blocks, last = field.split(".")
+    place: Any = config
+    for name in [*blocks, last]:
+        if not isinstance(place, ConfigDict) or name not in place:
+            known = [key for key, _ in fields(config)]
+            raise InputError(f"the config has no field '{field}'{did_you_mean(field, known)}")
+        block, place = place, place[name]
+    if isinstance(place, ConfigDict):
+        inner = ", ".join(f"{field}.{name}" for name in place)
+        raise InputError(f"'{field}' is a block; set one of its fields: {inner}")
+    block[last] = _parse(field, text, place)
+
+
+def _parse(field: str, text: str, default: Any) -> Any:
+    kind = type(default)
+    if kind is bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() not in words:
+            raise InputError(f"config.{field} is true or false, not '{text}'")
+        return words[text.lower()]
+    if kind is tuple:
+        if text.startswith(("(", "[")):
+            try:
+                return tuple(ast.literal_eval(text))
+            except (ValueError, SyntaxError, TypeError) as error:
+                raise InputError(f"config.{field}: '{text}' does not read as a tuple") from error
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return kind(text)
+    except ValueError as error:
+        what = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+        raise InputError(f"config.{field} is {what}, not '{text}'") from error
+
+
+def check_config(config: ConfigDict) -> ConfigDict:
+    """Refuses a config with fields, types or values that no experiment can have.
+
+    Raises:
+      InputError: names the field, its value and what is accepted.
+    """
+    known = dict(fields(default_config()))
+    for name, value in fields(config):
+        if name not in known:
+            raise InputError(f"the config has no field '{name}'{did_you_mean(name, known)}")
+        wanted = type(known[name])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise InputError(
+                f"config.{name} is of type {wanted.__name__}, not {type(value).__name__}: {value!r}"
+            )
+        if wanted is float and not math.isfinite(value):
+            raise InputError(f"config.{name} must be finite, not {value}")
+    choices = {
+        "task": ("emotion", "interest"),
+        "model.head": ("gap", "mlp"),
+        "model.dtype": ("float32", "bfloat16", "float16"),
+        "loss.class_weights": ("none", "balanced"),
+        "optimizer.name": ("adamw", "adam", "sgd"),
+        "schedule.name": ("cosine", "constant", "plateau"),
+        "sharding": ("data_parallel", "fsdp"),
+        "selection_metric": (
+            "validation_loss",
+            "validation_accuracy",
+            "validation_balanced_accuracy",
+            "validation_macro_f1",
+        ),
+    }
+    values = dict(fields(config))
+    for name, accepted in choices.items():
+        if values[name] not in accepted:
+            hint = did_you_mean(values[name], accepted)
+            raise InputError(f"config.{name} cannot be '{values[name]}'{hint}")
+    at_least_one = ("batch_size", "accumulation_steps", "log_every_steps", "keep_checkpoints")
+    for name in (*at_least_one, "schedule.plateau_patience"):
+        if values[name] < 1:
+            raise InputError(f"config.{name} must be at least 1, not {values[name]}")
+    for name in ("num_epochs", "validate_every_epochs", "optimizer.learning_rate"):
+        if values[name] <= 0:
+            raise InputError(f"config.{name} must be above 0, not {values[name]}")
+    for name in ("ema_decay", "model.dropout", "loss.label_smoothing", "model.batch_norm_momentum"):
+        if not 0 <= values[name] < 1:
+            raise InputError(f"config.{name} must be in [0, 1), not {values[name]}")
+    if config.batch_size % config.accumulation_steps:
+        raise InputError(
+            f"config.batch_size {config.batch_size} is not divisible by "
+            f"config.accumulation_steps {config.accumulation_steps}"
+        )
+    return config
+
+
+def fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Every field as (dotted name, value), in order; blocks are walked into."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            for inner, inner_value in fields(value):
+                yield f"{name}.{inner}", inner_value
+        else:
+            yield name, value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as it is kept in a workdir."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote (JSON has no tuples: lists come back as tuples)."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(inner) for key, inner in value.items()}
+        return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with mistakes reported like every other mistake: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError instead of printing the usage."""
+        raise InputError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def parse_with_config(
+    parser: argparse.ArgumentParser, argv: list[str]
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses a verb's words, its config file and the overrides of it.
+
+    Args:
+      parser: the verb's own flags; `--config` is added here, and `--help` lists the fields
+        of the config that is named (else the defaults).
+      argv: the words after the verb.
+
+    Raises:
+      InputError: an unknown word, or anything `load_config` and `override` refuse.
+    """
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", required=True)
+    named = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    if "--help" in argv or "-h" in argv:
+        config = load_config(named[-1]) if named else default_config()
+        lines = [f"  --config.{name}={_as_typed(value)}" for name, value in fields(config)]
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "config fields and their defaults:\n" + "\n".join(lines)
+    arguments, rest = parser.parse_known_args(argv)
+    config = load_config(arguments.config)
+    for word in rest:
+        field, equals, value = word.removeprefix("--config.").partition("=")
+        if not word.startswith("--config.") or not equals:
+            # argparse's own list of flags, for the hint.
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            hint = did_you_mean(word.partition("=")[0], flags)
+            if word.startswith("--config."):
+                hint = "; write --config.FIELD=VALUE"
+            raise InputError(f"{parser.prog}: unknown word '{word}'{hint}")
+        override(config, field, value)
+    return arguments, check_config(config)
+
+
+def _as_typed(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    if all(isinstance(part, str) for part in value):
+        return ",".join(value)
+    return repr(tuple(dict(part) if isinstance(part, ConfigDict) else part for part in value))

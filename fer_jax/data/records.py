@@ -1,0 +1,231 @@
+"""Prepared datasets, opened: their labels as columns, their faces as uint8 arrays.
+
+Reads the array_record shards that the builders wrote, without TensorFlow.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from fer_jax.errors import InputError, did_you_mean
+from fer_jax.schema import EMOTIONS, TASKS, UNKNOWN
+
+TEXT_COLUMNS = (
+    "record_id",
+    "source",
+    "content",
+    "stimulus_id",
+    "subject_id",
+    "clip_id",
+    "gender",
+)
+NUMBER_COLUMNS = {
+    "emotion": np.int64,
+    "interest": np.int64,
+    "frame_index": np.int64,
+    "age": np.float32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One entry of `config.sources` or `config.test_sets`.
+
+    Attributes:
+      name: a prepared dataset, such as "demo/controlled" or "jaffe/folds".
+      train: TFDS split expression of the training part, such as "fold_0+fold_1".
+      validation: split expression of the part that checkpoints are selected on.
+      test: split expression that `evaluate` scores.
+      weight: share of the training images, relative to the other sources; 0 means "as many
+        as it has".
+    """
+
+    name: str
+    train: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+    weight: float = 0.0
+
+
+def as_source(entry: str | Mapping[str, Any]) -> Source:
+    """A config's entry, a name or a block, as a `Source`.
+
+    Raises:
+      InputError: the block has a field that `Source` does not have, or no name.
+    """
+    if isinstance(entry, str):
+        return Source(entry)
+    known = [field.name for field in dataclasses.fields(Source)]
+    for key in entry:
+        if key not in known:
+            raise InputError(f"a source has no field '{key}'{did_you_mean(key, known)}")
+    if "name" not in entry:
+        raise InputError(f"a source without a name: {dict(entry)}")
+    source = Source(**entry)
+    if not 0 <= source.weight < float("inf"):
+        raise InputError(f"the weight of '{source.name}' must be at least 0, not {source.weight}")
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """One split of one dataset.
+
+    Attributes:
+      name: the dataset.
+      split: the split expression.
+      columns: everything but the images, one array of length n each.
+      serialized: random access to the n records as bytes.
+    """
+
+    name: str
+    split: str
+    columns: dict[str, np.ndarray]
+    serialized: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return len(self.serialized)
+
+    def labels(self, task: str) -> np.ndarray:
+        """int64 [n], index into the task's classes, -1 where unknown."""
+        return self.columns[task]
+
+    def targets(self, task: str, soft: bool) -> np.ndarray:
+        """float32 [n, classes]: the annotators' votes if `soft`, else one-hot labels."""
+        if soft and task == "emotion":
+            return self.columns["emotion_probabilities"]
+        return (self.labels(task)[:, None] == np.arange(len(TASKS[task]))).astype(np.float32)
+
+    def images(self, rows: Iterable[int] | np.ndarray, image_size: int) -> np.ndarray:
+        """Decodes faces into one buffer: uint8 RGB [len(rows), image_size, image_size, 3].
+
+        Raises:
+          InputError: a record that cannot be read or decoded, by name and index.
+        """
+        rows = [int(row) for row in rows]
+        out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        for slot, row in enumerate(rows):
+            try:
+                jpeg = _parse(self.serialized[row])["image"].bytes_list.value[0]
+            except (IndexError, RuntimeError, ValueError, DecodeError) as error:
+                raise InputError(
+                    f"record {row} of {self.name} {self.split} cannot be read "
+                    f"({str(error).splitlines()[0]}); build the dataset again"
+                ) from error
+            face = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+            if face is None:
+                raise InputError(
+                    f"the image of record {row} of {self.name} {self.split} is damaged"
+                )
+            shrinks = face.shape[0] > image_size
+            interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            cv2.resize(face, (image_size, image_size), dst=out[slot], interpolation=interpolation)
+        return out
+
+
+def _parse(serialized: bytes) -> Mapping[str, Any]:
+    example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue] (made by protobuf at import)
+    example.ParseFromString(serialized)
+    return example.features.feature
+
+
+def dataset_directory(name: str, data_dir: Path) -> Path:
+    """The folder of a prepared dataset's newest version.
+
+    Args:
+      name: "dataset", where it was built with a single config, or "dataset/config".
+      data_dir: what `build --data_dir` was given.
+
+    Raises:
+      InputError: not built there; names what is.
+    """
+    built = {
+        "/".join(info.parent.relative_to(data_dir).parts[:-1]): info.parent
+        for info in sorted(data_dir.glob("*/*/*/dataset_info.json"))
+    }
+    configs = [known for known in built if known == name or known.split("/")[0] == name]
+    if name in built:
+        return built[name]
+    if len(configs) == 1:
+        return built[configs[0]]
+    if configs:
+        raise InputError(f"'{name}' is built in several ways; name one: {', '.join(configs)}")
+    there = did_you_mean(name, built) if built else "; nothing is built there yet"
+    raise InputError(
+        f"dataset '{name}' is not built in {data_dir}{there} (build it with `fer-jax build`)"
+    )
+
+
+def open_records(name: str, split: str, data_dir: Path) -> Records:
+    """Opens one split of a prepared dataset and reads everything but its images.
+
+    Args:
+      name: as in `dataset_directory`.
+      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all".
+      data_dir: what `build --data_dir` was given.
+
+    Raises:
+      InputError: not built, no such split, an empty one, or not records of this project.
+    """
+    directory = dataset_directory(name, data_dir)
+    builder: Any = tfds.builder_from_directory(directory)  # its decorators hide its types
+    missing = {"image", "record_id", *TASKS} - set(builder.info.features)
+    if missing:
+        raise InputError(f"'{name}' holds no face records: it lacks {', '.join(sorted(missing))}")
+    splits = builder.info.splits
+    expression = "+".join(splits) if split == "all" else split
+    try:
+        serialized = builder.as_data_source(
+            split=expression, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        count = len(serialized)
+    except (ValueError, KeyError, AssertionError) as error:
+        known = ", ".join(f"{key} ({part.num_examples})" for key, part in splits.items())
+        raise InputError(f"'{name}' has no split '{split}'; it has {known}") from error
+    if count == 0:
+        raise InputError(f"split '{split}' of '{name}' is empty")
+    return Records(name, split, _read_columns(serialized), serialized)
+
+
+def _read_columns(serialized: Iterable[bytes]) -> dict[str, np.ndarray]:
+    rows: dict[str, list[Any]] = {key: [] for key in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    votes = []
+    for record in serialized:
+        feature = _parse(record)
+        for key in TEXT_COLUMNS:
+            rows[key].append(feature[key].bytes_list.value[0].decode())
+        for key, dtype in NUMBER_COLUMNS.items():
+            values = feature[key]
+            integer = np.issubdtype(dtype, np.integer)
+            rows[key].append((values.int64_list if integer else values.float_list).value[0])
+        votes.append(feature["emotion_probabilities"].float_list.value)
+    columns: dict[str, np.ndarray] = {key: np.asarray(rows[key], np.str_) for key in TEXT_COLUMNS}
+    columns |= {key: np.asarray(rows[key], dtype) for key, dtype in NUMBER_COLUMNS.items()}
+    columns["emotion_probabilities"] = np.asarray(votes, np.float32).reshape(-1, len(EMOTIONS))
+    return columns
+
+
+def build_summary(name: str, data_dir: Path) -> dict[str, Any]:
+    """What `build` wrote beside the shards: counts and the fingerprint of the content."""
+    file = dataset_directory(name, data_dir) / "build.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def labelled_rows(records: Records, task: str) -> np.ndarray:
+    """int64 [m]: the rows whose label for the task is known.
+
+    Raises:
+      InputError: there are none.
+    """
+    rows = np.flatnonzero(records.labels(task) != UNKNOWN)
+    if not len(rows):
+        raise InputError(f"no record of {records.name} {records.split} has a label for '{task}'")
+    return rows

@@ -1,0 +1,129 @@
+"""A trained run to scores: predictions once per split, then results.json from the tables."""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from fer_jax import checkpoints
+from fer_jax.config import OneLineParser, from_json
+from fer_jax.data.build import default_data_dir
+from fer_jax.data.records import as_source, labelled_rows, open_records
+from fer_jax.errors import InputError
+from fer_jax.evaluation import predictions, results
+from fer_jax.evaluation.predict import (
+    compile_predict_step,
+    model_arguments,
+    predict,
+    predictions_table,
+)
+from fer_jax.models import xception
+from fer_jax.schema import TASKS
+from fer_jax.sharding import make_mesh, replicated
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
+    return from_json(file.read_text())
+
+
+def evaluate(
+    workdir: Path, data_dir: Path, test_sets: list[tuple[str, str]], *, checkpoint: str = "best"
+) -> Path:
+    """Scores a run on test sets.
+
+    Args:
+      workdir: of the run.
+      data_dir: where the datasets were built.
+      test_sets: (dataset, split expression) pairs.
+      checkpoint: "best" by the run's selection metric, "last", or a step.
+
+    Returns:
+      The path of results.json, which covers every table in workdir/predictions.
+
+    Raises:
+      InputError: no run, no checkpoint, or a test set that is not built or has no labels.
+    """
+    config = read_config(workdir)
+    # Everything is opened before anything is computed: a misspelled set costs no time.
+    opened = [open_records(name, split, data_dir) for name, split in test_sets]
+    chosen = [labelled_rows(records, config.task) for records in opened]
+    mesh = make_mesh()
+    model = model_arguments(config)
+    params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
+    shapes = {
+        "params": params,
+        "batch_stats": batch_stats,
+        "ema": params if config.ema_decay else {},
+    }
+    sharding = jax.tree.map(lambda _: replicated(mesh), shapes)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
+    )
+    step, network = checkpoints.restore_network(
+        workdir, checkpoint, target, config.selection_metric
+    )
+    print(f"checkpoint of step {step}")
+    score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
+    (workdir / "predictions").mkdir(exist_ok=True)
+    for records, rows in zip(opened, chosen, strict=True):
+        probabilities = predict(
+            score,
+            network,
+            records,
+            rows,
+            batch_size=-(-config.batch_size // mesh.size) * mesh.size,
+            image_size=config.model.image_size,
+            mesh=mesh,
+        )
+        table = predictions_table(records, rows, config.task, probabilities)
+        file = workdir / "predictions" / predictions.file_name(records.name, records.split)
+        predictions.write(file, table, TASKS[config.task])
+        unlabelled = len(records) - len(rows)
+        left_out = f" ({unlabelled} without a label left out)" if unlabelled else ""
+        print(f"  {records.name} {records.split}: {len(rows)} images{left_out} -> {file}")
+    return results.write(workdir)
+
+
+def main(argv: list[str]) -> None:
+    """The verb `evaluate`."""
+    parser = OneLineParser(
+        prog="fer-jax evaluate",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--data", help="one built dataset instead of the config's test_sets")
+    parser.add_argument("--split", help="of --data; 'all' is every split it has")
+    parser.add_argument("--checkpoint", default="best", help="best, last, or a step")
+    parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
+    arguments = parser.parse_args(argv)
+    if arguments.split and not arguments.data:
+        raise InputError("--split belongs to --data; name the dataset too")
+    if arguments.data:
+        test_sets = [(arguments.data, arguments.split or "test")]
+    else:
+        entries = [as_source(entry) for entry in read_config(arguments.workdir).test_sets]
+        test_sets = [(source.name, source.test) for source in entries]
+    if not test_sets:
+        raise InputError("the run's config has no test_sets; name one with --data=NAME")
+    data_dir = arguments.data_dir or _training_data_dir(arguments.workdir)
+    file = evaluate(arguments.workdir, data_dir, test_sets, checkpoint=arguments.checkpoint)
+    print(results.summary(json.loads(file.read_text())))
+    print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")
+
+
+def _training_data_dir(workdir: Path) -> Path:
+    file = workdir / "environment.json"
+    if not file.is_file():
+        return default_data_dir()
+    return Path(json.loads(file.read_text())["data_dir"])

@@ -1,0 +1,1 @@
+"""Batches to a trained network: state, optimizer, the step, the loop."""

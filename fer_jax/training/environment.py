@@ -1,0 +1,75 @@
+"""What a run ran on: versions, devices, commit, and the fingerprints of its data."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+import fer_jax
+from fer_jax.data.records import build_summary
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "array-record",
+    "tensorflow-datasets",
+    "numpy",
+    "opencv-python-headless",
+)
+
+
+def write_environment(workdir: Path, data_dir: Path, datasets: list[str]) -> None:
+    """Writes workdir/environment.json.
+
+    Args:
+      workdir: of the run.
+      data_dir: where the datasets are; kept so that `evaluate` finds them again.
+      datasets: names of those that are trained on.
+    """
+    summaries = {name: build_summary(name, data_dir) for name in datasets}
+    environment = {
+        "versions": {"python": platform.python_version(), "fer-jax": fer_jax.__version__}
+        | {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cpu_cores": os.cpu_count(),
+        "commit": _commit(),
+        "command": " ".join(["fer-jax", *sys.argv[1:]]),
+        "data_dir": str(data_dir.resolve()),
+        "datasets": {
+            name: {"fingerprint": summary.get("fingerprint"), "records": summary.get("records")}
+            for name, summary in summaries.items()
+        },
+    }
+    (workdir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it; None outside a checkout."""
+    checkout = Path(fer_jax.__file__).parent.parent
+    git = ["git", "-C", str(checkout)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

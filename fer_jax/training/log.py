@@ -1,0 +1,128 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and one line for the person watching."""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Writes scalars and images by step, with the method names of CLU's metric writers.
+
+    metrics.jsonl holds each logged step exactly once: what a stopped run wrote after the
+    checkpoint it continues from is dropped when the log is opened again.
+    """
+
+    def __init__(self, workdir: Path, *, after_step: int = 0) -> None:
+        """Opens the log; rows beyond `after_step` (the restored step) are removed."""
+        self._file = workdir / "metrics.jsonl"
+        kept = [row for row in read_metrics(workdir) if row["step"] <= after_step]
+        _write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
+        self._stream = self._file.open("a")
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=after_step + 1, write_to_disk=True
+        )
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends one row; NaN becomes null."""
+        finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+        self._stream.write(json.dumps({"step": step} | finite) + "\n")
+        self._stream.flush()
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Adds uint8 batches [n, height, width, 3] to TensorBoard."""
+        for name, batch in images.items():
+            self._tensorboard.add_images(name, batch, step, dataformats="NHWC")
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Adds the config to TensorBoard as a table."""
+        rows = "".join(f"| {name} | {value} |\n" for name, value in hparams.items())
+        self._tensorboard.add_text("config", "| field | value |\n| --- | --- |\n" + rows, 0)
+
+    def flush(self) -> None:
+        """Makes everything so far visible to readers."""
+        self._stream.flush()
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._stream.close()
+        self._tensorboard.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, oldest first; a half-written last line is left out."""
+    file = workdir / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    lines = file.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_suffix(file.suffix + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
+class ProgressLine:
+    """One line that is rewritten on a terminal, and plain lines elsewhere."""
+
+    def __init__(self, num_steps: int, *, stream: TextIO | None = None) -> None:
+        """Starts the clock of a run that ends at `num_steps`."""
+        self._stream = sys.stderr if stream is None else stream
+        self._num_steps = num_steps
+        self._in_place = self._stream.isatty()
+        self._started = time.monotonic()
+        self._first_step: int | None = None
+
+    def show(self, step: int, **figures: float) -> None:
+        """Shows a step.
+
+        Args:
+          step: steps done.
+          **figures: loss, accuracy, images_per_second, data_wait_share (of the time since
+            the last line, 0 to 1).
+        """
+        if self._first_step is None:
+            # The rate counts from the first line, so that compilation is not in it.
+            self._first_step, self._started = step, time.monotonic()
+            eta = "--:--"
+        else:
+            per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
+            eta = duration(per_step * (self._num_steps - step))
+        line = (
+            f"step {step}/{self._num_steps}  loss {figures['loss']:.4f}  "
+            f"accuracy {figures['accuracy']:.3f}  {figures['images_per_second']:.0f} images/s  "
+            f"data wait {figures['data_wait_share']:.0%}  ETA {eta}"
+        )
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r" + line[:width].ljust(width))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """A line that stays, such as a validation's result."""
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r" + " " * width + "\r")
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

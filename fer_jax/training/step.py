@@ -1,0 +1,217 @@
+"""One training step: augment, forward, loss, gradient, update. Pure; jitted in `train`."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+
+from fer_jax.data.augment import augment, normalize
+from fer_jax.models import xception
+
+INITIAL_LOSS_SCALE = 2.0**15
+LOSS_SCALE_GROWS_AFTER = 2000  # steps without overflow
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes, as plain arrays.
+
+    Attributes:
+      step: int32 [], steps done.
+      params: float32 tree.
+      batch_stats: float32 tree, BatchNorm's running mean and variance.
+      ema: exponential moving average of params, or {} where none is kept.
+      opt_state: optax's.
+      learning_rate_scale: float32 [], set by the plateau schedule.
+      loss_scale: float32 [], 1 unless the network computes in float16.
+      good_steps: int32 [], steps since the loss scale last changed.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    ema: Any
+    opt_state: Any
+    learning_rate_scale: jax.Array
+    loss_scale: jax.Array
+    good_steps: jax.Array
+
+
+@flax.struct.dataclass
+class StepMetrics(clu_metrics.Collection):
+    """What a step reports; merged over steps on the host."""
+
+    loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm] (CLU's way of declaring a metric)
+    accuracy: clu_metrics.Average.from_output("accuracy")  # pyright: ignore[reportInvalidTypeForm] (as above)
+    gradient_norm: clu_metrics.Average.from_output("gradient_norm")  # pyright: ignore[reportInvalidTypeForm] (as above)
+
+
+def init_state(
+    key: jax.Array, optimizer: optax.GradientTransformation, *, model: dict[str, Any], ema: bool
+) -> TrainState:
+    """A fresh state; under `jax.eval_shape` only its shapes.
+
+    Args:
+      key: a random key.
+      optimizer: from `make_optimizer`.
+      model: keyword arguments of `xception.Xception`.
+      ema: whether an average of the parameters is kept.
+    """
+    params, batch_stats = xception.init(key, **model)
+    scaled = model["dtype"] == "float16"
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        opt_state=optimizer.init(params),
+        learning_rate_scale=jnp.ones((), jnp.float32),
+        loss_scale=jnp.asarray(INITIAL_LOSS_SCALE if scaled else 1.0, jnp.float32),
+        good_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, class_weights: jax.Array, label_smoothing: float
+) -> jax.Array:
+    """Mean weighted cross-entropy with smoothed targets (Szegedy et al. 2016), float32 [].
+
+    Args:
+      logits: float32 [b, k].
+      targets: float32 [b, k], distributions.
+      class_weights: float32 [k]; an image weighs as its target's classes do.
+      label_smoothing: share of the target that is spread over all classes.
+    """
+    weights = targets @ class_weights
+    smooth = targets * (1 - label_smoothing) + label_smoothing / targets.shape[-1]
+    return jnp.mean(weights * optax.softmax_cross_entropy(logits, smooth))
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    class_weights: jax.Array,
+    label_smoothing: float,
+    augmentation: dict[str, Any],
+    accumulation_steps: int,
+    ema_decay: float,
+    frozen_statistics: bool,
+    dynamic_loss_scale: bool,
+) -> tuple[TrainState, StepMetrics]:
+    """One update of the parameters from one batch.
+
+    With accumulation the batch is cut into equal parts whose gradients are averaged; BatchNorm
+    then normalises over each part and its running statistics move once a part, so only with
+    frozen statistics is it the same as the whole batch.
+
+    Args:
+      state: donated by the caller.
+      batch: {"image": uint8 [b, s, s, 3], "target": float32 [b, k]}, sharded over devices.
+      key: the run's key; this step's is derived from it and `state.step`.
+      graphdef: the network without its arrays.
+      optimizer: from `make_optimizer`.
+      class_weights: float32 [k].
+      label_smoothing: of the loss.
+      augmentation: keyword arguments of `augment`.
+      accumulation_steps: parts the batch is cut into; it must divide b.
+      ema_decay: of the parameters' average; 0 where none is kept.
+      frozen_statistics: BatchNorm uses its running statistics and leaves them.
+      dynamic_loss_scale: for float16, whose gradients underflow otherwise.
+
+    Returns:
+      The next state, and metrics. A loss of NaN says that the gradient was not finite for
+      another reason than float16's range.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    images, targets = augment(batch["image"], batch["target"], augment_key, **augmentation)
+
+    def loss_of(params: Any, batch_stats: Any, images: jax.Array, targets: jax.Array, key: Any):
+        logits, batch_stats = xception.apply(
+            graphdef,
+            params,
+            batch_stats,
+            normalize(images),
+            train=True,
+            frozen_statistics=frozen_statistics,
+            dropout_key=key,
+        )
+        loss = cross_entropy(logits, targets, class_weights, label_smoothing)
+        correct = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
+        return loss * state.loss_scale, (loss, jnp.mean(correct), batch_stats)
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    if accumulation_steps == 1:
+        (_, aux), gradient = gradient_of(
+            state.params, state.batch_stats, images, targets, dropout_key
+        )
+        loss, accuracy, batch_stats = aux
+    else:
+        # Part i takes every n-th image, so that each device keeps the images it has.
+        def parts(x: jax.Array) -> jax.Array:
+            return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+
+        def accumulate(carry: Any, part: Any) -> tuple[Any, Any]:
+            gradient, batch_stats = carry
+            images, targets, key = part
+            (_, aux), more = gradient_of(state.params, batch_stats, images, targets, key)
+            loss, accuracy, batch_stats = aux
+            return (jax.tree.map(jnp.add, gradient, more), batch_stats), (loss, accuracy)
+
+        keys = jax.random.split(dropout_key, accumulation_steps)
+        start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+        (gradient, batch_stats), reported = jax.lax.scan(
+            accumulate, start, (parts(images), parts(targets), keys)
+        )
+        gradient = jax.tree.map(lambda g: g / accumulation_steps, gradient)
+        loss, accuracy = jax.tree.map(jnp.mean, reported)
+
+    gradient = jax.tree.map(lambda g: g / state.loss_scale, gradient)
+    gradient_norm = optax.tree.norm(gradient)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates = jax.tree.map(lambda u: u * state.learning_rate_scale, updates)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay:
+        # The average of a young run forgets faster, so it is not stuck at initialisation.
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = jax.tree.map(lambda e, p: (e + (p - e) * (1 - decay)).astype(e.dtype), ema, params)
+    following = state.replace(  # pyright: ignore[reportAttributeAccessIssue] (made by flax.struct)
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        ema=ema,
+        opt_state=opt_state,
+    )
+    finite = jnp.isfinite(gradient_norm)
+    if dynamic_loss_scale:
+        following = _adapt_loss_scale(state, following, finite)
+        finite |= state.loss_scale > 1
+    metrics = StepMetrics.single_from_model_output(
+        loss=jnp.where(finite, loss, jnp.nan),
+        accuracy=accuracy,
+        gradient_norm=gradient_norm,
+    )
+    return following, metrics
+
+
+def _adapt_loss_scale(state: TrainState, following: TrainState, finite: jax.Array) -> TrainState:
+    """Skips an update that overflowed and halves the loss scale; doubles it after a good run.
+
+    The scheme of Micikevicius et al. 2018, Mixed Precision Training.
+    """
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
+    good_steps = jnp.where(finite, state.good_steps + 1, 0)
+    grows = good_steps >= LOSS_SCALE_GROWS_AFTER
+    halved = jnp.maximum(state.loss_scale / 2, 1.0)
+    scale = jnp.where(finite, jnp.where(grows, state.loss_scale * 2, state.loss_scale), halved)
+    return kept.replace(
+        step=following.step, loss_scale=scale, good_steps=jnp.where(grows, 0, good_steps)
+    )

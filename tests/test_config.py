@@ -1,0 +1,176 @@
+"""Config files, overrides and the mistakes people make with them."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from fer_jax.__main__ import main
+from fer_jax.config import (
+    OneLineParser,
+    check_config,
+    default_config,
+    fields,
+    from_json,
+    load_config,
+    override,
+    parse_with_config,
+    to_json,
+)
+from fer_jax.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def parser() -> argparse.ArgumentParser:
+    return OneLineParser(prog="fer-jax train")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_of_the_project_loads(path: Path):
+    config = load_config(str(path))
+    assert config.sources
+    assert f"configs/{path.name}" in path.read_text(), "its docstring says the command"
+
+
+def test_overrides_take_the_type_of_the_default():
+    config = default_config()
+    override(config, "optimizer.learning_rate", "3e-4")
+    override(config, "batch_size", "32")
+    override(config, "sources", "a,b/c")
+    override(config, "test_sets", "({'name': 'a', 'test': 'fold_0'}, 'b')")
+    override(config, "augment.horizontal_flip", "false")
+    override(config, "num_epochs", "3")
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.batch_size == 32
+    assert config.sources == ("a", "b/c")
+    assert config.test_sets == ({"name": "a", "test": "fold_0"}, "b")
+    assert config.augment.horizontal_flip is False
+    assert config.num_epochs == 3.0
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("optimizer.learning_rat", "1", "did you mean 'optimizer.learning_rate'"),
+        ("learning_rate", "1", "no field 'learning_rate'"),
+        ("optimizer", "adam", "is a block"),
+        ("batch_size", "1.5", "a whole number"),
+        ("num_epochs", "many", "a number"),
+        ("augment.horizontal_flip", "maybe", "true or false"),
+        ("sources", "(a", "does not read as a tuple"),
+    ],
+)
+def test_a_wrong_override_is_refused(field: str, text: str, says: str):
+    with pytest.raises(InputError, match="(?s)" + says) as error:
+        override(default_config(), field, text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("task", "mood", "cannot be 'mood'"),
+        ("model.dtype", "float31", "did you mean 'float32'"),
+        ("batch_size", 0, "at least 1"),
+        ("num_epochs", 0.0, "above 0"),
+        ("num_epochs", float("nan"), "finite"),
+        ("ema_decay", 1.0, r"in \[0, 1\)"),
+        ("accumulation_steps", 3, "not divisible"),
+        ("selection_metric", "test_accuracy", "cannot be"),
+    ],
+)
+def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, says: str):
+    config = default_config()
+    *blocks, last = field.split(".")
+    block = config
+    for name in blocks:
+        block = block[name]
+    block[last] = value
+    with pytest.raises(InputError, match=says):
+        check_config(config)
+
+
+def test_json_keeps_everything():
+    config = default_config()
+    config.sources = ({"name": "a", "weight": 2.0}, "b")
+    again = from_json(to_json(config))
+    assert dict(fields(again)) == dict(fields(config))
+
+
+def test_a_config_file_with_a_misspelled_field_is_refused(tmp_path: Path):
+    file = tmp_path / "typo.py"
+    file.write_text(
+        "from fer_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.model.widht = 0.5\n"
+        "    return config\n"
+    )
+    with pytest.raises(InputError, match="widht") as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_broken_config_files_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="did you mean '.*demo.py'"):
+        load_config(str(CONFIGS / "dmo.py"))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(InputError, match="no get_config"):
+        load_config(str(tmp_path / "empty.py"))
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    with pytest.raises(InputError, match="line 1"):
+        load_config(str(tmp_path / "broken.py"))
+    with pytest.raises(InputError, match="cannot be 'moods'"):
+        load_config(str(CONFIGS / "demo.py:moods"))
+
+
+def test_parse_joins_flags_config_and_overrides():
+    words = [f"--config={CONFIGS / 'demo.py'}:interest", "--config.batch_size=8"]
+    arguments, config = parse_with_config(parser(), words)
+    assert isinstance(config, ConfigDict)
+    assert (config.task, config.batch_size) == ("interest", 8)
+    assert arguments.config.endswith(":interest")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--wrkdir=x", "unknown word '--wrkdir=x'"),
+        ("--config.batch_size", "--config.FIELD=VALUE"),
+        ("--config.batchsize=3", "did you mean 'batch_size'"),
+    ],
+)
+def test_unknown_words_are_refused(word: str, says: str):
+    with pytest.raises(InputError, match=says):
+        parse_with_config(parser(), [f"--config={CONFIGS / 'demo.py'}", word])
+
+
+def test_help_lists_the_fields_of_the_named_config(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", f"--config={CONFIGS / 'demo.py'}", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for name, _ in fields(default_config()):
+        assert f"--config.{name}=" in printed
+    assert "--config.batch_size=64" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--config=nowhere.py", "--workdir=x"], "no config file"),
+        (["train", "--workdir=x"], "required: --config"),
+        (["evaluate", "--workdir=nowhere"], "holds no run"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert printed.count("\n") == 1
