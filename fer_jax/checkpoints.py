@@ -46,8 +46,18 @@ def open_checkpoints(workdir: Path, *, keep: int, metric: str) -> ocp.Checkpoint
             checkpoint_managers.BestN(get_metric_fn=score, n=1),
         ]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
-    return ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+    return _manager(workdir, ocp.CheckpointManagerOptions(preservation_policy=policy))
+
+
+def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    # Named handlers, so that an item's shapes can be read before it is restored.
+    handlers = {
+        "network": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "loop": ocp.JsonCheckpointHandler(),
+    }
+    directory = (workdir / "checkpoints").resolve()
+    return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
 def save(
@@ -109,8 +119,7 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
     """
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"'{workdir}' holds no checkpoints; train first")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options) as manager:
+    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise InputError(f"'{workdir}' holds no finished checkpoint; train first")

@@ -1,0 +1,1 @@
+"""Records and batches: splits, building, reading, mixing, augmentation."""

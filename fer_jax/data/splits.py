@@ -1,0 +1,112 @@
+"""Which side of a split a face is on: a pure function of its group, never of its frame.
+
+The group is the person within a namespace (so that two datasets of the same people agree),
+else the clip, else the image itself.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from fer_jax.errors import InputError, did_you_mean
+
+PROTOCOLS = ("grouped", "folds", "given", "content")
+PARTS = ("train", "validation", "test")
+DEFAULT_FOLDS = 5
+
+# How published sets call their parts.
+_GIVEN = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "publictest": "validation",
+    "test": "test",
+    "testing": "test",
+    "privatetest": "test",
+}
+
+
+def group_key(namespace: str, *, subject: str, clip: str, record: str) -> str:
+    """What must stay together: the first of subject, clip and record that is known."""
+    for kind, name in (("subject", subject), ("clip", clip), ("record", record)):
+        if name:
+            return f"{namespace}/{kind}/{name}"
+    raise ValueError("a record without an id")
+
+
+def position(key: str) -> float:
+    """A key's place in [0, 1): the first 64 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def grouped(key: str) -> str:
+    """80 % of the groups train, 10 % validate, 10 % test, by the key's position."""
+    place = position(key)
+    return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
+
+
+def folds(keys: Iterable[str], count: int | None) -> dict[str, str]:
+    """Deals groups into folds like cards, in the order of their positions.
+
+    Args:
+      keys: the groups.
+      count: k; None means one fold per group (leave one subject out).
+
+    Returns:
+      key -> "fold_0" ... "fold_{k-1}"; sizes differ by at most one group.
+
+    Raises:
+      InputError: fewer groups than folds.
+    """
+    ordered = sorted(set(keys), key=lambda key: (position(key), key))
+    count = len(ordered) if count is None else count
+    if not 2 <= count <= len(ordered):
+        raise InputError(
+            f"{len(ordered)} groups cannot be dealt into {count} folds; choose 2 to {len(ordered)}"
+        )
+    return {key: f"fold_{index % count}" for index, key in enumerate(ordered)}
+
+
+def given(part: str) -> str:
+    """A collection's own word for a part, in ours.
+
+    Raises:
+      InputError: not a word for training, validation or test.
+    """
+    word = part.strip().lower().replace("_", "").replace(" ", "")
+    if word not in _GIVEN:
+        raise InputError(f"'{part}' names no part{did_you_mean(word, _GIVEN)}")
+    return _GIVEN[word]
+
+
+def content(group: str, parts: Mapping[str, Sequence[str]]) -> str:
+    """The part that a content group belongs to.
+
+    Args:
+      group: such as "food_market".
+      parts: part -> the content groups in it.
+
+    Raises:
+      InputError: the group is in none.
+    """
+    for part, groups in parts.items():
+        if group in groups:
+            return part
+    known = [name for groups in parts.values() for name in groups]
+    raise InputError(f"content '{group}' is in no part{did_you_mean(group, known)}")
+
+
+def check_parts(assigned: Iterable[str], wanted: Sequence[str]) -> None:
+    """Refuses a split with an empty part.
+
+    Raises:
+      InputError: names the part, and the protocol for few people.
+    """
+    present = set(assigned)
+    empty = [part for part in wanted if part not in present]
+    if empty:
+        raise InputError(
+            f"{' and '.join(empty)} would be empty; there are too few groups: use the protocol "
+            "'folds'"
+        )

@@ -1,0 +1,1 @@
+"""Files to faces: image codecs, frames of videos, face detection and alignment."""

@@ -1,0 +1,68 @@
+"""Image files to uint8 RGB arrays and back, with sizes capped before anything is decoded."""
+
+import cv2
+import numpy as np
+
+from fer_jax.errors import InputError
+from fer_jax.schema import JPEG_QUALITY, MAX_IMAGE_SIZE
+
+MAX_FILE_BYTES = 64 * 2**20
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes an image file's bytes.
+
+    Args:
+      data: JPEG, PNG, BMP, WebP, TIFF or PNM; grey, colour, with alpha, 8 or 16 bits.
+
+    Returns:
+      uint8 RGB [height, width, 3]; alpha is dropped.
+
+    Raises:
+      InputError: empty, too large, truncated, or no image; the reason in a few words.
+    """
+    if not data:
+        raise InputError("empty file")
+    if len(data) > MAX_FILE_BYTES:
+        raise InputError(f"file over {MAX_FILE_BYTES // 2**20} MiB")
+    # OpenCV fills what is missing of a JPEG with grey and says nothing.
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
+        raise InputError("truncated JPEG")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        if "pixels" in str(error).lower():
+            raise InputError("too many pixels") from error
+        raise InputError("unreadable image") from error
+    if image is None:
+        raise InputError("unreadable image")
+    return image
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encodes uint8 RGB [height, width, 3] as a record's JPEG, without chroma subsampling."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise ValueError(f"could not encode an image of shape {image.shape}")
+    return data.tobytes()
+
+
+def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The centre square of an image, reduced to what a record holds; never enlarged.
+
+    Args:
+      image: uint8 [height, width, 3].
+
+    Returns:
+      (uint8 [s, s, 3] with s <= 256, its box (x, y, width, height) in pixels of the input).
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    face = image[top : top + side, left : left + side]
+    if side > MAX_IMAGE_SIZE:
+        face = cv2.resize(face, (MAX_IMAGE_SIZE, MAX_IMAGE_SIZE), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(face), (float(left), float(top), float(side), float(side))

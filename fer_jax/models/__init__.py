@@ -1,0 +1,1 @@
+"""Networks as pure modules: arrays in, arrays out."""

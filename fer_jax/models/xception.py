@@ -1,0 +1,253 @@
+"""Xception (Chollet 2017), as Keras has it: images in, logits out.
+
+Training handles it as three values: `graphdef` (the network without its arrays), `params` and
+`batch_stats` (nested plain dicts), joined again by `apply`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fer_jax.errors import InputError, did_you_mean
+from fer_jax.models.layers import Convolution, Pointwise, Separable, max_pool3x3
+
+MIN_IMAGE_SIZE = 71
+HEADS = ("gap", "mlp")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class EntryBlock(nnx.Module):
+    """Two separable convolutions and a max-pool, beside a strided 1x1 shortcut."""
+
+    def __init__(self, channels: int, middle: int, filters: int, *, first_relu: bool, **norm: Any):
+        self.first_relu = first_relu
+        self.shortcut = Pointwise(channels, filters, stride=2, **norm)
+        self.separable1 = Separable(channels, middle, **norm)
+        self.separable2 = Separable(middle, filters, **norm)
+
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        """[b, h, w, channels] to [b, h / 2, w / 2, filters]."""
+        shortcut = self.shortcut(x, use_running_average)
+        if self.first_relu:
+            x = nnx.relu(x)
+        x = self.separable1(x, use_running_average)
+        x = self.separable2(nnx.relu(x), use_running_average)
+        return max_pool3x3(x) + shortcut
+
+
+class MiddleBlock(nnx.Module):
+    """Three separable convolutions beside the identity."""
+
+    def __init__(self, channels: int, **norm: Any):
+        self.separable1 = Separable(channels, channels, **norm)
+        self.separable2 = Separable(channels, channels, **norm)
+        self.separable3 = Separable(channels, channels, **norm)
+
+    def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+        """[b, h, w, channels] to the same."""
+        y = self.separable1(nnx.relu(x), use_running_average)
+        y = self.separable2(nnx.relu(y), use_running_average)
+        return x + self.separable3(nnx.relu(y), use_running_average)
+
+
+class Xception(nnx.Module):
+    """The network.
+
+    Args:
+      num_classes: k.
+      width: multiplies every channel count (rounded to multiples of 8).
+      num_middle_blocks: 8 as published.
+      head: "gap" (global average pooling, dense) or "mlp" (flatten, dense 512, dense 512, each
+        with dropout, dense).
+      image_size: pixels a side, at least 71; only the mlp head is tied to it.
+      dropout: rate before the last layer (gap) or after each hidden layer (mlp).
+      dtype: "float32", "bfloat16" or "float16" for the computation; parameters, statistics
+        and logits are float32. ("float64" computes everything in it, for tests.)
+      batch_norm_momentum: share of the old running statistics that a step keeps.
+      rngs: of the initialisation.
+
+    Raises:
+      InputError: a value outside what is said above.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        width: float = 1.0,
+        num_middle_blocks: int = 8,
+        head: str = "gap",
+        image_size: int = 224,
+        dropout: float = 0.5,
+        dtype: str = "float32",
+        batch_norm_momentum: float = 0.99,
+        rngs: nnx.Rngs,
+    ):
+        if image_size < MIN_IMAGE_SIZE:
+            raise InputError(f"model.image_size must be at least 71, not {image_size}")
+        if not width > 0:
+            raise InputError(f"model.width must be above 0, not {width}")
+        if num_middle_blocks < 0:
+            raise InputError(f"model.num_middle_blocks must be at least 0, not {num_middle_blocks}")
+        if head not in HEADS:
+            raise InputError(f"model.head cannot be '{head}'{did_you_mean(head, HEADS)}")
+        if dtype not in DTYPES:
+            raise InputError(f"model.dtype cannot be '{dtype}'{did_you_mean(dtype, DTYPES)}")
+
+        def channels(published: int) -> int:
+            return max(8, round(published * width / 8) * 8)
+
+        self.dtype = jnp.dtype(dtype)
+        self.head = head
+        self.num_middle_blocks = num_middle_blocks
+        self.dropout = nnx.Dropout(dropout)
+        norm = {"momentum": batch_norm_momentum, "dtype": self.dtype, "rngs": rngs}
+        c32, c64, c128, c256, c728, c1024, c1536, c2048 = map(
+            channels, (32, 64, 128, 256, 728, 1024, 1536, 2048)
+        )
+        self.stem1 = Convolution(3, c32, stride=2, **norm)
+        self.stem2 = Convolution(c32, c64, stride=1, **norm)
+        self.entry1 = EntryBlock(c64, c128, c128, first_relu=False, **norm)
+        self.entry2 = EntryBlock(c128, c256, c256, first_relu=True, **norm)
+        self.entry3 = EntryBlock(c256, c728, c728, first_relu=True, **norm)
+        # Attributes, not a list: a list's integer keys do not survive a checkpoint.
+        for number in range(1, num_middle_blocks + 1):
+            setattr(self, f"middle{number}", MiddleBlock(c728, **norm))
+        self.exit1 = EntryBlock(c728, c728, c1024, first_relu=True, **norm)
+        self.exit2 = Separable(c1024, c1536, **norm)
+        self.exit3 = Separable(c1536, c2048, **norm)
+
+        def dense(inputs: int, outputs: int) -> nnx.Linear:
+            initializer = nnx.initializers.glorot_uniform()
+            # The head computes in float32 (or float64): it costs nothing and decides the loss.
+            exact = jnp.promote_types(self.dtype, jnp.float32)
+            return nnx.Linear(inputs, outputs, kernel_init=initializer, dtype=exact, rngs=rngs)
+
+        if head == "gap":
+            self.logits = dense(c2048, num_classes)
+        else:
+            pixels = output_size(image_size) ** 2
+            self.hidden1 = dense(c2048 * pixels, 512)
+            self.hidden2 = dense(512, 512)
+            self.logits = dense(512, num_classes)
+
+    def features(self, images: jax.Array, *, use_running_average: bool = True) -> jax.Array:
+        """The last activations before pooling.
+
+        Args:
+          images: [batch, size, size, 3] in [-1, 1].
+          use_running_average: whether BatchNorm uses its running statistics, or the batch's
+            and moves the running ones.
+
+        Returns:
+          [batch, size / 32, size / 32, 2048 * width] in the computing dtype.
+        """
+        known = use_running_average
+        x = self.stem2(self.stem1(images.astype(self.dtype), known), known)
+        x = self.entry3(self.entry2(self.entry1(x, known), known), known)
+        for number in range(1, self.num_middle_blocks + 1):
+            x = getattr(self, f"middle{number}")(x, known)
+        x = self.exit1(x, known)
+        x = nnx.relu(self.exit2(x, known))
+        return nnx.relu(self.exit3(x, known))
+
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        frozen_statistics: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits.
+
+        Args:
+          images: [batch, size, size, 3] in [-1, 1].
+          train: dropout is on, and BatchNorm uses the batch's statistics.
+          frozen_statistics: even in training, BatchNorm uses its running statistics.
+          dropout_key: a random key, needed in training.
+
+        Returns:
+          float32 [batch, num_classes].
+        """
+        x = self.features(images, use_running_average=not train or frozen_statistics)
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        keys = [None, None]
+        if train and self.dropout.rate:
+            if dropout_key is None:
+                raise ValueError("training with dropout needs a dropout_key")
+            keys = list(jax.random.split(dropout_key))
+
+        def drop(x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return self.dropout(x, deterministic=key is None, rngs=key)
+
+        if self.head == "gap":
+            return self.logits(drop(x.mean(axis=(1, 2)), keys[0]))
+        x = x.reshape(len(x), -1)
+        x = drop(nnx.relu(self.hidden1(x)), keys[0])
+        x = drop(nnx.relu(self.hidden2(x)), keys[1])
+        return self.logits(x)
+
+
+def output_size(image_size: int) -> int:
+    """Pixels a side of `features` for images of `image_size` pixels a side."""
+    size = (image_size - 3) // 2 + 1 - 2
+    for _ in range(4):
+        size = -(-size // 2)
+    return size
+
+
+def init(key: jax.Array, **model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fresh (params, batch_stats) as nested plain dicts of float32 arrays.
+
+    Args:
+      key: a random key.
+      **model: keyword arguments of `Xception`.
+    """
+    _, params, batch_stats = nnx.split(
+        Xception(**model, rngs=nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat
+    )
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def graphdef(**model: Any) -> Any:
+    """The network without its arrays, for `apply`; computes nothing.
+
+    Args:
+      **model: keyword arguments of `Xception`.
+    """
+    abstract = nnx.eval_shape(lambda: Xception(**model, rngs=nnx.Rngs(params=0)))
+    return nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
+
+
+def apply(
+    graphdef: Any,
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    images: jax.Array,
+    *,
+    train: bool = False,
+    frozen_statistics: bool = False,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Runs the network as a pure function.
+
+    Args:
+      graphdef: from `graphdef`.
+      params: from `init`.
+      batch_stats: from `init`.
+      images: [batch, size, size, 3] in [-1, 1].
+      train: as in `Xception.__call__`.
+      frozen_statistics: as in `Xception.__call__`.
+      dropout_key: as in `Xception.__call__`.
+
+    Returns:
+      (logits float32 [batch, classes], batch_stats: moved if training moves them).
+    """
+    network = nnx.merge(graphdef, params, batch_stats)
+    logits = network(
+        images, train=train, frozen_statistics=frozen_statistics, dropout_key=dropout_key
+    )
+    return logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))

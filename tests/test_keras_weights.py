@@ -1,0 +1,148 @@
+"""Keras' Xception with random weights and statistics gives the same numbers here."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax
+import keras
+import numpy as np
+import pytest
+from keras.src.legacy.saving import legacy_h5_format
+
+from fer_jax.errors import InputError
+from fer_jax.models import xception
+from fer_jax.weights.keras import load_xception
+
+# Keras' own variables lack numpy 2's copy keyword.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SIZE = 71
+MODEL = {"num_classes": 7, "image_size": SIZE}
+TOP = ["logits/bias", "logits/kernel"]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    """Keras' network, every array random and non-trivial."""
+    # An earlier layer makes the automatic numbers start elsewhere than at 0.
+    keras.layers.Conv2D(1, 1)
+    keras.layers.BatchNormalization()
+    model = keras.applications.Xception(
+        weights=None, input_shape=(SIZE, SIZE, 3), classes=7, classifier_activation=None
+    )
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        arrays = []
+        for weight in layer.weights:
+            fan = max(1, int(np.prod(weight.shape[:-1])))
+            if "depthwise" in weight.path:
+                fan = 9
+            if "variance" in weight.path or "gamma" in weight.path:
+                arrays.append(rng.uniform(0.5, 1.5, weight.shape))
+            elif len(weight.shape) == 1:
+                arrays.append(rng.normal(0, 0.1, weight.shape))
+            else:
+                arrays.append(rng.normal(0, fan**-0.5, weight.shape))
+        if arrays:
+            layer.set_weights(arrays)
+    return model
+
+
+@pytest.fixture(scope="module")
+def fresh() -> tuple[dict[str, Any], dict[str, Any]]:
+    return jax.jit(lambda key: xception.init(key, **MODEL))(jax.random.key(0))
+
+
+def save(model: Any, path: Path) -> Path:
+    if path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    else:
+        with h5py.File(path, "w") as file:
+            legacy_h5_format.save_weights_to_hdf5_group(file, model)
+    return path
+
+
+def without_top(model: Any) -> Any:
+    return keras.Model(model.input, model.get_layer("block14_sepconv2_act").output)
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.weights.h5"])
+def test_features_and_logits_are_keras_own(name: str, reference: Any, fresh: Any, tmp_path: Path):
+    path = save(reference, tmp_path / name)
+    params, batch_stats, left = load_xception(path, *fresh)
+    assert left == []
+    images = np.random.default_rng(1).uniform(-1, 1, (2, SIZE, SIZE, 3)).astype(np.float32)
+    expected = keras.Model(
+        reference.input, [without_top(reference).output, reference.output]
+    ).predict_on_batch(images)
+    graphdef = xception.graphdef(**MODEL)
+    network = jax.tree.map(lambda x: x, (params, batch_stats))
+
+    @jax.jit
+    def run(params: Any, batch_stats: Any, images: Any) -> Any:
+        from flax import nnx
+
+        return nnx.merge(graphdef, params, batch_stats).features(images)
+
+    features = run(*network, images)
+    logits, _ = jax.jit(lambda p, s, x: xception.apply(graphdef, p, s, x))(*network, images)
+    # Activations are of the order of 1; float32 sums in another order differ by about 5e-6.
+    np.testing.assert_allclose(features, expected[0], atol=2e-5, rtol=0)
+    np.testing.assert_allclose(logits, expected[1], atol=1e-5, rtol=0)
+    assert np.abs(expected[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.weights.h5"])
+def test_a_file_without_top_leaves_the_head_fresh(
+    name: str, reference: Any, fresh: Any, tmp_path: Path
+):
+    path = save(without_top(reference), tmp_path / name)
+    params, _, left = load_xception(path, *fresh)
+    assert left == TOP
+    np.testing.assert_array_equal(params["logits"]["kernel"], fresh[0]["logits"]["kernel"])
+    kernel = reference.get_layer("block14_sepconv2").get_weights()[1][0, 0]
+    np.testing.assert_array_equal(params["exit3"]["pointwise"]["kernel"], kernel)
+
+
+def test_the_first_keras3_files_without_layer_names(reference: Any, fresh: Any, tmp_path: Path):
+    named = save(reference, tmp_path / "named.weights.h5")
+    expected = load_xception(named, *fresh)
+    with h5py.File(named, "a") as file:
+        layers: Any = file["layers"]
+        for layer in layers.values():
+            layer["vars"].attrs.pop("name", None)
+    jax.tree.map(np.testing.assert_array_equal, load_xception(named, *fresh), expected)
+
+
+def test_another_number_of_classes_leaves_the_head_fresh(reference: Any, tmp_path: Path):
+    path = save(reference, tmp_path / "x.h5")
+    params, batch_stats = jax.eval_shape(
+        lambda key: xception.init(key, **MODEL | {"num_classes": 2}), jax.random.key(0)
+    )
+    assert load_xception(path, params, batch_stats)[2] == TOP
+
+
+def test_what_does_not_fit_is_refused(reference: Any, fresh: Any, tmp_path: Path):
+    (tmp_path / "text.h5").write_text("<html>")
+    with pytest.raises(InputError, match="not an HDF5 file"):
+        load_xception(tmp_path / "text.h5", *fresh)
+    with pytest.raises(InputError, match="no weights file"):
+        load_xception(tmp_path / "absent.h5", *fresh)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(InputError, match="no Keras weights"):
+        load_xception(tmp_path / "other.h5", *fresh)
+    path = save(reference, tmp_path / "x.weights.h5")
+    for change in ({"width": 0.25}, {"num_middle_blocks": 2}, {"num_middle_blocks": 9}):
+        other = jax.eval_shape(lambda c=change: xception.init(jax.random.key(0), **MODEL | c))
+        with pytest.raises(InputError, match="num_middle_blocks"):
+            load_xception(path, *other)
+    small = keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(3)])
+    with pytest.raises(InputError, match="not Keras' Xception: layer block1_conv1 is missing"):
+        load_xception(save(small, tmp_path / "small.weights.h5"), *fresh)
+    with h5py.File(path, "a") as file:
+        layers: Any = file["layers"]
+        del layers["separable_conv2d_3"]
+    with pytest.raises(InputError, match="is missing"):
+        load_xception(path, *fresh)
