@@ -151,7 +151,8 @@ def write(plan: Plan, data_dir: Path, *, dry_run: bool = False, overwrite: bool 
         written: list[dict[str, Any]] = []
         with tqdm(total=len(plan.rows), desc=label, unit="image", disable=None) as progress:
             builder = _tfds_builder(plan, Path(temporary), ledger, digests, written, progress)
-            # TFDS says on stdout what the table below says better.
+            # TFDS says what the line above and the table below say better.
+            tfds.disable_progress_bar()
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(file_format="array_record")
         made = Path(builder.data_dir)

@@ -1,12 +1,13 @@
 """One training step: augment, forward, loss, gradient, update. Pure; jitted in `train`."""
 
+import dataclasses
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
+from flax import struct
 
 from fer_jax.data.augment import augment, normalize
 from fer_jax.models import xception
@@ -15,7 +16,8 @@ INITIAL_LOSS_SCALE = 2.0**15
 LOSS_SCALE_GROWS_AFTER = 2000  # steps without overflow
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that training changes, as plain arrays.
 
@@ -40,7 +42,7 @@ class TrainState:
     good_steps: jax.Array
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class StepMetrics(clu_metrics.Collection):
     """What a step reports; merged over steps on the host."""
 
@@ -98,7 +100,7 @@ def train_step(
     *,
     graphdef: Any,
     optimizer: optax.GradientTransformation,
-    class_weights: jax.Array,
+    class_weights: Any,
     label_smoothing: float,
     augmentation: dict[str, Any],
     accumulation_steps: int,
@@ -183,7 +185,8 @@ def train_step(
         # The average of a young run forgets faster, so it is not stuck at initialisation.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: (e + (p - e) * (1 - decay)).astype(e.dtype), ema, params)
-    following = state.replace(  # pyright: ignore[reportAttributeAccessIssue] (made by flax.struct)
+    following = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
@@ -212,6 +215,9 @@ def _adapt_loss_scale(state: TrainState, following: TrainState, finite: jax.Arra
     grows = good_steps >= LOSS_SCALE_GROWS_AFTER
     halved = jnp.maximum(state.loss_scale / 2, 1.0)
     scale = jnp.where(finite, jnp.where(grows, state.loss_scale * 2, state.loss_scale), halved)
-    return kept.replace(
-        step=following.step, loss_scale=scale, good_steps=jnp.where(grows, 0, good_steps)
+    return dataclasses.replace(
+        kept,
+        step=following.step,
+        loss_scale=scale,
+        good_steps=jnp.where(grows, 0, good_steps),
     )

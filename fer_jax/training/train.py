@@ -180,7 +180,7 @@ def train(config: ConfigDict, workdir: Path, data_dir: Path) -> dict[str, float]
         wait = waited / elapsed
         scalars |= {
             "epoch": number / steps_per_epoch,
-            "learning_rate": float(schedule(number - 1)) * float(state.learning_rate_scale),
+            "learning_rate": float(jnp.asarray(schedule(number - 1)) * state.learning_rate_scale),
             "images_per_second": images_per_second,
             "data_wait_share": wait,
         }
@@ -245,7 +245,9 @@ def _start_from_keras(state: TrainState, path: Path, sharding: TrainState) -> Tr
     params, batch_stats, fresh = load_xception(path, state.params, state.batch_stats)
     print(f"started from {path}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
     ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-    return jax.device_put(state.replace(params=params, batch_stats=batch_stats, ema=ema), sharding)
+    return jax.device_put(
+        dataclasses.replace(state, params=params, batch_stats=batch_stats, ema=ema), sharding
+    )
 
 
 def _check_continues(config: ConfigDict, workdir: Path) -> None:
@@ -350,7 +352,7 @@ def _with_plateau(
         factor=config.schedule.plateau_factor,
     )
     where = state.learning_rate_scale.sharding
-    return state.replace(learning_rate_scale=jax.device_put(jnp.float32(scale), where))
+    return dataclasses.replace(state, learning_rate_scale=jax.device_put(jnp.float32(scale), where))
 
 
 def _summary(

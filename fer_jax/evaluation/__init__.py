@@ -1,0 +1,1 @@
+"""A split to a predictions table; tables to metrics."""
