@@ -1,0 +1,1 @@
+"""Runs to answers: the demo, the report."""
