@@ -19,9 +19,10 @@ def get_config(task: str = "emotion") -> ConfigDict:
     config.sources = ("demo/controlled",)
     config.test_sets = ("demo/controlled", "demo/social", "demo/synthetic")
     config.batch_size = 64
-    config.num_epochs = 20.0
+    config.num_epochs = 24.0
     config.model.image_size = 72
     config.model.width = 0.25
+    config.model.num_middle_blocks = 2
     config.model.dropout = 0.2
     # A run of a few hundred steps: statistics that remember the last ten, not the last hundred.
     config.model.batch_norm_momentum = 0.9
@@ -30,5 +31,5 @@ def get_config(task: str = "emotion") -> ConfigDict:
     config.augment.shift = 0.1
     config.augment.shear = 0.1
     config.augment.zoom = 0.1
-    config.validate_every_epochs = 2.0
+    config.validate_every_epochs = 3.0
     return config

@@ -1,6 +1,7 @@
 """The verbs: `python -m fer_jax VERB ...`."""
 
 import importlib
+import logging
 import sys
 
 from fer_jax.errors import InputError, did_you_mean
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: fer-jax VERB [--help] ...\n")
         print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
         return 0 if argv else 2
+    # Libraries' remarks about their own settings are not for the person at the terminal.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     verb, *rest = argv
     try:
         if verb not in VERBS:

@@ -24,10 +24,11 @@ def better(metric: str, candidate: float, best: float) -> bool:
 
 
 def best_step(history: list[dict[str, float]], metric: str) -> int | None:
-    """The step of the best validation, the earliest of equals; None before the first one."""
+    """The step of the best validation, the latest of equals; None before the first one."""
     best: dict[str, float] | None = None
     for validation in history:
-        if best is None or better(metric, validation[metric], best[metric]):
+        # The latest of equals is also what `open_checkpoints` keeps.
+        if best is None or not better(metric, best[metric], validation[metric]):
             best = validation
     return None if best is None else int(best["step"])
 

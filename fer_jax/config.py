@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,6 +90,11 @@ def default_config() -> ConfigDict:
             "keep_checkpoints": 2,  # the newest ones; the best is always kept
         }
     )
+
+
+def default_data_dir() -> Path:
+    """Where datasets go unless --data_dir says otherwise: $FER_JAX_DATA or ~/fer_jax_data."""
+    return Path(os.environ.get("FER_JAX_DATA", "~/fer_jax_data")).expanduser()
 
 
 def load_config(path_and_variant: str) -> ConfigDict:

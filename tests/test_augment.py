@@ -1,5 +1,7 @@
 """Augmentation: shapes, ranges and dtypes stay, warps land where they must."""
 
+from typing import Any
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,14 @@ from fer_jax.data.augment import affine_matrix, augment, normalize, warp
 from fer_jax.errors import InputError
 from fer_jax.sharding import batch_sharding, make_mesh
 
-OFF = {
+OFF: dict[str, Any] = {
     "rotation_degrees": 0.0,
     "shift": 0.0,
     "shear": 0.0,
     "zoom": 0.0,
     "horizontal_flip": False,
 }
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "brightness": 0.3,
     "contrast": 0.3,
     "saturation": 0.3,
@@ -29,7 +31,7 @@ EVERYTHING = {
 }
 
 
-def batch(n: int = 8, height: int = 20, width: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def batch(n: int = 8, height: int = 20, width: int = 24) -> tuple[Any, Any]:
     rng = np.random.default_rng(n)
     images = rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8)
     return images, np.eye(7, dtype=np.float32)[rng.integers(0, 7, n)]
@@ -63,7 +65,7 @@ def test_everything_off_changes_nothing():
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING])
-def test_eight_devices_give_what_one_gives(options: dict[str, float]):
+def test_eight_devices_give_what_one_gives(options: dict[str, Any]):
     images, targets = batch(16)
     key = jax.random.key(3)
     run = jax.jit(lambda x, t, k: augment(x, t, k, **options))
@@ -84,7 +86,7 @@ def test_a_sharded_batch_needs_no_collective():
         assert collective not in program
 
 
-def warped(image: np.ndarray, **parameters: object) -> np.ndarray:
+def warped(image: Any, **parameters: object) -> np.ndarray:
     return np.asarray(warp(image[None], affine_matrix(**parameters)[None]))[0]
 
 
@@ -140,9 +142,9 @@ def test_drawn_parameters_stay_in_their_bounds():
     """A cross's bar turns by at most the bound, and nearly reaches it."""
     image = np.zeros((64, 65, 3), np.uint8)
     image[:, 31:34] = 255
-    images = np.repeat(image[None], 200, axis=0)
-    options = OFF | {"rotation_degrees": 10.0}
-    turned, _ = augment(images, np.ones((200, 7), np.float32), jax.random.key(0), **options)
+    images = jnp.repeat(image[None], 200, axis=0)
+    options: dict[str, Any] = OFF | {"rotation_degrees": 10.0}
+    turned, _ = augment(images, jnp.ones((200, 7)), jax.random.key(0), **options)
     angles = []
     for picture in np.asarray(turned)[..., 0]:
         y, x = np.nonzero(picture > 127)
@@ -152,8 +154,8 @@ def test_drawn_parameters_stay_in_their_bounds():
 
 
 def test_cutmix_weighs_targets_by_the_pasted_area():
-    images = np.stack([np.full((30, 30, 3), v, np.uint8) for v in (0, 255)])
-    targets = np.eye(2, dtype=np.float32)
+    images = jnp.stack([np.full((30, 30, 3), v, np.uint8) for v in (0, 255)])
+    targets = jnp.eye(2)
     for seed in range(5):
         mixed, new = augment(images, targets, jax.random.key(seed), **OFF, cutmix=1.0)
         pasted = np.mean(np.asarray(mixed)[0] == 255)
@@ -161,16 +163,14 @@ def test_cutmix_weighs_targets_by_the_pasted_area():
 
 
 def test_mixup_weighs_targets_as_pixels():
-    images = np.stack([np.full((4, 4, 3), v, np.uint8) for v in (0, 200)])
-    mixed, new = augment(images, np.eye(2, dtype=np.float32), jax.random.key(7), **OFF, mixup=1.0)
+    images = jnp.stack([np.full((4, 4, 3), v, np.uint8) for v in (0, 200)])
+    mixed, new = augment(images, jnp.eye(2), jax.random.key(7), **OFF, mixup=1.0)
     np.testing.assert_allclose(np.asarray(mixed)[0] / 200, float(new[0, 1]), atol=0.5 / 200 + 1e-6)
 
 
 def test_erasing_happens_as_often_as_asked():
-    images = np.zeros((400, 32, 32, 3), np.uint8)
-    erased, _ = augment(
-        images, np.ones((400, 2), np.float32), jax.random.key(1), **OFF, erasing=0.25
-    )
+    images = jnp.zeros((400, 32, 32, 3), jnp.uint8)
+    erased, _ = augment(images, jnp.ones((400, 2)), jax.random.key(1), **OFF, erasing=0.25)
     areas = (np.asarray(erased)[..., 0] == 127).mean(axis=(1, 2))
     assert 0.17 < (areas > 0).mean() < 0.33
     assert areas.max() <= 0.25
@@ -183,7 +183,8 @@ def test_erasing_happens_as_often_as_asked():
 def test_settings_without_sense_are_refused(name: str, value: float):
     images, targets = batch()
     with pytest.raises(InputError, match=f"augment.{name}"):
-        augment(images, targets, jax.random.key(0), **{name: value})
+        options: dict[str, Any] = {name: value}
+        augment(images, targets, jax.random.key(0), **options)
 
 
 def test_normalize_reaches_both_ends():

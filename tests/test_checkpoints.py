@@ -78,6 +78,12 @@ def test_the_newest_and_the_best_stay(tmp_path: Path):
         checkpoints.restore_network(tmp_path, "4", targets(network), METRIC)
 
 
+def test_the_best_stays_among_equals(tmp_path: Path):
+    save_steps(tmp_path, {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1, 5: 0.2})
+    network, _ = trees()
+    assert checkpoints.restore_network(tmp_path, "best", targets(network), METRIC)[0] == 3
+
+
 def test_no_checkpoint_and_another_architecture_are_refused(tmp_path: Path):
     network, _ = trees()
     with pytest.raises(InputError, match="holds no checkpoints"):
@@ -91,7 +97,7 @@ def test_no_checkpoint_and_another_architecture_are_refused(tmp_path: Path):
         checkpoints.restore_network(tmp_path, "best", targets(network), METRIC)
 
 
-def test_best_is_the_earliest_of_equals_and_losses_fall():
+def test_best_is_the_latest_of_equals_and_losses_fall():
     history = [{"step": s, "validation_loss": v} for s, v in ((1, 2.0), (2, 1.0), (3, 1.0))]
-    assert checkpoints.best_step(history, "validation_loss") == 2
+    assert checkpoints.best_step(history, "validation_loss") == 3
     assert checkpoints.best_step([], "validation_loss") is None

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -85,7 +86,7 @@ def test_a_wrong_override_is_refused(field: str, text: str, says: str):
 def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, says: str):
     config = default_config()
     *blocks, last = field.split(".")
-    block = config
+    block: Any = config
     for name in blocks:
         block = block[name]
     block[last] = value

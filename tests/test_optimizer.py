@@ -23,7 +23,7 @@ def test_cosine_warms_up_and_ends_at_zero():
 
 def test_constant_without_warmup_starts_at_full_rate():
     schedule = make_schedule(learning_rate=0.1, num_steps=10, warmup_steps=0, name="plateau")
-    assert [float(schedule(step)) for step in (0, 9)] == pytest.approx([0.1, 0.1])
+    assert [float(jnp.asarray(schedule(step))) for step in (0, 9)] == pytest.approx([0.1, 0.1])
 
 
 def history(*values: float) -> list[dict[str, float]]:

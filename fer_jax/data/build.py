@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from fer_jax import schema
-from fer_jax.config import OneLineParser
+from fer_jax.config import OneLineParser, default_data_dir
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media.images import encode_jpeg
 
@@ -60,11 +60,6 @@ class Plan:
     refused: list[tuple[str, str]]
     read: Callable[[dict[str, Any]], dict[str, Any]]
     options: dict[str, Any]
-
-
-def default_data_dir() -> Path:
-    """$FER_JAX_DATA, else ~/fer_jax_data."""
-    return Path(os.environ.get("FER_JAX_DATA", "~/fer_jax_data")).expanduser()
 
 
 def find_builder(name: str) -> Any:

@@ -8,8 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fer_jax import checkpoints
-from fer_jax.config import OneLineParser, from_json
-from fer_jax.data.build import default_data_dir
+from fer_jax.config import OneLineParser, default_data_dir, from_json
 from fer_jax.data.records import as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results

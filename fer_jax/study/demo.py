@@ -4,8 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
-from fer_jax.config import OneLineParser, load_config
-from fer_jax.data.build import build, default_data_dir
+from fer_jax.config import OneLineParser, default_data_dir, load_config
+from fer_jax.data.build import build
 from fer_jax.data.records import as_source
 from fer_jax.evaluation import results
 from fer_jax.evaluation.evaluate import evaluate

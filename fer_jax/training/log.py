@@ -25,7 +25,6 @@ class MetricsLog:
         self._file = workdir / "metrics.jsonl"
         kept = [row for row in read_metrics(workdir) if row["step"] <= after_step]
         _write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
-        self._stream = self._file.open("a")
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=after_step + 1, write_to_disk=True
         )
@@ -33,8 +32,8 @@ class MetricsLog:
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends one row; NaN becomes null."""
         finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self._stream.write(json.dumps({"step": step} | finite) + "\n")
-        self._stream.flush()
+        with self._file.open("a") as file:
+            file.write(json.dumps({"step": step} | finite) + "\n")
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -50,12 +49,10 @@ class MetricsLog:
 
     def flush(self) -> None:
         """Makes everything so far visible to readers."""
-        self._stream.flush()
         self._tensorboard.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._stream.close()
         self._tensorboard.close()
 
 

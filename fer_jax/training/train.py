@@ -17,9 +17,15 @@ from clu import parameter_overview, platform
 from ml_collections import ConfigDict
 
 from fer_jax import checkpoints
-from fer_jax.config import OneLineParser, fields, from_json, parse_with_config, to_json
+from fer_jax.config import (
+    OneLineParser,
+    default_data_dir,
+    fields,
+    from_json,
+    parse_with_config,
+    to_json,
+)
 from fer_jax.data import batches
-from fer_jax.data.build import default_data_dir
 from fer_jax.data.records import Records, as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics

@@ -1,0 +1,77 @@
+"""The predictions table comes back as it was written, and refuses what makes no sense."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_jax.errors import InputError
+from fer_jax.evaluation import predictions
+from fer_jax.schema import EMOTIONS
+
+
+def table(n: int = 6, dataset: str = "jaffe/folds", seed: int = 0) -> predictions.Table:
+    rng = np.random.default_rng(seed)
+    text = {name: np.full(n, "x") for name in predictions.TEXT}
+    return text | {
+        "dataset": np.full(n, dataset),
+        "split": np.full(n, "test"),
+        "record_id": np.asarray([f"{dataset}/{i}" for i in range(n)]),
+        "subject_id": np.asarray(["NA" if i % 2 else "KA, 1" for i in range(n)]),
+        "clip_id": np.full(n, ""),
+        "frame_index": np.arange(n),
+        "age": np.full(n, -1.0),
+        "label": np.arange(n) % 8 - 1,
+        "probabilities": rng.dirichlet(np.ones(7), n).astype(np.float32).astype(np.float64),
+    }
+
+
+def test_it_comes_back_bit_for_bit(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    predictions.write(path, table(), EMOTIONS)
+    again, classes = predictions.read(path)
+    assert classes == EMOTIONS
+    for name, column in table().items():
+        if name == "probabilities":
+            np.testing.assert_array_equal(again[name].astype(np.float32), column.astype(np.float32))
+        else:
+            np.testing.assert_array_equal(again[name], column)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.csv"]
+
+
+def test_file_names_are_safe_and_do_not_collide():
+    pairs = [("jaffe/folds", "fold_0+fold_1"), ("a", "train[90%:]"), ("a", "train[:90%]")]
+    names = [predictions.file_name(*pair) for pair in pairs]
+    assert names[0] == "jaffe-folds.fold_0+fold_1.csv"
+    assert len(set(names)) == len(names)
+    assert predictions.file_name("a", "test", "int8") == "a.test.int8.csv"
+    assert "/" not in predictions.file_name("../../etc", "x/y")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("record_id,", "id,", "lacks the columns record_id"),
+        (",anger,", ",contempt,", "label 'contempt'"),
+        ("/folds/1,", "/folds/0,", "occurs twice"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, old: str, new: str, says: str):
+    path = tmp_path / "x.csv"
+    predictions.write(path, table(), EMOTIONS)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=says):
+        predictions.read(path)
+
+
+def test_probabilities_that_do_not_sum_to_one_are_refused(tmp_path: Path):
+    wrong = table()
+    wrong["probabilities"][3] *= 1.01
+    predictions.write(tmp_path / "x.csv", wrong, EMOTIONS)
+    with pytest.raises(InputError, match=r"line 5: probabilities sum to 1\.0"):
+        predictions.read(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("record_id\n")
+    with pytest.raises(InputError, match="holds no predictions"):
+        predictions.read(tmp_path / "x.csv")

@@ -1,0 +1,337 @@
+"""The training step and the program around it, on a tiny network."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from data_builders.demo import demo_dataset_builder
+from fer_jax import checkpoints
+from fer_jax.__main__ import main
+from fer_jax.config import default_config, fields, load_config
+from fer_jax.data.build import Plan, write
+from fer_jax.errors import InputError
+from fer_jax.models import xception
+from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from fer_jax.training import train as program
+from fer_jax.training.step import TrainState, cross_entropy, init_state, train_step
+
+TINY = {
+    "num_classes": 7,
+    "width": 0.03,
+    "num_middle_blocks": 1,
+    "head": "gap",
+    "image_size": 71,
+    "dropout": 0.0,
+    "dtype": "float32",
+    "batch_norm_momentum": 0.9,
+}
+NO_AUGMENTATION: dict[str, Any] = {
+    "rotation_degrees": 0.0,
+    "shift": 0.0,
+    "shear": 0.0,
+    "zoom": 0.0,
+    "horizontal_flip": False,
+}
+
+
+def uneven_batch(n: int = 16, size: int = 71) -> dict[str, np.ndarray]:
+    """Images whose contrast differs ten-fold, so that per-device statistics would show."""
+    rng = np.random.default_rng(0)
+    scale = np.linspace(0.1, 1, n)[:, None, None, None]
+    images = 128 + 127 * scale * rng.uniform(-1, 1, (n, size, size, 3))
+    targets = np.eye(7, dtype=np.float32)[rng.integers(0, 7, n)]
+    return {"image": images.astype(np.uint8), "target": targets}
+
+
+def make_step(model: dict[str, Any], **changes: Any) -> tuple[Any, TrainState]:
+    optimizer = optax.sgd(0.1)
+    options = {
+        "graphdef": xception.graphdef(**model),
+        "optimizer": optimizer,
+        "class_weights": np.ones(7, np.float32),
+        "label_smoothing": 0.0,
+        "augmentation": NO_AUGMENTATION,
+        "accumulation_steps": 1,
+        "ema_decay": 0.0,
+        "frozen_statistics": False,
+        "dynamic_loss_scale": False,
+    } | changes
+    state = init_state(jax.random.key(0), optimizer, model=model, ema=options["ema_decay"] > 0)
+    return functools.partial(train_step, **options), state
+
+
+def run_on(devices: list[Any], step: Any, state: TrainState, batch: Any) -> Any:
+    mesh = make_mesh(devices)
+    whole = state_sharding(state, mesh, "data_parallel")
+    jitted = jax.jit(step, in_shardings=(whole, batch_sharding(mesh), replicated(mesh)))
+    return jitted(jax.device_put(state, whole), batch, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def one_and_eight() -> Any:
+    step, state = make_step(TINY)
+    batch = uneven_batch()
+    return tuple(run_on(jax.devices()[:n], step, state, batch) for n in (1, 8)), (step, state)
+
+
+def test_eight_devices_equal_one_batchnorm_included(one_and_eight: Any):
+    ((one, one_metrics), (eight, eight_metrics)), _ = one_and_eight
+    assert float(one_metrics.loss.total) == pytest.approx(float(eight_metrics.loss.total), abs=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        jax.device_get(one.batch_stats),
+        jax.device_get(eight.batch_stats),
+    )
+
+
+def test_statistics_per_device_would_be_seen(one_and_eight: Any):
+    ((one, _), _), (step, state) = one_and_eight
+    eighth = {name: value[:2] for name, value in uneven_batch().items()}
+    alone, _ = run_on(jax.devices()[:1], step, state, eighth)
+    mean = jax.tree.leaves(one.batch_stats)[0]
+    assert np.abs(np.asarray(mean) - np.asarray(jax.tree.leaves(alone.batch_stats)[0])).max() > 1e-3
+
+
+def test_gradients_of_eight_devices_equal_one_in_float64():
+    with jax.enable_x64(True):
+        model = TINY | {"dtype": "float64"}
+        step, state = make_step(model)
+        state = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
+        )
+        batch = uneven_batch()
+        batch["target"] = batch["target"].astype(np.float64)
+        one, eight = (run_on(jax.devices()[:n], step, state, batch)[0] for n in (1, 8))
+        # SGD: the parameters' change is the gradient times the rate.
+        jax.tree.map(
+            lambda a, b, start: np.testing.assert_allclose(
+                (np.asarray(a) - start) / 0.1, (np.asarray(b) - start) / 0.1, atol=1e-9, rtol=0
+            ),
+            jax.device_get(one.params),
+            jax.device_get(eight.params),
+            jax.device_get(state.params),
+        )
+
+
+def test_accumulation_equals_the_whole_batch_with_frozen_statistics():
+    batch = uneven_batch(32)
+    whole, state = make_step(TINY, frozen_statistics=True)
+    parts, _ = make_step(TINY, frozen_statistics=True, accumulation_steps=4)
+    (a, a_metrics), (b, b_metrics) = (
+        jax.jit(step)(state, batch, jax.random.key(1)) for step in (whole, parts)
+    )
+    assert float(a_metrics.loss.total) == pytest.approx(float(b_metrics.loss.total), rel=1e-5)
+    # float32 sums in another order: measured 2e-7.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6, rtol=0), a.params, b.params
+    )
+    jax.tree.map(np.testing.assert_array_equal, a.batch_stats, state.batch_stats)
+
+
+def test_float16_skips_an_overflow_and_halves_the_scale():
+    step, state = make_step(TINY | {"dtype": "float16"}, dynamic_loss_scale=True)
+    state = dataclasses.replace(state, loss_scale=jnp.float32(2.0**15))
+    good, metrics = jax.jit(step)(state, uneven_batch(), jax.random.key(1))
+    assert np.isfinite(float(metrics.loss.total))
+    high = dataclasses.replace(state, loss_scale=jnp.float32(jnp.inf))
+    skipped, metrics = jax.jit(step)(high, uneven_batch(), jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, skipped.params, state.params)
+    assert int(skipped.step) == 1 and int(skipped.good_steps) == 0
+    assert int(good.good_steps) == 1
+    last = dataclasses.replace(state, loss_scale=jnp.float32(1.0))
+    broken = jax.tree.map(lambda x: x * jnp.nan, last.params)
+    _, metrics = jax.jit(step)(
+        dataclasses.replace(last, params=broken), uneven_batch(), jax.random.key(1)
+    )
+    assert np.isnan(float(metrics.loss.total))
+
+
+def test_the_average_follows_the_parameters():
+    step, state = make_step(TINY, ema_decay=0.5)
+    following, _ = jax.jit(step)(state, uneven_batch(), jax.random.key(1))
+    # The first step forgets with (1 + 0) / (10 + 0) instead of 0.5.
+    jax.tree.map(
+        lambda e, old, new: np.testing.assert_allclose(e, 0.1 * old + 0.9 * new, atol=1e-6),
+        following.ema,
+        state.params,
+        following.params,
+    )
+
+
+def test_cross_entropy_is_weighted_and_smoothed():
+    logits = jnp.asarray([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    targets = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    smooth = np.asarray(targets) * 0.9 + 0.1 / 3
+    weights = np.asarray([2.0, 0.5 * 1 + 0.5 * 3])
+    expected = np.mean(weights * -(smooth * log_p).sum(axis=1))
+    found = cross_entropy(logits, targets, jnp.asarray([2.0, 1.0, 3.0]), 0.1)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny datasets: the demo's first people."""
+    directory = tmp_path_factory.mktemp("data")
+    for source in ("controlled", "social"):
+        plan = demo_dataset_builder.plan(source, None)  # pyright: ignore[reportArgumentType] (the demo has no options)
+        people = {f"demo/{source}_{number:03}" for number in (0, 1, 24, 27)}
+        rows = [row for row in plan.rows if row["subject_id"] in people]
+        write(Plan(plan.name, source, rows, [], plan.read, {}), directory)
+    return directory
+
+
+def tiny_config(**changes: Any) -> Any:
+    config = default_config()
+    config.sources = ("demo/controlled",)
+    config.test_sets = ("demo/controlled", "demo/social")
+    config.batch_size = 8
+    config.num_epochs = 4 / 5  # of 5 steps: 4 steps
+    config.validate_every_epochs = 2 / 5
+    config.log_every_steps = 1
+    config.ema_decay = 0.9
+    config.schedule.warmup_epochs = 0.2
+    for name in ("width", "num_middle_blocks", "image_size", "dropout"):
+        config.model[name] = TINY[name] if name != "dropout" else 0.3
+    for name, value in changes.items():
+        config[name] = value
+    return config
+
+
+def arrays_of(workdir: Path, step: int) -> Any:
+    config = tiny_config()
+    with checkpoints.open_checkpoints(workdir, keep=2, metric=config.selection_metric) as manager:
+        items = manager.restore(step)
+    return items["network"], items["training"]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("run")
+    program.train(tiny_config(), workdir, data_dir)
+    return workdir
+
+
+def test_a_stopped_run_continues_bit_for_bit(
+    finished: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = checkpoints.save
+
+    def save_then_stop(manager: Any, step: int, **items: Any) -> None:
+        save(manager, step, **items)
+        manager.wait_until_finished()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(tiny_config(), tmp_path, data_dir)
+    monkeypatch.undo()
+    program.train(tiny_config(), tmp_path, data_dir)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(tmp_path, 4), arrays_of(finished, 4))
+    rows = [
+        [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        for workdir in (finished, tmp_path)
+    ]
+    assert [row["step"] for row in rows[1]] == [1, 2, 3, 4]
+    for whole, continued in zip(*rows, strict=True):
+        assert whole["train_loss"] == continued["train_loss"]
+        assert whole.get("validation_loss") == continued.get("validation_loss")
+
+
+def test_running_again_does_nothing_more(finished: Path, data_dir: Path):
+    before = (finished / "metrics.jsonl").read_text()
+    program.train(tiny_config(), finished, data_dir)
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_the_workdir_says_what_happened(finished: Path):
+    environment = json.loads((finished / "environment.json").read_text())
+    assert len(environment["devices"]) == 8
+    assert len(environment["datasets"]["demo/controlled"]["fingerprint"]) == 64
+    config = json.loads((finished / "config.json").read_text())
+    assert config["sources"] == ["demo/controlled"]
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_evaluate_and_report_follow(
+    finished: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["evaluate", f"--workdir={finished}"]) == 0
+    assert main(["evaluate", f"--workdir={finished}", "--data=demo/social", "--split=all"]) == 0
+    assert main(["report", f"--workdir={finished}"]) == 0
+    results = json.loads((finished / "results.json").read_text())
+    counts = {(one["dataset"], one["split"]): one["n"] for one in results["sets"]}
+    assert counts == {
+        ("demo/controlled", "test"): 21,
+        ("demo/social", "test"): 21,
+        ("demo/social", "all"): 84,
+    }
+    assert {one["relation"] for one in results["sets"]} == {"within", "cross"}
+    assert "demo/social all" in (finished / "report.html").read_text()
+    assert "balanced_accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 12}, "8 devices x 1 accumulation steps; use 8 or 16"),
+        ({"sources": ()}, "config.sources is empty"),
+        ({"sources": ("demo/controled",)}, "did you mean 'demo/controlled'"),
+        ({"sources": ({"name": "demo/social", "train": "fold_0"},)}, "has no split 'fold_0'"),
+        ({"sources": ({"name": "demo/social", "wieght": 1},)}, "did you mean 'weight'"),
+        ({"init_from": "nowhere.h5"}, "no weights file"),
+        ({"batch_size": 64}, "more than the 42 training images"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    changes: dict[str, Any], says: str, data_dir: Path, tmp_path: Path
+):
+    with pytest.raises(InputError, match=says):
+        program.train(tiny_config(**changes), tmp_path, data_dir)
+
+
+def test_another_config_does_not_continue_a_run(finished: Path, data_dir: Path):
+    with pytest.raises(InputError, match=r"seed \(was 0, now 1\)"):
+        program.train(tiny_config(seed=1), finished, data_dir)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, data_dir: Path):
+    file = finished / "config.json"
+    before = file.read_text()
+    file.write_text(before.replace('"num_middle_blocks": 1', '"num_middle_blocks": 2'))
+    try:
+        assert main(["evaluate", f"--workdir={finished}"]) == 2
+    finally:
+        file.write_text(before)
+
+
+def test_a_loss_that_is_not_finite_names_its_step(data_dir: Path, tmp_path: Path):
+    config = tiny_config()
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 1e38
+    config.schedule.warmup_epochs = 0.0
+    with pytest.raises(InputError, match=r"not finite at step [2-4]\b"):
+        program.train(config, tmp_path, data_dir)
+
+
+def test_the_other_task_trains(data_dir: Path, tmp_path: Path):
+    best = program.train(tiny_config(task="interest", num_epochs=0.4), tmp_path, data_dir)
+    assert 0 <= best["validation_accuracy"] <= 1
+    assert load_config("configs/demo.py:interest").task == "interest"
+
+
+def test_every_field_of_a_config_is_read():
+    """A field that no code names would be a promise that nobody keeps."""
+    root = Path(program.__file__).parents[1]
+    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "config.py")
+    for name, _ in fields(default_config()):
+        last = name.split(".")[-1]
+        assert f"config.{name}" in code or f"{last}:" in code or f'"{last}"' in code, name
