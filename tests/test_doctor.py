@@ -1,0 +1,57 @@
+"""The doctor's findings, each from facts that are given to it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fer_jax import doctor
+from fer_jax.__main__ import main
+
+
+def test_pins_are_read_for_this_python():
+    now = f"{sys.version_info.major}.{sys.version_info.minor}"
+    text = (
+        "# a comment\n"
+        f"jax==1.0 ; python_version == '{now}' \\\n    --hash=sha256:00\n"
+        f"jax==2.0 ; python_version != '{now}' \\\n"
+        "numpy==3.1\n"
+    )
+    assert doctor.tested_versions(text) == {"jax": "1.0", "numpy": "3.1"}
+
+
+def test_versions_are_compared():
+    def status(*versions: str | None) -> str:
+        return doctor.check_version("jax", *versions)["status"]
+
+    assert status("1.0", "1.0") == status("1.0", None) == doctor.OK
+    assert status("2.0", "1.0") == doctor.WARNING
+    assert status(None, "1.0") == doctor.FAILED
+
+
+def test_a_broken_import_is_reported_with_its_message():
+    assert doctor.check_import("json")["status"] == doctor.OK
+    broken = doctor.check_import("fer_jax.no_such_module")
+    assert broken["status"] == doctor.FAILED
+    assert "no_such_module" in broken["detail"]
+
+
+def test_an_unused_gpu_and_a_full_disk_are_warnings():
+    assert doctor.check_devices("cpu", ["cpu"], False)["status"] == doctor.OK
+    assert doctor.check_devices("gpu", ["H"], True)["status"] == doctor.OK
+    unused = doctor.check_devices("cpu", ["cpu"], True)
+    assert unused["status"] == doctor.WARNING and "cuda" in unused["remedy"]
+    assert doctor.check_disk(Path("/"), 10**9)["status"] == doctor.WARNING
+    assert doctor.check_disk(Path("/"), 10**12)["status"] == doctor.OK
+
+
+def test_the_verb_prints_json_and_says_whether_something_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert main(["doctor", "--json", f"--data_dir={tmp_path / 'not yet'}"]) == 0
+    checks = {one["name"]: one["status"] for one in json.loads(capsys.readouterr().out)}
+    assert checks["video"] == checks["shards"] == checks["arithmetic"] == doctor.OK
+    monkeypatch.setattr(doctor, "_installed", lambda name: None)
+    assert main(["doctor"]) == 1
+    assert "13 failed" in capsys.readouterr().out

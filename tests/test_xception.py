@@ -1,0 +1,122 @@
+"""The network's form, its layers' gradients, and what training changes in it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fer_jax.errors import InputError
+from fer_jax.models import layers, xception
+
+SMALL = {"num_classes": 7, "width": 0.03, "num_middle_blocks": 1, "image_size": 71}
+
+
+def count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_it_has_the_published_number_of_parameters():
+    shapes = jax.eval_shape(lambda: xception.init(jax.random.key(0), num_classes=7))
+    assert count(shapes[0]) == 20_821_295
+    assert count(shapes[1]) == 54_528
+    assert count(shapes[0]) - count(shapes[0]["logits"]) == 20_806_952
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 1, 1, 8), (3, 9, 4, 1)])
+def test_the_depthwise_convolution_is_the_plain_one(shape: tuple[int, ...]):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, weight = rng.normal(size=shape), rng.normal(size=shape)
+        kernel = rng.normal(size=(3, 3, shape[-1]))
+
+        def plain(x: Any, kernel: Any) -> Any:
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel[:, :, None],
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=shape[-1],
+            )
+
+        def value_and_gradients(f: Any) -> Any:
+            y, pull = jax.vjp(f, x, kernel)
+            return y, *pull(jnp.asarray(weight))
+
+        for ours, theirs in zip(
+            value_and_gradients(layers.depthwise_conv3x3), value_and_gradients(plain), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_the_pointwise_convolution_is_a_matrix_product():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(5, 6))
+    with jax.enable_x64(True):
+        found = layers.pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
+        np.testing.assert_allclose(found, x @ kernel, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    params, batch_stats = xception.init(jax.random.key(0), **SMALL)
+    images = jax.random.uniform(jax.random.key(1), (4, 71, 71, 3), minval=-1)
+    return params, batch_stats, images
+
+
+def run(small: Any, model: dict[str, Any], **how: Any) -> Any:
+    graphdef = xception.graphdef(**model)
+    return jax.jit(lambda p, s, x: xception.apply(graphdef, p, s, x, **how))(*small)
+
+
+def test_statistics_move_in_training_only(small: Any):
+    _, evaluated = run(small, SMALL)
+    key = jax.random.key(2)
+    _, frozen = run(small, SMALL, train=True, frozen_statistics=True, dropout_key=key)
+    _, moved = run(small, SMALL, train=True, dropout_key=key)
+    jax.tree.map(np.testing.assert_array_equal, evaluated, small[1])
+    jax.tree.map(np.testing.assert_array_equal, frozen, small[1])
+    assert jax.tree.structure(moved) == jax.tree.structure(small[1])
+    assert not np.array_equal(moved["stem1"]["norm"]["mean"], small[1]["stem1"]["norm"]["mean"])
+
+
+def test_dropout_needs_a_key_and_depends_on_it(small: Any):
+    how = {"train": True, "frozen_statistics": True}
+    a, b = (run(small, SMALL, **how, dropout_key=jax.random.key(k))[0] for k in (1, 2))
+    assert not np.array_equal(a, b)
+    with pytest.raises(ValueError, match="dropout_key"):
+        run(small, SMALL, **how)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_half_precision_stays_near_float32(small: Any, dtype: str, tolerance: float):
+    exact, _ = run(small, SMALL)
+    half, statistics = run(small, SMALL | {"dtype": dtype})
+    assert half.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(statistics))
+    # Relative to the logits' size; eight and eleven bits of mantissa through 20 layers.
+    error = np.abs(np.asarray(half) - np.asarray(exact)).max() / np.abs(np.asarray(exact)).max()
+    assert error < tolerance
+
+
+def test_the_published_head_is_flattened():
+    params, _ = jax.eval_shape(
+        lambda: xception.init(jax.random.key(0), num_classes=7, head="mlp", image_size=224)
+    )
+    assert params["hidden1"]["kernel"].shape == (7 * 7 * 2048, 512)
+    assert params["logits"]["kernel"].shape == (512, 7)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"image_size": 70}, {"width": 0.0}, {"head": "vit"}, {"dtype": "int8"}),
+        {"num_middle_blocks": -1},
+    ],
+)
+def test_what_makes_no_network_is_refused(wrong: dict[str, Any]):
+    with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
+        xception.graphdef(**SMALL | wrong)
