@@ -6,3 +6,8 @@ __version__ = "0.1.0"
 
 # OpenCV reads this once, when it is imported: a small image file can claim gigapixels.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64_000_000))
+
+# Video files may be playlists that name other files and addresses: only files are opened. What
+# FFmpeg thinks of a damaged file is said once, by us.
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")

@@ -16,7 +16,7 @@ from data_builders.demo import demo_dataset_builder
 from fer_jax import checkpoints
 from fer_jax.__main__ import main
 from fer_jax.config import default_config, fields, load_config
-from fer_jax.data.build import Plan, write
+from fer_jax.data.build import write
 from fer_jax.errors import InputError
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
@@ -185,7 +185,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         plan = demo_dataset_builder.plan(source, None)  # pyright: ignore[reportArgumentType] (the demo has no options)
         people = {f"demo/{source}_{number:03}" for number in (0, 1, 24, 27)}
         rows = [row for row in plan.rows if row["subject_id"] in people]
-        write(Plan(plan.name, source, rows, [], plan.read, {}), directory)
+        write(dataclasses.replace(plan, rows=rows), directory)
     return directory
 
 

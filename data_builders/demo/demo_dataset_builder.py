@@ -9,6 +9,8 @@ from data_builders.demo import draw
 from fer_jax import schema
 from fer_jax.data import splits
 from fer_jax.data.build import Plan
+from fer_jax.media.clips import Found
+from fer_jax.media.images import encode_jpeg
 
 CONFIGS = schema.SOURCES
 BUILD_ALL = True
@@ -32,7 +34,7 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
     rows = [row for number in range(NUM_SUBJECTS) for row in _subject_rows(config, number)]
     parts = {row["subject_id"]: row["split"] for row in rows}
     splits.check_parts(parts.values(), splits.PARTS)
-    return Plan("demo", config, rows, [], _draw, {"seed": SEED, "takes": TAKES})
+    return Plan("demo", config, rows, [], {"seed": SEED, "takes": TAKES}, read=_draw)
 
 
 def _key(*words: int | str) -> np.random.Generator:
@@ -76,7 +78,7 @@ def _split(number: int) -> str:
     return {8: "validation", 9: "test"}.get(turn, "train")
 
 
-def _draw(row: dict[str, Any]) -> dict[str, Any]:
+def _draw(row: dict[str, Any]) -> list[Found]:
     rng = _key(row["record_id"])
     face = draw.expression(
         schema.EMOTIONS[row["emotion"]],
@@ -85,4 +87,5 @@ def _draw(row: dict[str, Any]) -> dict[str, Any]:
         rng,
     )
     who = draw.identity(_key(row["subject_id"]))
-    return {"image": draw.draw_face(who, face, row["source"], row["content"], rng)}
+    image = draw.draw_face(who, face, row["source"], row["content"], rng)
+    return [Found(row["record_id"], [{"image": encode_jpeg(image)}])]

@@ -4,10 +4,12 @@ import argparse
 import collections
 import csv
 import dataclasses
+import functools
 import io
 import re
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +19,8 @@ from fer_jax import schema
 from fer_jax.data import splits
 from fer_jax.data.build import Plan
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.media import images
+from fer_jax.media import clips, images
+from fer_jax.media.clips import Extraction, Found
 
 CONFIGS = splits.PROTOCOLS
 BUILD_ALL = False
@@ -49,12 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--namespace", help="datasets of the same people share one; default: name")
     parser.add_argument("--source_kind", help="controlled, social, ...; default: name")
     parser.add_argument("--label_source", default="annotated", choices=schema.LABEL_SOURCES)
-    parser.add_argument("--folds", default=str(splits.DEFAULT_FOLDS), help="number, or 'loso'")
-    parser.add_argument(
-        "--content_parts",
-        default="train=food_market;validation=cosmetics_fashion;test=car_tech",
-        help="content groups of each part, for the protocol 'content'",
-    )
+    splits.add_arguments(parser)
+    clips.add_arguments(parser, clips=False, detector="none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +71,12 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
     source = Path(options.source)
     if not source.exists():
         raise InputError(f"--source '{source}' does not exist")
+    extraction = clips.from_arguments(options)
     if source.suffix == ".csv":
-        rows, refused, read = _fer2013_csv(source, options.name)
+        rows, refused = _fer2013_csv(source)
+        read = _read_pixels
     else:
+        _open.cache_clear()  # the source may have changed since an earlier plan
         files = _open(source)
         manifest = _find_manifest(source, options.manifest, files)
         rows, refused = (
@@ -82,10 +84,7 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
             if manifest is not None
             else _from_folders(files)
         )
-
-        def read(row: dict[str, Any]) -> np.ndarray:
-            return images.decode(files.read(row["_path"]))
-
+        read = functools.partial(_read_file, source=source)
     namespace = options.namespace or options.name
     for row in rows:
         path = PurePosixPath(row["_path"])
@@ -101,25 +100,34 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
     for row in rows:
         if taken[row["record_id"]] > 1:
             row["record_id"] = f"{options.name}/{row['_path']}"
-    rows, outside = _assign_splits(rows, config, namespace, options)
-
-    def face(row: dict[str, Any]) -> dict[str, Any]:
-        image, box = images.square(read(row))
-        return {"image": image, "box": np.asarray(box, np.float32)}
-
+    rows, outside = splits.assign(rows, config, namespace, options)
     recorded = {
         "source": source.name,
         "namespace": namespace,
         "source_kind": options.source_kind or options.name,
         "label_source": options.label_source,
-    }
-    if config == "folds":
-        recorded["folds"] = options.folds
-    if config == "content":
-        recorded["content_parts"] = options.content_parts
-    return Plan(options.name, config, rows, refused + outside, face, recorded)
+        "faces": clips.recorded(extraction),
+    } | splits.recorded(config, options)
+    face = functools.partial(_face, read=read, extraction=extraction)
+    return Plan(options.name, config, rows, refused + outside, recorded, read=face)
 
 
+def _face(
+    row: dict[str, Any], read: Callable[[dict[str, Any]], np.ndarray], extraction: Extraction
+) -> list[Found]:
+    image = read(row)
+    if extraction.detector != "none":
+        return [clips.faces_in_photo(image, row["record_id"], row["_path"], extraction)]
+    face, box = images.square(image)
+    fields = {"image": images.encode_jpeg(face), "box": np.asarray(box, np.float32)}
+    return [Found(row["record_id"], [fields])]
+
+
+def _read_file(row: dict[str, Any], source: Path) -> np.ndarray:
+    return images.decode(_open(source).read(row["_path"]))
+
+
+@functools.lru_cache(maxsize=1)
 def _open(source: Path) -> Files:
     if source.is_dir():
         found = sorted(
@@ -127,7 +135,7 @@ def _open(source: Path) -> Files:
             for path in source.rglob("*")
             if path.suffix.lower() in images.IMAGE_SUFFIXES and path.is_file()
         )
-        return Files(found, lambda name: _read_file(source / name))
+        return Files(found, lambda name: _read_capped(source / name))
     if not zipfile.is_zipfile(source):
         raise InputError(f"--source '{source}' is neither a folder, nor a zip, nor a CSV")
     archive = zipfile.ZipFile(source)
@@ -151,7 +159,7 @@ def _open(source: Path) -> Files:
     return Files(sorted(known), read)
 
 
-def _read_file(path: Path) -> bytes:
+def _read_capped(path: Path) -> bytes:
     if path.stat().st_size > images.MAX_FILE_BYTES:
         raise InputError(f"file over {images.MAX_FILE_BYTES // 2**20} MiB")
     return path.read_bytes()
@@ -299,9 +307,7 @@ def _from_folders(files: Files) -> tuple[list[dict[str, Any]], list[tuple[str, s
     return rows, refused
 
 
-def _fer2013_csv(
-    source: Path, name: str
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]], Any]:
+def _fer2013_csv(source: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """FER2013's own form: emotion 0-6, 48 x 48 grey values as text, Usage."""
     csv.field_size_limit(2**20)
     with source.open(newline="") as file:
@@ -325,67 +331,12 @@ def _fer2013_csv(
             }
         )
 
-    def read(row: dict[str, Any]) -> np.ndarray:
-        values = row["_pixels"].split()
-        if len(values) != 48 * 48 or not all(v.isdecimal() and int(v) < 256 for v in values):
-            raise InputError("not 48 x 48 grey values")
-        grey = np.asarray(values, np.uint8).reshape(48, 48, 1)
-        return np.repeat(grey, 3, axis=2)
-
-    return rows, refused, read
+    return rows, refused
 
 
-def _assign_splits(
-    rows: list[dict[str, Any]], protocol: str, namespace: str, options: argparse.Namespace
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Rows with their split, and those that belong to none."""
-    keys = [
-        splits.group_key(
-            namespace,
-            subject=row.get("subject_id", ""),
-            clip=row.get("clip_id", ""),
-            record=row["record_id"],
-        )
-        for row in rows
-    ]
-    refused: list[tuple[str, str]] = []
-    if protocol == "grouped":
-        assigned = [splits.grouped(key) for key in keys]
-        splits.check_parts(assigned, splits.PARTS)
-    elif protocol == "folds":
-        dealt = splits.folds(keys, _fold_count(options.folds))
-        assigned = [dealt[key] for key in keys]
-    else:
-        assigned = []
-        parts = _content_parts(options.content_parts)
-        for row in rows:
-            try:
-                if protocol == "given":
-                    assigned.append(splits.given(row.get("_given", "")))
-                else:
-                    assigned.append(splits.content(row.get("content", ""), parts))
-            except InputError as error:
-                assigned.append(None)
-                refused.append((row["_path"], str(error)))
-        if protocol == "content":
-            splits.check_parts([part for part in assigned if part], list(parts))
-    kept = [row | {"split": part} for row, part in zip(rows, assigned, strict=True) if part]
-    return kept, refused
-
-
-def _fold_count(text: str) -> int | None:
-    if text == "loso":
-        return None
-    if not text.isdecimal():
-        raise InputError(f"--folds is a number or 'loso', not '{text}'")
-    return int(text)
-
-
-def _content_parts(text: str) -> dict[str, list[str]]:
-    parts = {}
-    for piece in text.split(";"):
-        part, equals, groups = piece.partition("=")
-        if not equals:
-            raise InputError(f"--content_parts is PART=GROUP,GROUP;PART=GROUP, not '{text}'")
-        parts[splits.given(part)] = [group.strip() for group in groups.split(",")]
-    return parts
+def _read_pixels(row: dict[str, Any]) -> np.ndarray:
+    values = row["_pixels"].split()
+    if len(values) != 48 * 48 or not all(v.isdecimal() and int(v) < 256 for v in values):
+        raise InputError("not 48 x 48 grey values")
+    grey = np.asarray(values, np.uint8).reshape(48, 48, 1)
+    return np.repeat(grey, 3, axis=2)

@@ -4,14 +4,18 @@ The group is the person within a namespace (so that two datasets of the same peo
 else the clip, else the image itself.
 """
 
+import argparse
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fer_jax.errors import InputError, did_you_mean
 
 PROTOCOLS = ("grouped", "folds", "given", "content")
 PARTS = ("train", "validation", "test")
 DEFAULT_FOLDS = 5
+# The published protocol of the laboratory videos.
+PUBLISHED_PARTS = "train=food_market;validation=cosmetics_fashion;test=car_tech"
 
 # How published sets call their parts.
 _GIVEN = {
@@ -97,7 +101,7 @@ def content(group: str, parts: Mapping[str, Sequence[str]]) -> str:
     raise InputError(f"content '{group}' is in no part{did_you_mean(group, known)}")
 
 
-def check_parts(assigned: Iterable[str], wanted: Sequence[str]) -> None:
+def check_parts(assigned: Iterable[str | None], wanted: Sequence[str]) -> None:
     """Refuses a split with an empty part.
 
     Raises:
@@ -110,3 +114,91 @@ def check_parts(assigned: Iterable[str], wanted: Sequence[str]) -> None:
             f"{' and '.join(empty)} would be empty; there are too few groups: use the protocol "
             "'folds'"
         )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the protocols, for a builder."""
+    group = parser.add_argument_group("splits")
+    group.add_argument("--folds", default=str(DEFAULT_FOLDS), help="number, or 'loso'")
+    group.add_argument(
+        "--content_parts",
+        default=PUBLISHED_PARTS,
+        help="content groups of each part, for the protocol 'content'",
+    )
+
+
+def recorded(protocol: str, options: argparse.Namespace) -> dict[str, str]:
+    """The flags that the protocol reads, as a dataset remembers them."""
+    read = {"folds": ("folds",), "content": ("content_parts",)}.get(protocol, ())
+    return {name: getattr(options, name) for name in read}
+
+
+def assign(
+    rows: Sequence[dict[str, Any]], protocol: str, namespace: str, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Gives every row its split.
+
+    Args:
+      rows: with `record_id` and, where known, `subject_id`, `clip_id`, `content`, and `_given`
+        (the collection's own word for the part).
+      protocol: one of `PROTOCOLS`.
+      namespace: of the groups.
+      options: the flags of `add_arguments`.
+
+    Returns:
+      (rows with "split", those that belong to none: (record_id, reason)).
+
+    Raises:
+      InputError: a part would be empty, or the flags make no sense.
+    """
+    keys = [
+        group_key(
+            namespace,
+            subject=row.get("subject_id", ""),
+            clip=row.get("clip_id", ""),
+            record=row["record_id"],
+        )
+        for row in rows
+    ]
+    refused: list[tuple[str, str]] = []
+    assigned: list[str | None]
+    if protocol == "grouped":
+        assigned = [grouped(key) for key in keys]
+        check_parts(assigned, PARTS)
+    elif protocol == "folds":
+        dealt = folds(keys, _fold_count(options.folds))
+        assigned = [dealt[key] for key in keys]
+    else:
+        assigned = []
+        parts = _content_parts(options.content_parts)
+        for row in rows:
+            try:
+                if protocol == "given":
+                    assigned.append(given(row.get("_given", "")))
+                else:
+                    assigned.append(content(row.get("content", ""), parts))
+            except InputError as error:
+                assigned.append(None)
+                refused.append((row["record_id"], str(error)))
+        if protocol == "content":
+            check_parts([part for part in assigned if part], list(parts))
+    kept = [row | {"split": part} for row, part in zip(rows, assigned, strict=True) if part]
+    return kept, refused
+
+
+def _fold_count(text: str) -> int | None:
+    if text == "loso":
+        return None
+    if not text.isdecimal():
+        raise InputError(f"--folds is a number or 'loso', not '{text}'")
+    return int(text)
+
+
+def _content_parts(text: str) -> dict[str, list[str]]:
+    parts = {}
+    for piece in text.split(";"):
+        part, equals, groups = piece.partition("=")
+        if not equals:
+            raise InputError(f"--content_parts is PART=GROUP,GROUP;PART=GROUP, not '{text}'")
+        parts[given(part)] = [group.strip() for group in groups.split(",")]
+    return parts
