@@ -67,6 +67,21 @@ def interest_index(word: str) -> int:
     return _index(word, INTERESTS, INTEREST_ALIASES, "interest")
 
 
+def gender(word: str) -> str:
+    """A gender as records name it; "f", "Female" and the like are understood, "" is unknown.
+
+    Raises:
+      InputError: another word.
+    """
+    normal = word.strip().lower()
+    normal = {"f": "female", "w": "female", "woman": "female", "m": "male", "man": "male"}.get(
+        normal, normal
+    )
+    if normal not in GENDERS:
+        raise InputError(f"'{word}' is no gender{did_you_mean(normal, GENDERS[1:])}")
+    return normal
+
+
 def _index(word: str, classes: tuple[str, ...], aliases: Mapping[str, str], kind: str) -> int:
     normal = word.strip().lower()
     normal = aliases.get(normal, normal)

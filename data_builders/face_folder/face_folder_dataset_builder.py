@@ -272,9 +272,7 @@ def _known(entry: dict[str, str]) -> dict[str, Any]:
     if entry.get("orig_split"):
         known["_given"] = entry["orig_split"]
     if "gender" in known:
-        known["gender"] = {"f": "female", "m": "male"}.get(
-            known["gender"].lower()[:1], known["gender"].lower()
-        )
+        known["gender"] = schema.gender(known["gender"])
     return known
 
 

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
@@ -247,7 +248,9 @@ def _check_same(final: Path, plan: Plan, digest: str) -> None:
 
 def _plan_digest(plan: Plan) -> str:
     known = sorted(
-        json.dumps([row["record_id"], row["split"], row.get("emotion"), row.get("interest")])
+        json.dumps(
+            {k: v for k, v in row.items() if not k.startswith("_")}, default=np.ndarray.tolist
+        )
         for row in plan.rows
     )
     return hashlib.sha256("\n".join(known).encode()).hexdigest()

@@ -170,7 +170,7 @@ def assign(
         assigned = [dealt[key] for key in keys]
     else:
         assigned = []
-        parts = _content_parts(options.content_parts)
+        parts = content_parts(options.content_parts)
         for row in rows:
             try:
                 if protocol == "given":
@@ -194,7 +194,12 @@ def _fold_count(text: str) -> int | None:
     return int(text)
 
 
-def _content_parts(text: str) -> dict[str, list[str]]:
+def content_parts(text: str) -> dict[str, list[str]]:
+    """Reads --content_parts: part -> the content groups in it.
+
+    Raises:
+      InputError: not of the form PART=GROUP,GROUP;PART=GROUP.
+    """
     parts = {}
     for piece in text.split(";"):
         part, equals, groups = piece.partition("=")
