@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import sys
 
 from fer_jax.errors import InputError, did_you_mean
@@ -14,6 +15,7 @@ VERBS = {
     "train": ("fer_jax.training.train", "train on a mixture of datasets"),
     "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
     "report": ("fer_jax.study.report", "write report.html from a scored run"),
+    "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
 }
 
 
@@ -34,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"fer-jax: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read our output (such as `head`) has seen enough; nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("fer-jax: interrupted; the same command continues", file=sys.stderr)
         return 130

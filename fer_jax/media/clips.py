@@ -178,8 +178,8 @@ def _boxes(path: str) -> dict[tuple[str, int], list[faces.Face]]:
 def _detect(image: np.ndarray, name: str, frame: int, extraction: Extraction) -> list[faces.Face]:
     """The faces of a BGR picture, the largest first."""
     if extraction.detector == "none":
-        _, box = images.square(image)
-        return [faces.Face(box, 1.0, None)]
+        left, top, side = images.centre_square(*image.shape[:2])
+        return [faces.Face((left, top, side, side), 1.0, None)]
     if extraction.detector == "boxes":
         found = list(_boxes(extraction.boxes).get((name, frame), []))
     else:

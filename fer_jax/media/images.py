@@ -50,6 +50,12 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     return data.tobytes()
 
 
+def centre_square(height: int, width: int) -> tuple[int, int, int]:
+    """The largest square in the middle of a picture: (left, top, side) in pixels."""
+    side = min(height, width)
+    return (width - side) // 2, (height - side) // 2, side
+
+
 def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """The centre square of an image, reduced to what a record holds; never enlarged.
 
@@ -59,9 +65,7 @@ def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, fl
     Returns:
       (uint8 [s, s, 3] with s <= 256, its box (x, y, width, height) in pixels of the input).
     """
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    left, top, side = centre_square(*image.shape[:2])
     face = image[top : top + side, left : left + side]
     if side > MAX_IMAGE_SIZE:
         face = cv2.resize(face, (MAX_IMAGE_SIZE, MAX_IMAGE_SIZE), interpolation=cv2.INTER_AREA)
