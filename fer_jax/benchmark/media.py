@@ -23,6 +23,7 @@ from fer_jax.media.video import VIDEO_SUFFIXES, Video
 
 NUM_CLIPS = 8
 SECONDS = 10
+DEEPFACE_FRAMES = 20
 SCALING_ROUNDS = 4  # so often is every clip read, so that starting the processes weighs little
 FPS = 30
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> list[Row]:
             )
         rows.append(_scaling(jobs, bare, folder, options.repeats))
         rows.append(_memory(Job(str(tall), "1080p"), bare, folder))
-    rows.append(_deepface(paths, options.repeats))
+        rows.append(_deepface(paths, options.detector_model, options.repeats))
     return rows
 
 
@@ -171,15 +172,22 @@ def _memory(job: Job, extraction: Extraction, folder: Path) -> Row:
     return single("peak memory of a worker, 1080p clip", peak, "MB", bar=MEMORY_BAR)
 
 
-def _deepface(paths: list[Path], repeats: int) -> Row:
-    what = "faces of one frame, deepface"
+def _deepface(paths: list[Path], model: str, repeats: int) -> Row:
+    """The same frames through the extraction that many would take, with the same detector."""
+    what = "faces of a frame"
     try:
         from deepface import DeepFace  # pyright: ignore[reportMissingImports] (an optional peer)
-    except ImportError:
-        return skipped(what, "deepface is not installed")
-    detector = faces.make_detector("yunet", str(faces.detector_model("")))
-    with Video(paths[0]) as video:
-        images = [frame.image for frame in video.frames(count=10) if frame.image is not None]
+
+        detector = faces.make_detector("yunet", str(faces.detector_model(model)))
+    except (ImportError, InputError) as error:
+        return skipped(f"{what}, deepface", str(error))
+    images = []
+    for path in paths:
+        with Video(path) as video:
+            images += [f.image for f in video.frames(count=3) if f.image is not None]
+        images = [image for image in images if detector(image)][:DEEPFACE_FRAMES]
+    if not images:
+        return skipped(f"{what}, deepface", "no face in the clips; name some with --source")
 
     def ours() -> None:
         for image in images:
@@ -191,10 +199,10 @@ def _deepface(paths: list[Path], repeats: int) -> Row:
             DeepFace.extract_faces(image, detector_backend="yunet", enforce_detection=False)
 
     return compare(
-        "faces of a frame",
+        what,
         ours,
         theirs,
-        peer_name="deepface, yunet",
+        peer_name="deepface with yunet",
         amount=len(images),
         unit="frames per CPU-second",
         repeats=repeats,
