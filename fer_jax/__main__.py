@@ -12,6 +12,7 @@ VERBS = {
     "doctor": ("fer_jax.doctor", "check versions, devices, codecs and disk"),
     "demo": ("fer_jax.study.demo", "the main job on the embedded data, with a report"),
     "build": ("fer_jax.data.build", "turn a source into a dataset of records"),
+    "audit": ("fer_jax.data.audit", "does anything of one side of a split stand on another"),
     "train": ("fer_jax.training.train", "train on a mixture of datasets"),
     "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
     "report": ("fer_jax.study.report", "write report.html from a scored run"),

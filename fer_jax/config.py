@@ -31,6 +31,8 @@ def default_config() -> ConfigDict:
             "task": "emotion",  # or "interest"
             "sources": (),  # trained on: their training parts, mixed
             "test_sets": (),  # scored by `evaluate`, each on its own
+            "exclusions": "",  # records to leave out: a file of `audit --write_exclusions`
+            "allow_leaks": False,  # train although people or pictures are on two sides
             "seed": 0,
             "batch_size": 128,  # over all devices
             "num_epochs": 50.0,

@@ -63,7 +63,6 @@ def _subject_rows(source: str, number: int) -> list[dict[str, Any]]:
                     "emotion": emotion,
                     "interest": int(rng.random() < INTERESTED[content]),
                     "label_source": "class" if source == "synthetic" else "annotated",
-                    "seed": number if source == "synthetic" else schema.UNKNOWN,
                     "gender": who.gender,
                     "age": float(who.age),
                     "split": _split(number),

@@ -3,6 +3,7 @@
 Reads the array_record shards that the builders wrote, without TensorFlow.
 """
 
+import csv
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,12 +27,14 @@ TEXT_COLUMNS = (
     "subject_id",
     "clip_id",
     "gender",
+    "url",
 )
 NUMBER_COLUMNS = {
     "emotion": np.int64,
     "interest": np.int64,
     "frame_index": np.int64,
     "age": np.float32,
+    "seed": np.int64,
 }
 
 
@@ -113,22 +116,29 @@ class Records:
         rows = [int(row) for row in rows]
         out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
         for slot, row in enumerate(rows):
-            try:
-                jpeg = _parse(self.serialized[row])["image"].bytes_list.value[0]
-            except (IndexError, RuntimeError, ValueError, DecodeError) as error:
-                raise InputError(
-                    f"record {row} of {self.name} {self.split} cannot be read "
-                    f"({str(error).splitlines()[0]}); build the dataset again"
-                ) from error
-            face = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-            if face is None:
-                raise InputError(
-                    f"the image of record {row} of {self.name} {self.split} is damaged"
-                )
+            face = self.image(row)
             shrinks = face.shape[0] > image_size
             interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             cv2.resize(face, (image_size, image_size), dst=out[slot], interpolation=interpolation)
         return out
+
+    def image(self, row: int) -> np.ndarray:
+        """Decodes one face as it was stored: uint8 RGB [s, s, 3].
+
+        Raises:
+          InputError: the record cannot be read or decoded.
+        """
+        try:
+            jpeg = _parse(self.serialized[row])["image"].bytes_list.value[0]
+        except (IndexError, RuntimeError, ValueError, DecodeError) as error:
+            raise InputError(
+                f"record {row} of {self.name} {self.split} cannot be read "
+                f"({str(error).splitlines()[0]}); build the dataset again"
+            ) from error
+        face = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if face is None:
+            raise InputError(f"the image of record {row} of {self.name} {self.split} is damaged")
+        return face
 
 
 def _parse(serialized: bytes) -> Mapping[str, Any]:
@@ -229,3 +239,61 @@ def labelled_rows(records: Records, task: str) -> np.ndarray:
     if not len(rows):
         raise InputError(f"no record of {records.name} {records.split} has a label for '{task}'")
     return rows
+
+
+class _Chosen(Sequence[bytes]):
+    """Some of a split's records, as a sequence of their own."""
+
+    def __init__(self, serialized: Sequence[bytes], rows: np.ndarray) -> None:
+        self._serialized, self._rows = serialized, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._serialized[int(self._rows[index])]
+
+
+def without(records: Records, excluded: set[tuple[str, str]]) -> tuple[Records, int]:
+    """A split without some of its records.
+
+    Args:
+      records: the split.
+      excluded: (dataset without its config, record_id) pairs, from `read_exclusions`.
+
+    Returns:
+      (the other records, how many were left out).
+
+    Raises:
+      InputError: none would remain.
+    """
+    dataset = records.name.split("/")[0]
+    ids = records.columns["record_id"].tolist()
+    kept = np.flatnonzero([(dataset, name) not in excluded for name in ids])
+    if len(kept) == len(records):
+        return records, 0
+    if not len(kept):
+        raise InputError(f"config.exclusions leaves nothing of {records.name} {records.split}")
+    columns = {name: values[kept] for name, values in records.columns.items()}
+    chosen = _Chosen(records.serialized, kept)
+    return Records(records.name, records.split, columns, chosen), len(records) - len(kept)
+
+
+def read_exclusions(file: str) -> set[tuple[str, str]]:
+    """The records that `fer-jax audit --write_exclusions=FILE` listed; "" lists none.
+
+    Returns:
+      (dataset without its config, record_id) pairs.
+
+    Raises:
+      InputError: no such file, or one with other columns.
+    """
+    if not file:
+        return set()
+    if not Path(file).is_file():
+        raise InputError(f"config.exclusions: '{file}' does not exist")
+    with Path(file).open(newline="", encoding="utf-8") as text:
+        reader = csv.DictReader(text)
+        if not {"dataset", "record_id"} <= set(reader.fieldnames or ()):
+            raise InputError(f"config.exclusions: '{file}' lacks the columns dataset, record_id")
+        return {(row["dataset"].split("/")[0], row["record_id"]) for row in reader}

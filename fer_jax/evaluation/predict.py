@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from fer_jax.data.augment import normalize
 from fer_jax.data.batches import evaluation_batches
 from fer_jax.data.records import Records
+from fer_jax.evaluation import predictions
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import batch_sharding, replicated, to_devices
@@ -99,8 +100,7 @@ def predictions_table(
 ) -> dict[str, np.ndarray]:
     """The predictions table of `fer_jax.evaluation.predictions` for scored rows."""
     columns = {name: values[rows] for name, values in records.columns.items()}
-    table = {name: columns[name] for name in columns if name not in ("emotion", "interest")}
-    del table["emotion_probabilities"]
+    table = {name: columns[name] for name in predictions.ORDER if name in columns}
     table["dataset"] = np.full(len(rows), records.name)
     table["split"] = np.full(len(rows), records.split)
     table["label"] = columns[task]

@@ -1,0 +1,505 @@
+"""The verb `audit`: does anything of one side of a split stand on another side?
+
+A side is what must not be seen while something is learned on another: the training, validation
+and test parts of an experiment, or the splits of datasets.
+"""
+
+import argparse
+import base64
+import collections
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jinja2
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fer_jax.config import OneLineParser, default_data_dir, parse_with_config
+from fer_jax.data import duplicates
+from fer_jax.data.records import (
+    Records,
+    as_source,
+    dataset_directory,
+    open_records,
+    read_exclusions,
+    without,
+)
+from fer_jax.errors import InputError
+from fer_jax.schema import TASKS, UNKNOWN
+
+# What each kind of finding says. The first ones are leaks; the last are for a person to judge.
+LEAKS = {
+    "record": "the same record on two sides",
+    "subject": "a person on two sides",
+    "clip": "a clip on two sides",
+    "url": "a video's address on two sides",
+    "seed": "a generator's seed on two sides",
+    "seed_labels": "a generator's seed under two labels",
+    "image": "the same picture on two sides",
+    "content": "a content group on two sides of the protocol content",
+    "stimulus": "an advertisement on two sides of the protocol content",
+}
+WARNINGS = {
+    "image_labels": "the same picture under two labels on one side",
+    "shared_stimulus": "an advertisement on two sides (its content is not new there)",
+}
+KINDS = LEAKS | WARNINGS
+# Sides in the order in which they give way: test data stays whole.
+PRIORITY = ("train", "validation", "test")
+# Two expressions of one person are nearly as alike as one picture; under two labels on one side
+# they are only worth a warning when hardly anything differs.
+SAME_PERSON_LIKENESS = 0.95
+SHOWN = 100  # findings of a kind on the page
+THUMBNAIL = 96
+
+
+class Finding(NamedTuple):
+    """Something that stands in two places.
+
+    Attributes:
+      kind: one of `KINDS`.
+      key: what it is: a person, a clip, ...; for pictures their likeness.
+      a: row of the pool, one example.
+      b: another on the other side, or under the other label.
+      rows: all rows of the pool that it concerns.
+    """
+
+    kind: str
+    key: str
+    a: int
+    b: int
+    rows: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The records of all sides in one numbering 0..n-1.
+
+    Attributes:
+      records: opened splits.
+      part: int64 [n], index into `records`.
+      row: int64 [n], row there.
+      side: str [n].
+      columns: as in `Records`, of all of them, and "dataset".
+    """
+
+    records: Sequence[Records]
+    part: np.ndarray
+    row: np.ndarray
+    side: np.ndarray
+    columns: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+
+def pool(parts: Sequence[tuple[str, Records]]) -> Pool:
+    """Puts opened splits together.
+
+    Args:
+      parts: (side, records).
+    """
+    records = [part for _, part in parts]
+    sizes = [len(part) for part in records]
+    columns: dict[str, np.ndarray] = {
+        name: np.concatenate([part.columns[name] for part in records])
+        for name in records[0].columns
+    }
+    columns["dataset"] = np.repeat([part.name for part in records], sizes)
+    return Pool(
+        records=records,
+        part=np.repeat(np.arange(len(records)), sizes),
+        row=np.concatenate([np.arange(size) for size in sizes]),
+        side=np.repeat([side for side, _ in parts], sizes),
+        columns=columns,
+    )
+
+
+def dataset_sides(names: Iterable[str], data_dir: Path) -> list[tuple[str, Records]]:
+    """Datasets by themselves: every split is a side; splits of one name are one side.
+
+    Raises:
+      InputError: a dataset that is not built.
+    """
+    parts = []
+    for name in names:
+        directory = dataset_directory(name, data_dir)
+        label = "/".join(directory.relative_to(data_dir).parts[:-1])
+        info = json.loads((directory / "dataset_info.json").read_text())
+        for split in sorted(part["name"] for part in info["splits"]):
+            parts.append((split, open_records(label, split, data_dir)))
+    return parts
+
+
+def experiment_sides(
+    config: ConfigDict, data_dir: Path
+) -> tuple[list[tuple[str, Records]], list[str]]:
+    """The sides of an experiment, as `train` and `evaluate` use them.
+
+    Returns:
+      ((side, records) pairs, the test sets that are not built here and were not looked at).
+
+    Raises:
+      InputError: a source that is not built.
+    """
+    excluded = read_exclusions(config.exclusions)
+    sources = [as_source(entry) for entry in config.sources]
+    parts = [
+        (side, without(open_records(source.name, getattr(source, side), data_dir), excluded)[0])
+        for side in ("train", "validation")
+        for source in sources
+    ]
+    absent = []
+    for source in [as_source(entry) for entry in config.test_sets]:
+        try:
+            parts.append(("test", open_records(source.name, source.test, data_dir)))
+        except InputError:
+            absent.append(source.name)
+    return parts, absent
+
+
+def identity_findings(everything: Pool) -> list[Finding]:
+    """What the records' own columns say; takes no look at the pictures."""
+    columns, side = everything.columns, everything.side
+    dataset = columns["dataset"]
+    labels = np.stack([columns[task] for task in TASKS], axis=1)
+    by_content = np.array([name.endswith("/content") for name in dataset])
+    base = np.array([name.split("/")[0] for name in dataset])
+    seeds = np.where(columns["seed"] >= 0, columns["seed"].astype(str), "")
+    # A seed means something within its dataset, an advertisement and a content group too.
+    within = {
+        name: np.char.add(np.char.add(base, " "), values)
+        for name, values in (
+            ("seed", seeds),
+            ("record", columns["record_id"]),
+            ("content", columns["content"]),
+            ("stimulus", columns["stimulus_id"]),
+        )
+    }
+    findings = []
+    for kind, keys, known in (
+        ("record", within["record"], np.ones(len(side), bool)),
+        ("subject", columns["subject_id"], columns["subject_id"] != ""),
+        ("clip", columns["clip_id"], columns["clip_id"] != ""),
+        ("url", columns["url"], columns["url"] != ""),
+        ("seed", within["seed"], seeds != ""),
+        ("content", within["content"], (columns["content"] != "") & by_content),
+        ("stimulus", within["stimulus"], (columns["stimulus_id"] != "") & by_content),
+        ("shared_stimulus", within["stimulus"], (columns["stimulus_id"] != "") & ~by_content),
+    ):
+        findings += _shared(kind, keys, known, side)
+    label_words = np.array([" ".join(map(str, row)) for row in labels.tolist()])
+    findings += _shared("seed_labels", within["seed"], seeds != "", label_words)
+    return findings
+
+
+def _shared(kind: str, keys: np.ndarray, known: np.ndarray, side: np.ndarray) -> list[Finding]:
+    """Keys that occur on more than one side."""
+    rows = np.flatnonzero(known)
+    if not len(rows):
+        return []
+    names, inverse = np.unique(keys[rows], return_inverse=True)
+    sides, side_of = np.unique(side[rows], return_inverse=True)
+    present = np.zeros((len(names), len(sides)), bool)
+    present[inverse, side_of] = True
+    findings = []
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], np.arange(len(names) + 1))
+    for name in np.flatnonzero(present.sum(axis=1) > 1):
+        own = rows[order[bounds[name] : bounds[name + 1]]]
+        other = own[side[own] != side[own[0]]][0]
+        findings.append(
+            Finding(kind, str(names[name]), int(own[0]), int(other), tuple(own.tolist()))
+        )
+    return findings
+
+
+def image_findings(everything: Pool) -> tuple[list[Finding], dict[str, Any]]:
+    """Pictures that stand on two sides, or under two labels on one.
+
+    Returns:
+      (findings, {"candidates", "confirmed", "precision"} of the hashes across all pairs that
+      were looked at).
+    """
+    thumbnails = np.empty(
+        (len(everything), duplicates.THUMBNAIL_SIZE, duplicates.THUMBNAIL_SIZE), np.uint8
+    )
+    with tqdm(total=len(everything), desc="pictures", unit="image", disable=None) as progress:
+        done = 0
+        for part, records in enumerate(everything.records):
+            for row in everything.row[everything.part == part]:
+                thumbnails[done] = duplicates.thumbnail(records.image(int(row)))
+                done += 1
+                progress.update()
+    side = np.unique(everything.side, return_inverse=True)[1]
+    labels = [everything.columns[task] for task in TASKS]
+    pairs, candidates = duplicates.same_pictures(thumbnails, np.stack([side, *labels], axis=1))
+    columns, names = everything.columns, ("dataset", "record_id", "subject_id")
+    findings = []
+    for i, j, alike in pairs:
+        kind = "image" if side[i] != side[j] else "image_labels"
+        same = {name: columns[name][i] == columns[name][j] for name in names}
+        if same["dataset"] and same["record_id"]:
+            continue  # named as such already
+        one_person = same["subject_id"] and columns["subject_id"][i] != ""
+        if kind == "image_labels" and one_person and alike < SAME_PERSON_LIKENESS:
+            continue
+        findings.append(Finding(kind, f"likeness {alike:.3f}", i, j, (i, j)))
+    precision = len(pairs) / candidates if candidates else float("nan")
+    return findings, {
+        "candidates": candidates,
+        "confirmed": len(pairs),
+        "precision": None if np.isnan(precision) else precision,
+    }
+
+
+def count_kinds(findings: Iterable[Finding], kinds: Iterable[str]) -> dict[str, int]:
+    """How many findings there are of each kind; kinds without any are left out."""
+    counts = collections.Counter(finding.kind for finding in findings)
+    return {kind: counts[kind] for kind in kinds if counts[kind]}
+
+
+def leaks_in_words(counts: Mapping[str, int]) -> str:
+    """The kinds and their counts, for a line of text."""
+    return ", ".join(f"{count} x {LEAKS[kind]}" for kind, count in counts.items())
+
+
+def exclusions(everything: Pool, findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
+    """The records to leave out so that nothing leaks: (dataset, record_id, reason).
+
+    Of two sides the one nearer to the test gives nothing up; of folds, the later one. A seed
+    under two labels goes as a whole.
+    """
+    left_out: dict[int, str] = {}
+    for finding in findings:
+        if finding.kind not in LEAKS:
+            continue
+        ranks = [_rank(str(everything.side[row])) for row in finding.rows]
+        for row, rank in zip(finding.rows, ranks, strict=True):
+            if rank < max(ranks) or finding.kind == "seed_labels":
+                left_out.setdefault(row, finding.kind)
+    return sorted(
+        {
+            (
+                str(everything.columns["dataset"][row]),
+                str(everything.columns["record_id"][row]),
+                reason,
+            )
+            for row, reason in left_out.items()
+        }
+    )
+
+
+def _rank(side: str) -> tuple[int, str]:
+    return (PRIORITY.index(side), "") if side in PRIORITY else (-1, side)
+
+
+def allowed_leaks(parts: Sequence[tuple[str, Records]], *, allow: bool) -> dict[str, int]:
+    """The identity part of the audit, before a training starts.
+
+    Args:
+      parts: (side, records) pairs, what is excluded already left out.
+      allow: `config.allow_leaks`.
+
+    Returns:
+      Leaks by kind; empty unless they are allowed.
+
+    Raises:
+      InputError: something leaks, and that is not allowed.
+    """
+    counts = count_kinds(identity_findings(pool(parts)), LEAKS)
+    if counts and not allow:
+        raise InputError(
+            f"the data leaks: {leaks_in_words(counts)}; look with `fer-jax audit --config=...`, "
+            "leave records out with --config.exclusions=FILE, or say --config.allow_leaks=true"
+        )
+    return counts
+
+
+def prevalence(everything: Pool) -> dict[str, Any]:
+    """Per side: how many records, people, and what share each class and source has."""
+    found = {}
+    for side in sorted(set(everything.side.tolist()), key=_rank):
+        here = everything.side == side
+        described: dict[str, Any] = {
+            "records": int(here.sum()),
+            "subjects": len(set(everything.columns["subject_id"][here].tolist()) - {""}),
+            "sources": _shares(everything.columns["source"][here]),
+            "content": _shares(everything.columns["content"][here]),
+        }
+        for task, classes in TASKS.items():
+            labels = everything.columns[task][here]
+            labels = labels[labels != UNKNOWN]
+            described[task] = _shares(np.asarray(classes)[labels]) if len(labels) else {}
+        found[side] = described
+    return found
+
+
+def _shares(values: np.ndarray) -> dict[str, float]:
+    names, counts = np.unique(values, return_counts=True)
+    shares = counts / max(1, len(values))
+    return {str(name): round(float(x), 4) for name, x in zip(names, shares, strict=True) if name}
+
+
+def audit(parts: Sequence[tuple[str, Records]]) -> tuple[Pool, list[Finding], dict[str, Any]]:
+    """Everything: identities and pictures.
+
+    Args:
+      parts: (side, records) pairs.
+
+    Returns:
+      (the pool, its findings, what audit.json says).
+    """
+    everything = pool(parts)
+    findings = identity_findings(everything)
+    pictures, near = image_findings(everything)
+    findings += pictures
+    described = {
+        "datasets": sorted(set(everything.columns["dataset"].tolist())),
+        "records": len(everything),
+        "leaks": count_kinds(findings, LEAKS),
+        "warnings": count_kinds(findings, WARNINGS),
+        "hashes": near,
+        "sides": prevalence(everything),
+        "findings": [
+            {
+                "kind": finding.kind,
+                "key": finding.key,
+                "records": len(finding.rows),
+                "a": _place(everything, finding.a),
+                "b": _place(everything, finding.b),
+            }
+            for finding in findings
+        ],
+    }
+    return everything, findings, described
+
+
+def _place(everything: Pool, row: int) -> dict[str, Any]:
+    words = {
+        name: str(everything.columns[name][row]) for name in ("dataset", "record_id", "subject_id")
+    }
+    labels = {
+        task: classes[index] if (index := int(everything.columns[task][row])) >= 0 else None
+        for task, classes in TASKS.items()
+    }
+    return words | {"side": str(everything.side[row])} | labels
+
+
+def page(everything: Pool, findings: Sequence[Finding], described: Mapping[str, Any]) -> str:
+    """The findings with their pictures, as one self-contained HTML page."""
+
+    def picture(row: int) -> str:
+        face = everything.records[int(everything.part[row])].image(int(everything.row[row]))
+        small = cv2.resize(face, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+        data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
+        return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+    groups = []
+    for kind, meaning in KINDS.items():
+        own = [finding for finding in findings if finding.kind == kind]
+        shown = [
+            {
+                "key": finding.key,
+                "records": len(finding.rows),
+                "places": [
+                    _place(everything, row) | {"picture": picture(row)}
+                    for row in (finding.a, finding.b)
+                ],
+            }
+            for finding in own[:SHOWN]
+        ]
+        if own:
+            leak = kind in LEAKS
+            groups.append(
+                {"kind": kind, "meaning": meaning, "leak": leak, "count": len(own), "shown": shown}
+            )
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (Path(__file__).parent / "audit.html").read_text()
+    )
+    return template.render(groups=groups, described=described)
+
+
+def summary(described: Mapping[str, Any]) -> str:
+    """The audit for a terminal."""
+    lines = [f"{described['records']} records of {', '.join(described['datasets'])}"]
+    for side, here in described["sides"].items():
+        lines.append(f"  {side}: {here['records']} records, {here['subjects'] or 'no'} subjects")
+        for name in ("sources", "content", *TASKS):
+            if here[name]:
+                shares = ", ".join(f"{word} {share:.1%}" for word, share in here[name].items())
+                lines.append(f"    {name}: {shares}")
+    near = described["hashes"]
+    if near["candidates"]:
+        lines.append(
+            f"  of {near['candidates']} pairs with like hashes {near['confirmed']} are the same "
+            f"picture (precision {near['precision']:.3f})"
+        )
+    for name, kinds in (("leaks", LEAKS), ("warnings", WARNINGS)):
+        counts = described[name]
+        lines.append(f"{name}: {sum(counts.values()) or 'none'}")
+        for kind, count in counts.items():
+            lines.append(f"  {count} x {kinds[kind]}")
+            first = [finding for finding in described["findings"] if finding["kind"] == kind][:3]
+            for finding in first:
+                a, b = finding["a"], finding["b"]
+                lines.append(
+                    f"    {finding['key']}: {a['record_id']} ({a['side']}), "
+                    f"{b['record_id']} ({b['side']})"
+                )
+            if count > len(first):
+                lines.append(f"    and {count - len(first)} more")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """The verb `audit`; exit code 1 if something leaks."""
+    parser = OneLineParser(
+        prog="fer-jax audit",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("datasets", nargs="*", metavar="DATASET", help="or --config=FILE.py")
+    parser.add_argument("--data_dir", type=Path, default=default_data_dir())
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="gets audit.json and audit.html"
+    )
+    parser.add_argument(
+        "--write_exclusions",
+        "--write-exclusions",
+        type=Path,
+        metavar="FILE",
+        help="list the records to leave out, for config.exclusions",
+    )
+    if any(word.startswith("--config") for word in argv) or "--help" in argv:
+        arguments, config = parse_with_config(parser, argv)
+        if arguments.datasets:
+            raise InputError("name datasets or a --config, not both")
+        parts, absent = experiment_sides(config, arguments.data_dir)
+        if absent:
+            print(f"not built here, and so not looked at: {', '.join(absent)}")
+    else:
+        arguments = parser.parse_args(argv)
+        if not arguments.datasets:
+            raise InputError("name datasets, or an experiment with --config=FILE.py")
+        parts = dataset_sides(arguments.datasets, arguments.data_dir)
+    everything, findings, described = audit(parts)
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    (arguments.workdir / "audit.json").write_text(
+        json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    )
+    (arguments.workdir / "audit.html").write_text(page(everything, findings, described))
+    print(summary(described))
+    print(f"  -> {arguments.workdir / 'audit.html'}")
+    if arguments.write_exclusions:
+        rows = exclusions(everything, findings)
+        with arguments.write_exclusions.open("w", newline="") as file:
+            csv.writer(file).writerows([("dataset", "record_id", "reason"), *rows])
+        print(f"{len(rows)} records to leave out -> {arguments.write_exclusions}")
+    return int(bool(described["leaks"]))

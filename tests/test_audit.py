@@ -1,0 +1,198 @@
+"""What stands on two sides is found, named, and can be left out."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from data_builders.demo import demo_dataset_builder as demo
+from fer_jax.__main__ import main
+from fer_jax.data import audit
+from fer_jax.data.build import Plan, write
+from fer_jax.media.clips import Found
+from fer_jax.media.images import decode, encode_jpeg
+
+FACES: dict[int, bytes] = {}
+
+
+def face(number: int) -> bytes:
+    """A drawn person; the same number is the same picture."""
+    if number not in FACES:
+        row = demo.plan("social", None).rows[number * 21 % 1260]  # pyright: ignore[reportArgumentType] (no options)
+        FACES[number] = demo._draw(row)[0].faces[0]["image"]
+    return FACES[number]
+
+
+def dataset(data_dir: Path, rows: list[dict[str, Any]], name: str = "x", config: str = "grouped"):
+    """Writes rows as a dataset; row i shows person i unless "_face" says otherwise."""
+    whole = [
+        {"record_id": f"{name}/{i}", "source": name, "emotion": i % 7, "_face": i} | row
+        for i, row in enumerate(rows)
+    ]
+
+    def read(row: dict[str, Any]) -> list[Found]:
+        picture = row["_face"]
+        data = picture if isinstance(picture, bytes) else face(picture)
+        return [Found(row["record_id"], [{"image": data}])]
+
+    write(Plan(name, config, whole, [], {}, read=read), data_dir)
+
+
+def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    code = main(["audit", *words, f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'audit'}"])
+    return code, json.loads((tmp_path / "audit" / "audit.json").read_text())
+
+
+CLEAN = [
+    {"split": "train", "subject_id": "x/a", "clip_id": "c1", "url": "u1", "content": "food"},
+    {"split": "train", "subject_id": "x/a", "clip_id": "c1", "url": "u1", "content": "food"},
+    {"split": "validation", "subject_id": "x/b", "clip_id": "c2", "content": "cars"},
+    {"split": "test", "subject_id": "x/c", "clip_id": "c3", "url": "u2", "content": "food"},
+]
+
+
+def changed(row: int, **fields: Any) -> list[dict[str, Any]]:
+    rows = [dict(one) for one in CLEAN]
+    rows[row] |= fields
+    return rows
+
+
+def test_a_clean_set_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dataset(tmp_path, CLEAN)
+    code, found = run(tmp_path, "x")
+    assert (code, found["leaks"], found["warnings"]) == (0, {}, {})
+    assert found["sides"]["train"]["records"] == 2
+    assert found["sides"]["test"]["subjects"] == 1
+    assert "leaks: none" in capsys.readouterr().out
+
+
+def saved_again(number: int) -> bytes:
+    return encode_jpeg(np.roll(cv2.convertScaleAbs(decode(face(number)), beta=8), 1, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "config", "kind"),
+    [
+        (changed(3, subject_id="x/a"), "grouped", "subject"),
+        (changed(3, clip_id="c1"), "grouped", "clip"),
+        (changed(3, url="u1"), "grouped", "url"),
+        (CLEAN, "content", "content"),
+        ([row | {"stimulus_id": "ad"} for row in changed(3, content="sea")], "content", "stimulus"),
+        ([row | {"seed": 7, "emotion": 3} for row in CLEAN[1:]], "grouped", "seed"),
+        ([row | {"seed": 7} for row in CLEAN[:2]], "grouped", "seed_labels"),
+        (changed(3, _face=saved_again(0)), "grouped", "image"),
+    ],
+)
+def test_each_kind_of_leak(
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    config: str,
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    dataset(tmp_path, rows, config=config)
+    exclusions = tmp_path / "leave_out.csv"
+    code, found = run(tmp_path, "x", f"--write-exclusions={exclusions}")
+    assert (code, found["leaks"]) == (1, {kind: 1})
+    (finding,) = (f for f in found["findings"] if f["kind"] == kind)
+    if kind != "seed_labels":
+        assert finding["a"]["side"] != finding["b"]["side"]
+    assert audit.LEAKS[kind] in capsys.readouterr().out
+    page = (tmp_path / "audit" / "audit.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page
+    with exclusions.open() as file:
+        left_out = list(csv.DictReader(file))
+    # Test data gives nothing up.
+    sides = {f"x/{i}": row["split"] for i, row in enumerate(rows)}
+    assert left_out and all(sides[row["record_id"]] != "test" for row in left_out)
+
+
+def test_an_advertisement_under_a_split_by_people_is_a_warning(tmp_path: Path):
+    dataset(tmp_path, [row | {"stimulus_id": "ad"} for row in CLEAN])
+    code, found = run(tmp_path, "x")
+    assert (code, found["leaks"], found["warnings"]) == (0, {}, {"shared_stimulus": 1})
+
+
+def test_one_picture_under_two_labels_on_one_side_is_a_warning(tmp_path: Path):
+    dataset(tmp_path, changed(1, _face=saved_again(0), subject_id=""))
+    code, found = run(tmp_path, "x")
+    assert (code, found["warnings"]) == (0, {"image_labels": 1})
+    assert found["hashes"]["confirmed"] == 1
+
+
+def test_people_are_followed_across_datasets_and_seeds_are_not(tmp_path: Path):
+    dataset(tmp_path, [row | {"seed": i, "emotion": 1} for i, row in enumerate(CLEAN)])
+    rows = [
+        {"split": "test", "subject_id": "x/a", "seed": 0, "emotion": 2, "_face": 9},
+        {"split": "train", "subject_id": "y/a", "seed": 3, "emotion": 2, "_face": 10},
+    ]
+    dataset(tmp_path, rows, name="y")
+    code, found = run(tmp_path, "x", "y")
+    assert (code, found["leaks"]) == (1, {"subject": 1})
+
+
+def test_real_fer2013_holds_duplicates_and_lab_sets_none(shared: Path, tmp_path: Path):
+    """Whole laboratory sets, whose tight crops collide in their hashes."""
+    for name, protocol in (("ck48", "grouped"), ("jaffe", "folds")):
+        source = f"--source={shared / 'data' / 'faces' / name}.zip"
+        words = [source, f"--data_dir={tmp_path}", f"--name={name}"]
+        assert main(["build", f"face_folder/{protocol}", *words]) == 0
+    code, found = run(tmp_path, "ck48", "jaffe")
+    assert (code, found["leaks"]) == (0, {})
+    assert found["hashes"]["candidates"] > 500
+
+
+CONFIG = """
+from fer_jax.config import default_config
+def get_config():
+    config = default_config()
+    config.sources = ("x",)
+    config.test_sets = ({test})
+    return config
+"""
+
+
+def test_an_experiments_sides_and_its_exclusions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    dataset(tmp_path, [*changed(3, subject_id="x/a"), {"split": "train", "_face": 8}])
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(test='"x", "elsewhere"'))
+    exclusions = tmp_path / "leave_out.csv"
+    code, found = run(tmp_path, f"--config={config}", f"--write_exclusions={exclusions}")
+    assert (code, found["leaks"]) == (1, {"subject": 1})
+    assert "not looked at: elsewhere" in capsys.readouterr().out
+    words = f"--config={config}", f"--config.exclusions={exclusions}"
+    code, found = run(tmp_path, *words)
+    assert (code, found["leaks"]) == (0, {})
+    assert found["sides"]["train"]["records"] == 1
+
+
+def test_parts_that_overlap_share_their_records(tmp_path: Path):
+    dataset(tmp_path, CLEAN)
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(test='{"name": "x", "test": "train[:50%]"},'))
+    code, found = run(tmp_path, f"--config={config}")
+    assert code == 1 and found["leaks"]["record"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "name datasets, or an experiment"),
+        (["nothing"], "is not built"),
+        (["x", "--config=configs/demo.py"], "not both"),
+        (["--config=configs/demo.py", "--config.exclusions=gone.csv"], "does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+):
+    place = [f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'audit'}"]
+    assert main(["audit", *words, *place]) == 2
+    printed = capsys.readouterr().err
+    assert says in printed and printed.count("\n") == 1
