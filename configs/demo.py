@@ -7,12 +7,10 @@
 Drawn faces of 72 px through a narrow Xception.
 """
 
-from ml_collections import ConfigDict
-
-from fer_jax.config import default_config
+from fer_jax.config import Config, default_config
 
 
-def get_config(task: str = "emotion") -> ConfigDict:
+def get_config(task: str = "emotion") -> Config:
     """The demo's config; the variant is the task, "emotion" or "interest"."""
     config = default_config()
     config.task = task

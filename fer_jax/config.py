@@ -13,20 +13,33 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml_collections import ConfigDict
 
 from fer_jax.errors import InputError, did_you_mean
 
 
-def default_config() -> ConfigDict:
+class Config(ConfigDict):
+    """A ConfigDict as a type checker must see it: what a field holds is known at run time.
+
+    ml_collections annotates nothing, so a checker guesses from its code, and guesses another
+    type when it reads the files in another order.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, attribute: str) -> Any: ...
+        def __getitem__(self, key: str) -> Any: ...
+
+
+def default_config() -> Config:
     """Every field of an experiment with its default. Blocks are keyword arguments.
 
     `sources` and `test_sets` hold dataset names, or blocks for `fer_jax.data.records.Source`
     (name, train, validation, test, weight) where the splits are not the usual three.
     """
-    return ConfigDict(
+    return Config(
         {
             "task": "emotion",  # or "interest"
             "sources": (),  # trained on: their training parts, mixed
@@ -99,7 +112,7 @@ def default_data_dir() -> Path:
     return Path(os.environ.get("FER_JAX_DATA", "~/fer_jax_data")).expanduser()
 
 
-def load_config(path_and_variant: str) -> ConfigDict:
+def load_config(path_and_variant: str) -> Config:
     """Loads `configs/x.py` or `configs/x.py:variant`.
 
     Raises:
@@ -131,7 +144,7 @@ def load_config(path_and_variant: str) -> ConfigDict:
     return check_config(config)
 
 
-def override(config: ConfigDict, field: str, text: str) -> None:
+def override(config: Config, field: str, text: str) -> None:
     """Sets one field from the command line, with the type that its default has.
 
     Args:
@@ -176,7 +189,7 @@ def _parse(field: str, text: str, default: Any) -> Any:
         raise InputError(f"config.{field} is {what}, not '{text}'") from error
 
 
-def check_config(config: ConfigDict) -> ConfigDict:
+def check_config(config: Config) -> Config:
     """Refuses a config with fields, types or values that no experiment can have.
 
     Raises:
@@ -243,12 +256,12 @@ def fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The config as it is kept in a workdir."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """Reads what `to_json` wrote (JSON has no tuples: lists come back as tuples)."""
 
     def tuples(value: Any) -> Any:
@@ -256,7 +269,7 @@ def from_json(text: str) -> ConfigDict:
             return {key: tuples(inner) for key, inner in value.items()}
         return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text)))
+    return Config(tuples(json.loads(text)))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -269,7 +282,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse_with_config(
     parser: argparse.ArgumentParser, argv: list[str]
-) -> tuple[argparse.Namespace, ConfigDict]:
+) -> tuple[argparse.Namespace, Config]:
     """Parses a verb's words, its config file and the overrides of it.
 
     Args:

@@ -5,10 +5,9 @@ import json
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from fer_jax import checkpoints
-from fer_jax.config import OneLineParser, default_data_dir, from_json
+from fer_jax.config import Config, OneLineParser, default_data_dir, from_json
 from fer_jax.data.records import as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
@@ -23,7 +22,7 @@ from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh, replicated
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: Path) -> Config:
     """The config of a run.
 
     Raises:

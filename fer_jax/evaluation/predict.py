@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from fer_jax.config import Config
 from fer_jax.data.augment import normalize
 from fer_jax.data.batches import evaluation_batches
 from fer_jax.data.records import Records
@@ -22,7 +22,7 @@ BATCHES_IN_FLIGHT = 4
 PredictStep = Callable[[dict[str, Any], jax.Array], jax.Array]
 
 
-def model_arguments(config: ConfigDict) -> dict[str, Any]:
+def model_arguments(config: Config) -> dict[str, Any]:
     """The config's model block and task as keyword arguments of `xception.Xception`."""
     return dict(config.model) | {"num_classes": len(TASKS[config.task])}
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from clu import parameter_overview, platform
-from ml_collections import ConfigDict
 
 from fer_jax import checkpoints
 from fer_jax.config import (
+    Config,
     OneLineParser,
     default_data_dir,
     fields,
@@ -61,7 +61,7 @@ CHANGEABLE = (
 VALIDATION_METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
 
-def train(config: ConfigDict, workdir: Path, data_dir: Path) -> dict[str, float]:
+def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     """Trains, or continues what is in `workdir`, until the config's epochs are done.
 
     Args:
@@ -256,7 +256,7 @@ def _start_from_keras(state: TrainState, path: Path, sharding: TrainState) -> Tr
     )
 
 
-def _check_continues(config: ConfigDict, workdir: Path) -> None:
+def _check_continues(config: Config, workdir: Path) -> None:
     """Refuses to continue a run with a config that would make it another run."""
     file = workdir / "config.json"
     if not file.is_file():
@@ -307,7 +307,7 @@ def _validate(
     score: PredictStep,
     network: dict[str, Any],
     validation: list[Records],
-    config: ConfigDict,
+    config: Config,
     mesh: Any,
 ) -> dict[str, float]:
     """Metrics on the validation parts of all sources together."""
@@ -341,14 +341,12 @@ def _validation_line(step: int, history: list[dict[str, float]], metric: str) ->
     return f"validation at step {step}: {figures}  ({marks})"
 
 
-def _stops_early(config: ConfigDict, history: list[dict[str, float]]) -> bool:
+def _stops_early(config: Config, history: list[dict[str, float]]) -> bool:
     patience = config.early_stopping_patience
     return patience > 0 and validations_since_best(history, config.selection_metric) >= patience
 
 
-def _with_plateau(
-    state: TrainState, history: list[dict[str, float]], config: ConfigDict
-) -> TrainState:
+def _with_plateau(state: TrainState, history: list[dict[str, float]], config: Config) -> TrainState:
     if config.schedule.name != "plateau":
         return state
     scale = plateau_scale(
@@ -362,7 +360,7 @@ def _with_plateau(
 
 
 def _summary(
-    config: ConfigDict,
+    config: Config,
     mixture: batches.Mixture,
     validation: list[Records],
     num_devices: int,
