@@ -20,6 +20,7 @@ from fer_jax.data.build import write
 from fer_jax.errors import InputError
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from fer_jax.training import start
 from fer_jax.training import train as program
 from fer_jax.training.step import TrainState, cross_entropy, init_state, train_step
 
@@ -301,6 +302,15 @@ def test_what_cannot_be_trained_is_refused(
 def test_another_config_does_not_continue_a_run(finished: Path, data_dir: Path):
     with pytest.raises(InputError, match=r"seed \(was 0, now 1\)"):
         program.train(tiny_config(seed=1), finished, data_dir)
+
+
+def test_a_start_that_failed_does_not_bind_the_workdir(data_dir: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="no weights file"):
+        program.train(tiny_config(init_from="nowhere.h5"), tmp_path, data_dir)
+    start.check_continues(tiny_config(), tmp_path)
+    (tmp_path / "checkpoints" / "5").mkdir()
+    with pytest.raises(InputError, match=r"init_from \(was nowhere.h5, now \)"):
+        start.check_continues(tiny_config(), tmp_path)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, data_dir: Path):

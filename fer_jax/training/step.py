@@ -5,11 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from flax import struct
 
 from fer_jax.data.augment import augment, normalize
+from fer_jax.errors import InputError
 from fer_jax.models import xception
 
 INITIAL_LOSS_SCALE = 2.0**15
@@ -42,6 +44,17 @@ class TrainState:
     good_steps: jax.Array
 
 
+def network_of(state: TrainState) -> dict[str, Any]:
+    """What a prediction needs of the state."""
+    return {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
+
+
+def training_of(state: TrainState) -> dict[str, Any]:
+    """The rest of the state; with `network_of` it is all of it."""
+    rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in rest.items() if name not in network_of(state)}
+
+
 @struct.dataclass
 class StepMetrics(clu_metrics.Collection):
     """What a step reports; merged over steps on the host."""
@@ -49,6 +62,29 @@ class StepMetrics(clu_metrics.Collection):
     loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm] (CLU's way of declaring a metric)
     accuracy: clu_metrics.Average.from_output("accuracy")  # pyright: ignore[reportInvalidTypeForm] (as above)
     gradient_norm: clu_metrics.Average.from_output("gradient_norm")  # pyright: ignore[reportInvalidTypeForm] (as above)
+
+
+def merged(pending: list[StepMetrics], last_step: int) -> dict[str, float]:
+    """Means over consecutive steps, on the host: {"train_loss", "train_accuracy", ...}.
+
+    Args:
+      pending: what each step reported, oldest first.
+      last_step: the number of the last of them.
+
+    Raises:
+      InputError: a loss that is not finite; names its step.
+    """
+    stacked = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(pending))
+    losses = stacked.loss.total / stacked.loss.count
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        step = last_step - len(pending) + 1 + int(bad[0])
+        raise InputError(
+            f"the loss is not finite at step {step}; the last checkpoint is whole. Lower "
+            "config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
+        )
+    reduced = StepMetrics.reduce(stacked).compute()
+    return {f"train_{name}": float(value) for name, value in reduced.items()}
 
 
 def init_state(
@@ -75,6 +111,21 @@ def init_state(
         loss_scale=jnp.asarray(INITIAL_LOSS_SCALE if scaled else 1.0, jnp.float32),
         good_steps=jnp.zeros((), jnp.int32),
     )
+
+
+def class_weights(shares: np.ndarray, kind: str) -> np.ndarray:
+    """What each class weighs in the loss, float32 [k].
+
+    Args:
+      shares: float64 [k], how often each class is drawn.
+      kind: "none" for ones; "balanced" for the inverse of the shares, scaled so that the mean
+        weight of the drawn images is 1. A class that is never drawn weighs 0.
+    """
+    if kind == "none":
+        return np.ones(len(shares), np.float32)
+    present = shares > 0
+    weights = np.where(present, 1 / np.where(present, shares, 1), 0) / present.sum()
+    return weights.astype(np.float32)
 
 
 def cross_entropy(

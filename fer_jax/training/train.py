@@ -3,17 +3,13 @@
 Read `train` from top to bottom: data, shapes, shardings, state, the step, the loop.
 """
 
-import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-from clu import parameter_overview, platform
+from clu import platform
 
 from fer_jax import checkpoints
 from fer_jax.config import (
@@ -21,15 +17,13 @@ from fer_jax.config import (
     OneLineParser,
     default_data_dir,
     fields,
-    from_json,
     parse_with_config,
     to_json,
 )
 from fer_jax.data import batches
-from fer_jax.data.records import Records, as_source, labelled_rows, open_records
+from fer_jax.data.records import as_source, open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import metrics
-from fer_jax.evaluation.predict import PredictStep, compile_predict_step, model_arguments, predict
+from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
 from fer_jax.sharding import (
     batch_sharding,
@@ -39,26 +33,19 @@ from fer_jax.sharding import (
     state_sharding,
     to_devices,
 )
+from fer_jax.training import start, summary, validation
 from fer_jax.training.environment import write_environment
 from fer_jax.training.log import MetricsLog, ProgressLine
-from fer_jax.training.optimizer import (
-    make_optimizer,
-    make_schedule,
-    plateau_scale,
-    validations_since_best,
+from fer_jax.training.optimizer import make_optimizer, make_schedule
+from fer_jax.training.step import (
+    StepMetrics,
+    class_weights,
+    init_state,
+    merged,
+    network_of,
+    train_step,
+    training_of,
 )
-from fer_jax.training.step import StepMetrics, TrainState, init_state, train_step
-from fer_jax.weights.keras import load_xception
-
-# What may differ when a run is continued; everything else makes it another run.
-CHANGEABLE = (
-    "test_sets",
-    "num_epochs",
-    "log_every_steps",
-    "early_stopping_patience",
-    "keep_checkpoints",
-)
-VALIDATION_METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
 
 def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
@@ -80,7 +67,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     sources = [as_source(entry) for entry in config.sources]
     if not sources:
         raise InputError("config.sources is empty; name at least one dataset to train on")
-    _check_continues(config, workdir)
+    start.check_continues(config, workdir)
     mesh = make_mesh()
     check_batch_size(config.batch_size, config.accumulation_steps, mesh)
     mixture = batches.mix(
@@ -90,7 +77,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         soft_labels=config.loss.soft_labels,
         **config.mixture,
     )
-    validation = [open_records(source.name, source.validation, data_dir) for source in sources]
+    validated_on = validation.open_parts(sources, config.task, data_dir)
     steps_per_epoch = batches.steps_per_epoch(mixture, config.batch_size)
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
     validate_every = max(1, round(config.validate_every_epochs * steps_per_epoch))
@@ -125,7 +112,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
             train_step,
             graphdef=graphdef,
             optimizer=optimizer,
-            class_weights=_class_weights(mixture, config.loss.class_weights),
+            class_weights=class_weights(mixture.class_shares, config.loss.class_weights),
             label_smoothing=config.loss.label_smoothing,
             augmentation=dict(config.augment),
             accumulation_steps=config.accumulation_steps,
@@ -148,16 +135,14 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     last = manager.latest_step()
     history: list[dict[str, float]] = []
     if last is None:
-        state = jax.jit(init, out_shardings=sharding)(init_key)
-        if config.init_from:
-            state = _start_from_keras(state, Path(config.init_from), sharding)
-        print(parameter_overview.get_parameter_overview(state.params, include_stats=False))
+        state = start.fresh(init, init_key, sharding, config.init_from)
+        print(summary.parameters(state.params))
     else:
-        state, loop = _restore(manager, last, shapes, sharding)
+        state, loop = start.restored(manager, last, shapes, sharding)
         iterator.set_state(loop["iterator"])
         history = loop["history"]
         print(f"continuing from step {last}")
-    print(_summary(config, mixture, validation, mesh.size, num_steps))
+    print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
     log = MetricsLog(workdir, after_step=last or 0)
     if last is None:
         log.write_hparams(dict(fields(config)))
@@ -167,8 +152,9 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     waited, since = 0.0, time.monotonic()
 
     for number in range((last or 0) + 1, num_steps + 1):
-        if _stops_early(config, history):
-            progress.note(f"stopped early: no better validation in {len(history)} of them")
+        if validation.stops_early(config, history):
+            patience = config.early_stopping_patience
+            progress.note(f"stopped early: the last {patience} validations were no better")
             break
         asked = time.monotonic()
         batch = to_devices(next(iterator), mesh)
@@ -180,7 +166,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
             continue
 
         # The only place where the host waits for the device.
-        scalars = _merged(pending, number)
+        scalars = merged(pending, number)
         elapsed = time.monotonic() - since
         images_per_second = len(pending) * config.batch_size / elapsed
         wait = waited / elapsed
@@ -199,11 +185,11 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         )
         work_unit.set_task_status(f"step {number} of {num_steps}")
         if validates:
-            validated = _validate(score, network_of(state), validation, config, mesh)
+            validated = validation.validate(score, network_of(state), validated_on, config, mesh)
             history.append({"step": number} | validated)
             scalars |= validated
-            progress.note(_validation_line(number, history, config.selection_metric))
-            state = _with_plateau(state, history, config)
+            progress.note(validation.line(number, history, config.selection_metric))
+            state = validation.with_plateau(state, history, config)
         log.write_scalars(number, scalars)
         if validates:
             log.flush()
@@ -211,7 +197,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
                 manager,
                 number,
                 network=network_of(state),
-                training=_training_of(state),
+                training=training_of(state),
                 loop={"iterator": iterator.get_state(), "history": history},
                 metrics=history[-1],
             )
@@ -222,166 +208,6 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     log.close()
     best = checkpoints.best_step(history, config.selection_metric)
     return next(row for row in history if row["step"] == best)
-
-
-def network_of(state: TrainState) -> dict[str, Any]:
-    """What a prediction needs of the state."""
-    return {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
-
-
-def _training_of(state: TrainState) -> dict[str, Any]:
-    """The rest of the state; with `network_of` it is all of it."""
-    rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in rest.items() if name not in network_of(state)}
-
-
-def _restore(
-    manager: ocp.CheckpointManager, step: int, shapes: TrainState, sharding: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    target = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
-    )
-    network, training, loop = checkpoints.restore(
-        manager, step, network=network_of(target), training=_training_of(target)
-    )
-    return TrainState(**network, **training), loop
-
-
-def _start_from_keras(state: TrainState, path: Path, sharding: TrainState) -> TrainState:
-    params, batch_stats, fresh = load_xception(path, state.params, state.batch_stats)
-    print(f"started from {path}" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
-    ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-    return jax.device_put(
-        dataclasses.replace(state, params=params, batch_stats=batch_stats, ema=ema), sharding
-    )
-
-
-def _check_continues(config: Config, workdir: Path) -> None:
-    """Refuses to continue a run with a config that would make it another run."""
-    file = workdir / "config.json"
-    if not file.is_file():
-        return
-    before, now = dict(fields(from_json(file.read_text()))), dict(fields(config))
-    differing = [
-        f"{name} (was {before.get(name)}, now {now.get(name)})"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in CHANGEABLE
-    ]
-    if differing:
-        raise InputError(
-            f"'{workdir}' holds a run with another config: {'; '.join(differing)}; "
-            "choose another workdir or the same config"
-        )
-
-
-def _class_weights(mixture: batches.Mixture, kind: str) -> np.ndarray:
-    """float32 [classes]: ones, or inverse to how often a class is drawn, with mean weight 1."""
-    shares = mixture.class_shares
-    if kind == "none":
-        return np.ones(len(shares), np.float32)
-    present = shares > 0
-    weights = np.where(present, 1 / np.where(present, shares, 1), 0) / present.sum()
-    return weights.astype(np.float32)
-
-
-def _merged(pending: list[StepMetrics], last_step: int) -> dict[str, float]:
-    """Means over the steps since the last line.
-
-    Raises:
-      InputError: a loss that is not finite; names its step.
-    """
-    stacked = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(pending))
-    losses = stacked.loss.total / stacked.loss.count
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        step = last_step - len(pending) + 1 + int(bad[0])
-        raise InputError(
-            f"the loss is not finite at step {step}; the last checkpoint is whole. Lower "
-            "config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
-        )
-    merged = StepMetrics.reduce(stacked).compute()
-    return {f"train_{name}": float(value) for name, value in merged.items()}
-
-
-def _validate(
-    score: PredictStep,
-    network: dict[str, Any],
-    validation: list[Records],
-    config: Config,
-    mesh: Any,
-) -> dict[str, float]:
-    """Metrics on the validation parts of all sources together."""
-    labels, probabilities = [], []
-    for records in validation:
-        rows = labelled_rows(records, config.task)
-        labels.append(records.labels(config.task)[rows])
-        probabilities.append(
-            predict(
-                score,
-                network,
-                records,
-                rows,
-                batch_size=config.batch_size,
-                image_size=config.model.image_size,
-                mesh=mesh,
-            )
-        )
-    scored = metrics.score(np.concatenate(labels), np.concatenate(probabilities))
-    return {f"validation_{name}": scored[name] for name in VALIDATION_METRICS}
-
-
-def _validation_line(step: int, history: list[dict[str, float]], metric: str) -> str:
-    since = validations_since_best(history, metric)
-    marks = "best so far" if since == 0 else f"best was {since} validations ago"
-    figures = "  ".join(
-        f"{name.removeprefix('validation_')} {value:.4f}"
-        for name, value in history[-1].items()
-        if name != "step"
-    )
-    return f"validation at step {step}: {figures}  ({marks})"
-
-
-def _stops_early(config: Config, history: list[dict[str, float]]) -> bool:
-    patience = config.early_stopping_patience
-    return patience > 0 and validations_since_best(history, config.selection_metric) >= patience
-
-
-def _with_plateau(state: TrainState, history: list[dict[str, float]], config: Config) -> TrainState:
-    if config.schedule.name != "plateau":
-        return state
-    scale = plateau_scale(
-        history,
-        config.selection_metric,
-        patience=config.schedule.plateau_patience,
-        factor=config.schedule.plateau_factor,
-    )
-    where = state.learning_rate_scale.sharding
-    return dataclasses.replace(state, learning_rate_scale=jax.device_put(jnp.float32(scale), where))
-
-
-def _summary(
-    config: Config,
-    mixture: batches.Mixture,
-    validation: list[Records],
-    num_devices: int,
-    num_steps: int,
-) -> str:
-    lines = [
-        f"  {records.name} {records.split}: {np.sum(mixture.source == index)} images"
-        for index, records in enumerate(mixture.records)
-    ]
-    lines += [
-        f"  {records.name} {records.split}: {len(records)} to validate" for records in validation
-    ]
-    unlabelled = f", {mixture.num_unlabelled} without a label left out"
-    return "\n".join(
-        [
-            f"{config.task}: {len(mixture)} images{unlabelled if mixture.num_unlabelled else ''}; "
-            f"{num_steps} steps of {config.batch_size} on {num_devices} "
-            f"{jax.devices()[0].device_kind} device(s)",
-            *lines,
-        ]
-    )
 
 
 def main(argv: list[str]) -> None:

@@ -1,0 +1,104 @@
+"""Between steps: the validation parts are scored, and what follows from the scores so far."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fer_jax.config import Config
+from fer_jax.data.records import Records, Source, labelled_rows, open_records
+from fer_jax.evaluation import metrics
+from fer_jax.evaluation.predict import PredictStep, predict
+from fer_jax.training.optimizer import plateau_scale, validations_since_best
+from fer_jax.training.step import TrainState
+
+METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
+
+History = list[dict[str, float]]  # {"step", "validation_loss", ...}, oldest first
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One source's validation part: its records, and int64 [n], those of them that are labelled."""
+
+    records: Records
+    rows: np.ndarray
+
+
+def open_parts(sources: Sequence[Source], task: str, data_dir: Path) -> list[Part]:
+    """Opens the validation part of every source.
+
+    Raises:
+      InputError: one is not built, has no such split, or has no label for the task.
+    """
+    opened = [open_records(source.name, source.validation, data_dir) for source in sources]
+    return [Part(records, labelled_rows(records, task)) for records in opened]
+
+
+def validate(
+    score: PredictStep, network: dict[str, Any], parts: Sequence[Part], config: Config, mesh: Mesh
+) -> dict[str, float]:
+    """Metrics on the validation parts of all sources together.
+
+    Args:
+      score: from `compile_predict_step`.
+      network: {"params", "batch_stats", "ema"}.
+      parts: from `open_parts`.
+      config: of the run.
+      mesh: from `make_mesh`.
+
+    Returns:
+      {"validation_loss", "validation_accuracy", ...}, one per `METRICS`.
+    """
+    labels = [part.records.labels(config.task)[part.rows] for part in parts]
+    probabilities = [
+        predict(
+            score,
+            network,
+            part.records,
+            part.rows,
+            batch_size=config.batch_size,
+            image_size=config.model.image_size,
+            mesh=mesh,
+        )
+        for part in parts
+    ]
+    scored = metrics.score(np.concatenate(labels), np.concatenate(probabilities))
+    return {f"validation_{name}": scored[name] for name in METRICS}
+
+
+def line(step: int, history: History, metric: str) -> str:
+    """The last validation for the person watching."""
+    since = validations_since_best(history, metric)
+    marks = "best so far" if since == 0 else f"best was {since} validations ago"
+    figures = "  ".join(
+        f"{name.removeprefix('validation_')} {value:.4f}"
+        for name, value in history[-1].items()
+        if name != "step"
+    )
+    return f"validation at step {step}: {figures}  ({marks})"
+
+
+def stops_early(config: Config, history: History) -> bool:
+    """Whether the run's patience is at its end."""
+    patience = config.early_stopping_patience
+    return patience > 0 and validations_since_best(history, config.selection_metric) >= patience
+
+
+def with_plateau(state: TrainState, history: History, config: Config) -> TrainState:
+    """The state with the learning rate's scale that "plateau" asks for; else as it was."""
+    if config.schedule.name != "plateau":
+        return state
+    scale = plateau_scale(
+        history,
+        config.selection_metric,
+        patience=config.schedule.plateau_patience,
+        factor=config.schedule.plateau_factor,
+    )
+    where = state.learning_rate_scale.sharding
+    return dataclasses.replace(state, learning_rate_scale=jax.device_put(jnp.float32(scale), where))
