@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import cv2
 import jinja2
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fer_jax.config import OneLineParser, default_data_dir, parse_with_config
+from fer_jax.config import Config, OneLineParser, default_data_dir, parse_with_config
 from fer_jax.data import duplicates
 from fer_jax.data.records import (
     Records,
@@ -137,31 +136,59 @@ def dataset_sides(names: Iterable[str], data_dir: Path) -> list[tuple[str, Recor
     return parts
 
 
-def experiment_sides(
-    config: ConfigDict, data_dir: Path
-) -> tuple[list[tuple[str, Records]], list[str]]:
-    """The sides of an experiment, as `train` and `evaluate` use them.
+class Experiment(NamedTuple):
+    """The data of an experiment as `train` and `evaluate` use it.
 
-    Returns:
-      ((side, records) pairs, the test sets that are not built here and were not looked at).
+    Attributes:
+      train: opened training parts, one per source, without what is excluded.
+      validation: the validation parts likewise.
+      test: the test sets, whole.
+      left_out: "dataset split" -> how many records `config.exclusions` took out of it.
+      absent: test sets that are not built here.
+    """
+
+    train: list[Records]
+    validation: list[Records]
+    test: list[Records]
+    left_out: dict[str, int]
+    absent: list[str]
+
+    @property
+    def sides(self) -> list[tuple[str, Records]]:
+        """(side, records) pairs."""
+        return [
+            (side, records)
+            for side in ("train", "validation", "test")
+            for records in getattr(self, side)
+        ]
+
+
+def open_experiment(config: Config, data_dir: Path) -> Experiment:
+    """Opens everything that a config names.
 
     Raises:
-      InputError: a source that is not built.
+      InputError: no source, one that is not built, or exclusions that cannot be read.
     """
-    excluded = read_exclusions(config.exclusions)
     sources = [as_source(entry) for entry in config.sources]
-    parts = [
-        (side, without(open_records(source.name, getattr(source, side), data_dir), excluded)[0])
-        for side in ("train", "validation")
-        for source in sources
-    ]
-    absent = []
+    if not sources:
+        raise InputError("config.sources is empty; name at least one dataset to train on")
+    excluded = read_exclusions(config.exclusions)
+    opened = Experiment([], [], [], {}, [])
+    for source in sources:
+        for split, records in (
+            (source.train, opened.train),
+            (source.validation, opened.validation),
+        ):
+            kept, left_out = without(open_records(source.name, split, data_dir), excluded)
+            records.append(kept)
+            if left_out:
+                opened.left_out[f"{kept.name} {split}"] = left_out
     for source in [as_source(entry) for entry in config.test_sets]:
         try:
-            parts.append(("test", open_records(source.name, source.test, data_dir)))
+            opened.test.append(open_records(source.name, source.test, data_dir))
         except InputError:
-            absent.append(source.name)
-    return parts, absent
+            opened.absent.append(source.name)
+    return opened
 
 
 def identity_findings(everything: Pool) -> list[Finding]:
@@ -320,6 +347,17 @@ def allowed_leaks(parts: Sequence[tuple[str, Records]], *, allow: bool) -> dict[
             "leave records out with --config.exclusions=FILE, or say --config.allow_leaks=true"
         )
     return counts
+
+
+def leaks_into(config: Config, test: Records, data_dir: Path) -> dict[str, int] | None:
+    """Leaks by kind between what a config trains on and one test set; None if it is not here."""
+    try:
+        experiment = open_experiment(config, data_dir)
+    except InputError:
+        return None
+    # Two words for what is learned on: what leaks among them is not this set's leak.
+    sides = [("train", records) for records in (*experiment.train, *experiment.validation)]
+    return count_kinds(identity_findings(pool([*sides, ("test", test)])), LEAKS)
 
 
 def prevalence(everything: Pool) -> dict[str, Any]:
@@ -481,9 +519,10 @@ def main(argv: list[str]) -> int:
         arguments, config = parse_with_config(parser, argv)
         if arguments.datasets:
             raise InputError("name datasets or a --config, not both")
-        parts, absent = experiment_sides(config, arguments.data_dir)
-        if absent:
-            print(f"not built here, and so not looked at: {', '.join(absent)}")
+        experiment = open_experiment(config, arguments.data_dir)
+        parts = experiment.sides
+        if experiment.absent:
+            print(f"not built here, and so not looked at: {', '.join(experiment.absent)}")
     else:
         arguments = parser.parse_args(argv)
         if not arguments.datasets:

@@ -8,6 +8,7 @@ import jax
 
 from fer_jax import checkpoints
 from fer_jax.config import Config, OneLineParser, default_data_dir, from_json
+from fer_jax.data.audit import leaks_into
 from fer_jax.data.records import as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
@@ -73,6 +74,7 @@ def evaluate(
     print(f"checkpoint of step {step}")
     score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
     (workdir / "predictions").mkdir(exist_ok=True)
+    leaks = results.read_leaks(workdir)
     for records, rows in zip(opened, chosen, strict=True):
         probabilities = predict(
             score,
@@ -86,9 +88,11 @@ def evaluate(
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
         predictions.write(file, table, TASKS[config.task])
+        leaks[file.name] = leaks_into(config, records, data_dir)
         unlabelled = len(records) - len(rows)
         left_out = f" ({unlabelled} without a label left out)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(rows)} images{left_out} -> {file}")
+    (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
     return results.write(workdir)
 
 

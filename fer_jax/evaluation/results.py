@@ -10,6 +10,8 @@ import numpy as np
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions
 
+# Predictions file -> leaks by kind into what the run learned on; null where it was not looked at.
+LEAKS_FILE = "leaks.json"
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "pr_auc", "roc_auc", "ece")
 
 
@@ -17,10 +19,12 @@ def results(workdir: Path) -> dict[str, Any]:
     """Scores of all tables in workdir/predictions.
 
     Returns:
-      {"task", "classes", "seed", "commit", "datasets", "sets": [...], "means": {...}}. Each
-      set has dataset, split, variant, relation ("within" where the run trained on that
-      dataset, else "cross"), n, n_subjects, n_clips, everything of `metrics.score`, and
-      "majority": the accuracy and balanced accuracy of always answering its commonest class.
+      {"task", "classes", "seed", "commit", "datasets", "leaks" (by kind, in what was trained
+      on), "left_out", "sets": [...], "means": {...}}. Each set has dataset, split, variant,
+      relation ("within" where the run trained on that dataset, else "cross"), leaks (of it into
+      what was trained on; None where that was not looked at), n, n_subjects, n_clips,
+      everything of `metrics.score`, and "majority": the accuracy and balanced accuracy of
+      always answering its commonest class.
       "means" averages the headline metrics over the sets of each relation.
 
     Raises:
@@ -34,11 +38,12 @@ def results(workdir: Path) -> dict[str, Any]:
     files = sorted((workdir / "predictions").glob("*.csv"))
     if not files:
         raise InputError(f"'{workdir}' has no predictions; run `fer-jax evaluate` first")
+    leaks = read_leaks(workdir)
     trained_on = {entry if isinstance(entry, str) else entry["name"] for entry in config["sources"]}
     sets, classes = [], ()
     for file in files:
         table, classes = predictions.read(file)
-        sets.append(_score_table(file, table, trained_on))
+        sets.append(_score_table(file, table, trained_on) | {"leaks": leaks.get(file.name)})
     sets.sort(key=lambda scored: (scored["relation"] != "within", scored["dataset"]))
     return {
         "task": config["task"],
@@ -46,12 +51,20 @@ def results(workdir: Path) -> dict[str, Any]:
         "seed": config["seed"],
         "commit": environment.get("commit"),
         "datasets": environment.get("datasets", {}),
+        "leaks": environment.get("leaks", {}),
+        "left_out": environment.get("left_out", {}),
         "sets": sets,
         "means": {
             relation: {name: _mean(sets, relation, name) for name in HEADLINE}
             for relation in ("within", "cross")
         },
     }
+
+
+def read_leaks(workdir: Path) -> dict[str, Any]:
+    """What `evaluate` found to leak into each set: predictions file -> leaks by kind."""
+    file = workdir / LEAKS_FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _score_table(file: Path, table: predictions.Table, trained_on: set[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fer_jax.config import OneLineParser
+from fer_jax.data.audit import leaks_in_words
 from fer_jax.evaluation import metrics, predictions, results
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -57,6 +58,8 @@ def report(workdir: Path) -> Path:
         scored=scored,
         sets=sets,
         answer=_answer(scored),
+        warnings=_leaks(scored),
+        left_out=", ".join(f"{n} records of {name}" for name, n in scored["left_out"].items()),
         overview=_overview_plot(scored),
         training=_training_plot(rows, config["selection_metric"]) if rows else None,
         config=json.dumps(config, indent=2),
@@ -95,6 +98,13 @@ def _answer(scored: dict[str, Any]) -> str:
         f"of {results.number(within)}; on sources it never saw, {results.number(cross)}: "
         f"a loss of {results.number(within - cross)} (chance is {chance})."
     )
+
+
+def _leaks(scored: dict[str, Any]) -> list[str]:
+    """What makes the scores untrustworthy, a line each."""
+    found = [("the training and validation parts", scored["leaks"])]
+    found += [(f"{one['dataset']} {one['split']}", one["leaks"]) for one in scored["sets"]]
+    return [f"{where}: {leaks_in_words(counts)}" for where, counts in found if counts]
 
 
 def _svg(figure: Figure, label: str) -> Markup:

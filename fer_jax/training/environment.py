@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 import fer_jax
+from fer_jax.data.audit import Experiment
 from fer_jax.data.records import build_summary
 
 PACKAGES = (
@@ -27,14 +28,18 @@ PACKAGES = (
 )
 
 
-def write_environment(workdir: Path, data_dir: Path, datasets: list[str]) -> None:
+def write_environment(
+    workdir: Path, data_dir: Path, experiment: Experiment, leaks: dict[str, int]
+) -> None:
     """Writes workdir/environment.json.
 
     Args:
       workdir: of the run.
       data_dir: where the datasets are; kept so that `evaluate` finds them again.
-      datasets: names of those that are trained on.
+      experiment: what is trained on.
+      leaks: what leaks in it, by kind, and was allowed.
     """
+    datasets = sorted({records.name for records in experiment.train})
     summaries = {name: build_summary(name, data_dir) for name in datasets}
     environment = {
         "versions": {"python": platform.python_version(), "fer-jax": fer_jax.__version__}
@@ -49,6 +54,8 @@ def write_environment(workdir: Path, data_dir: Path, datasets: list[str]) -> Non
             name: {"fingerprint": summary.get("fingerprint"), "records": summary.get("records")}
             for name, summary in summaries.items()
         },
+        "leaks": leaks,
+        "left_out": experiment.left_out,
     }
     (workdir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 

@@ -10,6 +10,7 @@ import numpy as np
 from clu import parameter_overview
 
 from fer_jax.config import Config
+from fer_jax.data.audit import Experiment, leaks_in_words
 from fer_jax.data.batches import Mixture
 from fer_jax.data.records import Records
 from fer_jax.training.validation import Part
@@ -70,6 +71,19 @@ def data(
         f"{num_devices} {device} device(s)"
     )
     return "\n".join([first, *lines])
+
+
+def audited(experiment: Experiment, leaks: dict[str, int]) -> str:
+    """What was left out, not looked at, or leaks although it was seen; usually nothing."""
+    lines = [
+        f"  {name}: {count} records left out by config.exclusions"
+        for name, count in experiment.left_out.items()
+    ]
+    if experiment.absent:
+        lines.append(f"  not built here, and not audited: {', '.join(experiment.absent)}")
+    if leaks:
+        lines.append(f"  LEAKS, as config.allow_leaks allows: {leaks_in_words(leaks)}")
+    return "".join(line + "\n" for line in lines)
 
 
 def _counted(records: Records, labelled: int, purpose: str) -> str:

@@ -21,8 +21,8 @@ from fer_jax.config import (
     to_json,
 )
 from fer_jax.data import batches
-from fer_jax.data.records import as_source, open_records
-from fer_jax.errors import InputError
+from fer_jax.data.audit import allowed_leaks, open_experiment
+from fer_jax.data.records import as_source
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
 from fer_jax.sharding import (
@@ -64,20 +64,19 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
       InputError: anything in the config, the data or the workdir that a person must change,
         and a loss that is not finite, with its step.
     """
-    sources = [as_source(entry) for entry in config.sources]
-    if not sources:
-        raise InputError("config.sources is empty; name at least one dataset to train on")
     start.check_continues(config, workdir)
     mesh = make_mesh()
     check_batch_size(config.batch_size, config.accumulation_steps, mesh)
+    experiment = open_experiment(config, data_dir)
+    leaks = allowed_leaks(experiment.sides, allow=config.allow_leaks)
     mixture = batches.mix(
-        [open_records(source.name, source.train, data_dir) for source in sources],
+        experiment.train,
         config.task,
-        weights=[source.weight for source in sources],
+        weights=[as_source(entry).weight for entry in config.sources],
         soft_labels=config.loss.soft_labels,
         **config.mixture,
     )
-    validated_on = validation.open_parts(sources, config.task, data_dir)
+    validated_on = validation.labelled_parts(experiment.validation, config.task)
     steps_per_epoch = batches.steps_per_epoch(mixture, config.batch_size)
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
     validate_every = max(1, round(config.validate_every_epochs * steps_per_epoch))
@@ -128,7 +127,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
-    write_environment(workdir, data_dir, sorted({source.name for source in sources}))
+    write_environment(workdir, data_dir, experiment, leaks)
     manager = checkpoints.open_checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.selection_metric
     )
@@ -143,6 +142,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         history = loop["history"]
         print(f"continuing from step {last}")
     print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
+    print(summary.audited(experiment, leaks), end="")
     log = MetricsLog(workdir, after_step=last or 0)
     if last is None:
         log.write_hparams(dict(fields(config)))

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fer_jax.config import Config
-from fer_jax.data.records import Records, Source, labelled_rows, open_records
+from fer_jax.data.records import Records, labelled_rows
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predict import PredictStep, predict
 from fer_jax.training.optimizer import plateau_scale, validations_since_best
@@ -30,13 +29,12 @@ class Part:
     rows: np.ndarray
 
 
-def open_parts(sources: Sequence[Source], task: str, data_dir: Path) -> list[Part]:
-    """Opens the validation part of every source.
+def labelled_parts(opened: Sequence[Records], task: str) -> list[Part]:
+    """The labelled records of the sources' validation parts.
 
     Raises:
-      InputError: one is not built, has no such split, or has no label for the task.
+      InputError: one has no label for the task.
     """
-    opened = [open_records(source.name, source.validation, data_dir) for source in sources]
     return [Part(records, labelled_rows(records, task)) for records in opened]
 
 
@@ -48,7 +46,7 @@ def validate(
     Args:
       score: from `compile_predict_step`.
       network: {"params", "batch_stats", "ema"}.
-      parts: from `open_parts`.
+      parts: from `labelled_parts`.
       config: of the run.
       mesh: from `make_mesh`.
 
