@@ -11,6 +11,7 @@ from fer_jax.errors import InputError, did_you_mean
 VERBS = {
     "doctor": ("fer_jax.doctor", "check versions, devices, codecs and disk"),
     "demo": ("fer_jax.study.demo", "the main job on the embedded data, with a report"),
+    "collect": ("fer_jax.media.collect", "download the videos of a list of links"),
     "build": ("fer_jax.data.build", "turn a source into a dataset of records"),
     "audit": ("fer_jax.data.audit", "does anything of one side of a split stand on another"),
     "train": ("fer_jax.training.train", "train on a mixture of datasets"),

@@ -1,0 +1,198 @@
+"""links.csv: which videos to collect, which part of each, and what they are labelled with."""
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+import math
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fer_jax.errors import InputError, did_you_mean
+from fer_jax.schema import EMOTIONS, INTERESTS, emotion_index, interest_index
+
+LABELS = ("reaction_type", "emotion")
+COLUMNS = ("url", "category", *LABELS, "start_s", "end_s", "subject_id")
+MAX_LIST_BYTES = 64 * 2**20
+MAX_URL_LENGTH = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """One accepted row of a link list.
+
+    Attributes:
+      line: of the file, the header being line 1.
+      url: as it was written, without the spaces around it.
+      start_s, end_s: the labelled part of the video in seconds; None is its start or end.
+      category: the content group, such as car_tech; may be empty.
+      reaction_type: one of `schema.INTERESTS`, or empty.
+      emotion: one of `schema.EMOTIONS`, or empty.
+      subject_id: who is seen, where it is known.
+    """
+
+    line: int
+    url: str
+    start_s: float | None = None
+    end_s: float | None = None
+    category: str = ""
+    reaction_type: str = ""
+    emotion: str = ""
+    subject_id: str = ""
+
+    @property
+    def part(self) -> tuple[str, float | None, float | None]:
+        """What two rows must not share: the URL and the window."""
+        return self.url, self.start_s, self.end_s
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A row that is no link: its line, what stood there as the URL, and why."""
+
+    line: int
+    item: str
+    reason: str
+
+
+def video_key(url: str) -> str:
+    """The name of a URL's video here: the first 16 hex digits of the SHA-256 of all of it.
+
+    Sites' own ids and base names are not used: those of different URLs collide, and a site
+    could choose one that leads out of a folder or reads as an option.
+    """
+    return hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def read_links(path: Path) -> tuple[list[Link], list[Refusal], list[str]]:
+    """Reads a link list.
+
+    Args:
+      path: a CSV in UTF-8 with the column url, at least one of reaction_type and emotion, and
+        any other of `COLUMNS`.
+
+    Returns:
+      (links in the order of the file, refused rows, columns that were not used). Links and
+      refusals together are all rows that are not blank; several windows of one URL are
+      several links.
+
+    Raises:
+      InputError: no such file, not a CSV, or a header without the needed columns.
+    """
+    if not path.is_file():
+        raise InputError(f"the link list '{path}' does not exist")
+    if path.stat().st_size > MAX_LIST_BYTES:
+        raise InputError(f"the link list '{path}' is over {MAX_LIST_BYTES // 2**20} MiB")
+    links: list[Link] = []
+    refused: list[Refusal] = []
+    seen: dict[tuple[str, float | None, float | None], Link] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            unused = _check_header(path, header)
+            for cells in reader:
+                cells = [cell.strip() for cell in cells]
+                if not any(cells):
+                    continue
+                row = dict(zip(header, cells, strict=False))
+                line, item = reader.line_num, row["url"]
+                try:
+                    if len(cells) != len(header):
+                        raise InputError(f"not {len(header)} cells, as the header has")
+                    link = _link(line, row)
+                    if earlier := seen.get(link.part):
+                        same = dataclasses.replace(link, line=earlier.line) == earlier
+                        raise InputError("duplicate" if same else "duplicate, labelled otherwise")
+                except InputError as error:
+                    refused.append(Refusal(line, item, str(error)))
+                    continue
+                seen[link.part] = link
+                links.append(link)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the link list '{path}' is not a CSV in UTF-8: {error}") from error
+    if not links and not refused:
+        raise InputError(f"the link list '{path}' has no rows")
+    return links, refused, unused
+
+
+def check_url(text: str) -> str:
+    """A URL that may be given to a downloader.
+
+    Raises:
+      InputError: anything but a plain http or https address; the reason in a few words.
+    """
+    if not text:
+        raise InputError("no URL")
+    if len(text) > MAX_URL_LENGTH:
+        raise InputError(f"URL of more than {MAX_URL_LENGTH} characters")
+    if not re.match(r"https?://", text, re.IGNORECASE):
+        raise InputError("not an http:// or https:// URL")
+    # urlsplit drops some of these characters, and another parser might not.
+    if re.search(r"[\s\\\x00-\x1f\x7f]", text):
+        raise InputError("a space, backslash or control character in the URL")
+    try:
+        parts = urlsplit(text)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        named = False
+    # yt-dlp hides options of its own behind this word.
+    if not named or "__youtubedl_smuggle" in text:
+        raise InputError("malformed URL")
+    if parts.username is not None:
+        raise InputError("a user name in the URL")
+    return text
+
+
+def _check_header(path: Path, header: list[str]) -> list[str]:
+    """The columns that are not used.
+
+    Raises:
+      InputError: a needed column is missing, or one is misspelled or there twice.
+    """
+    if "url" not in header or not set(LABELS) & set(header):
+        raise InputError(
+            f"'{path}' needs the columns url and {' or '.join(LABELS)}, separated by commas; it "
+            f"has {', '.join(name[:40] for name in header) or 'no header'}"
+        )
+    if len(set(header)) != len(header):
+        raise InputError(f"'{path}' has a column twice: {', '.join(header)}")
+    unused = [name for name in header if name not in COLUMNS]
+    for name in unused:
+        if difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.75):
+            raise InputError(f"'{path}' has a column '{name}'{did_you_mean(name, COLUMNS)}")
+    return unused
+
+
+def _link(line: int, row: dict[str, str]) -> Link:
+    url = check_url(row["url"])
+    reaction_type, emotion = (row.get(name, "") for name in LABELS)
+    if not reaction_type and not emotion:
+        raise InputError("no label")
+    start_s, end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
+    if end_s is not None and end_s <= (start_s or 0):
+        raise InputError("end_s is not after start_s")
+    return Link(
+        line=line,
+        url=url,
+        start_s=start_s,
+        end_s=end_s,
+        category=row.get("category", ""),
+        reaction_type=INTERESTS[interest_index(reaction_type)] if reaction_type else "",
+        emotion=EMOTIONS[emotion_index(emotion)] if emotion else "",
+        subject_id=row.get("subject_id", ""),
+    )
+
+
+def _seconds(row: dict[str, str], name: str) -> float | None:
+    text = row.get(name, "")
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise InputError(f"{name} is not a number of seconds")
+    return value
