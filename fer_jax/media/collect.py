@@ -16,9 +16,10 @@ import multiprocessing
 import random
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,17 @@ from fer_jax.errors import InputError
 from fer_jax.media import manifest
 from fer_jax.media.download import PERMANENT, REASONS, TRANSIENT, Limits, run
 from fer_jax.media.links import Link, Refusal, read_links, video_key
-from fer_jax.media.manifest import DONE, FAILED, PENDING, UNLISTED, State
+from fer_jax.media.manifest import (
+    DONE,
+    FAILED,
+    LEDGER,
+    MANIFEST,
+    PENDING,
+    STATE_COLUMNS,
+    UNLISTED,
+    State,
+    file_is_there,
+)
 
 MAX_ATTEMPTS = 3  # at one link in one run
 
@@ -87,12 +98,7 @@ def collect(
         print(table(list_file, links, refused, states))
         return _counts(links, refused, states)
 
-    try:
-        (output / "videos").mkdir(parents=True, exist_ok=True)
-        (output / "partial").mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{output}' cannot be written: {error.strerror}") from error
-    with _alone(output):
+    with _ctrl_c_noted() as pressed, _alone(output):
         manifest.write(output, links, refused, states)
 
         def settle(job: Job, result: dict[str, Any]) -> None:
@@ -100,14 +106,15 @@ def collect(
             states[job.url] = _settled(output, job.url, result) | {"attempts": str(attempts)}
             manifest.write(output, links, refused, states)
 
+        if limits.rate_limit:
+            share = max(1024, limits.rate_limit // workers)
+            limits = dataclasses.replace(limits, rate_limit=share)
         try:
-            if limits.rate_limit:
-                share = max(1024, limits.rate_limit // workers)
-                limits = dataclasses.replace(limits, rate_limit=share)
-            _download(jobs, output, limits, workers, settle)
+            if jobs:
+                _download(jobs, output, limits, workers, settle, pressed)
         finally:
             print(table(list_file, links, refused, states))
-            print(f"  -> {output / manifest.MANIFEST}; what is not done is in {output / manifest.LEDGER}")
+            print(f"  -> {output / MANIFEST}; what is not done is in {output / LEDGER}")
     return _counts(links, refused, states)
 
 
@@ -117,10 +124,10 @@ def _download(
     limits: Limits,
     workers: int,
     settle: Callable[[Job, dict[str, Any]], None],
+    pressed: list[int],
 ) -> None:
     """Runs jobs in up to `workers` processes; transient failures wait and are tried again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fer_jax.media.download"])
+    context = _forking()
     waiting = list(jobs)
     running: dict[connection.Connection, tuple[Job, Any]] = {}
     counts = collections.Counter[str]()
@@ -149,6 +156,8 @@ def _download(
     with tqdm(total=len(jobs), desc="collect", unit="link", disable=None) as progress:
         try:
             while waiting or running:
+                if pressed:
+                    raise KeyboardInterrupt
                 now = time.monotonic()
                 for job in [job for job in waiting if job.not_before <= now]:
                     if len(running) == workers:
@@ -159,6 +168,7 @@ def _download(
                 for channel in connection.wait(list(running), timeout=0.2):
                     assert isinstance(channel, connection.Connection)  # not a bare descriptor
                     job, process = running[channel]
+                    said: dict[str, Any]
                     try:
                         said = json.loads(channel.recv_bytes())
                     except (EOFError, ConnectionError):
@@ -174,8 +184,9 @@ def _download(
                         late = f"not finished in {limits.deadline_s:g} s"
                         end(channel, {"reason": "network", "detail": late})
                 moved = finished_bytes + sum(job.downloaded for job, _ in running.values())
-                shown = f"{counts[DONE]} done, {counts[FAILED]} failed, {moved / 1e6:.1f} MB"
-                progress.set_postfix_str(shown, refresh=False)
+                progress.set_postfix_str(
+                    f"{counts[DONE]} done, {counts[FAILED]} failed, {moved / 1e6:.1f} MB"
+                )
                 if not running and waiting:
                     time.sleep(0.05)
         finally:
@@ -184,18 +195,43 @@ def _download(
                 process.join()
 
 
+def _forking() -> Any:
+    """Where download processes come from: forked from one that has yt-dlp ready."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fer_jax.media.download", "fer_jax.media.extractors"])
+    resource_tracker.ensure_running()  # now, because starting it unblocks what is blocked below
+    # Ctrl-C goes to all processes of a terminal; these inherit that it is not for them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+@contextlib.contextmanager
+def _ctrl_c_noted() -> Iterator[list[int]]:
+    """A list that is no longer empty after Ctrl-C: it comes between two steps, never in one."""
+    pressed: list[int] = []
+    # Only the main thread may; and a run in the background that ignores Ctrl-C still does.
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _start(
     context: Any, job: Job, output: Path, limits: Limits
 ) -> tuple[connection.Connection, Any]:
     channel, child = context.Pipe(duplex=False)
     stem = output / "partial" / video_key(job.url)
     process = context.Process(target=run, args=(child, job.url, stem, limits), daemon=True)
-    # Ctrl-C goes to the whole terminal; processes inherit that it is not for them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    process.start()
     child.close()
     job.attempts += 1
     job.started = time.monotonic()
@@ -214,20 +250,20 @@ def _settled(output: Path, url: str, result: dict[str, Any]) -> State:
     Path(result["path"]).replace(output / file)
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
-    known = {key: str(result[key]) for key in manifest.STATE_COLUMNS if key in result}
+    known = {key: str(result[key]) for key in STATE_COLUMNS if key in result}
     return _state(url, DONE, file=file.as_posix(), **known)
 
 
 def _state(url: str, status: str, **known: str) -> State:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return dict.fromkeys(manifest.STATE_COLUMNS, "") | {"url": url, "status": status, "when": now} | known
+    return dict.fromkeys(STATE_COLUMNS, "") | {"url": url, "status": status, "when": now} | known
 
 
 def _current(output: Path, url: str, before: State, retry_failed: bool) -> State:
     """What an earlier run's state of a URL is worth now."""
-    state = {key: before[key] for key in ("url", *manifest.STATE_COLUMNS)}
+    state = {key: before[key] for key in ("url", *STATE_COLUMNS)}
     if state["status"] in (DONE, UNLISTED):
-        if manifest.file_is_there(output, state):
+        if file_is_there(output, state):
             return state | {"status": DONE}
         again = {"status": PENDING, "detail": "its file is gone or has another size"}
     elif state["status"] == FAILED and state["reason"] in PERMANENT and not retry_failed:
@@ -239,7 +275,12 @@ def _current(output: Path, url: str, before: State, retry_failed: bool) -> State
 
 @contextlib.contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Holds the folder: two runs would continue the same partial files."""
+    """Makes the folder and holds it: two runs would continue the same partial files."""
+    try:
+        (output / "videos").mkdir(parents=True, exist_ok=True)
+        (output / "partial").mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"'{output}' cannot be written: {error.strerror}") from error
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,8 +29,10 @@ from urllib.parse import urlsplit
 
 import yt_dlp
 from yt_dlp.globals import plugin_dirs
-from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
-from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, UnsupportedError
+from yt_dlp.networking.exceptions import HTTPError, TransportError
+from yt_dlp.utils import GeoRestrictedError, UnsupportedError, YoutubeDLError
+
+from fer_jax.errors import InputError
 
 # reason: what a person can do about it. The first two are tried again within a run.
 REASONS = {
@@ -46,7 +48,7 @@ REASONS = {
     "geo": "use --retry_failed from another country",
     "drm": "take it off the list",
     "several_videos": "list the address of each video instead",
-    "no_format": "use --max_height and --retry_failed",
+    "no_format": "see its detail; --max_height and --retry_failed may help",
     "too_large": "use --max_bytes and --retry_failed",
     "not_a_video": "correct the address",
     "unsafe": "correct the address",
@@ -61,13 +63,14 @@ STATUSES = {
 }
 # How sites say it, as yt-dlp passes it on; the first that is found counts.
 PHRASES = (
+    ("no_format", r"ffmpeg|requested format|no (video )?formats"),
+    ("unsafe", r"no connection adapters|unsupported url scheme|file:// urls"),
     ("network", r"got error:|timed? ?out|connection (reset|refused|aborted)|bytes read"),
     ("blocked", r"not a (ro)?bot|captcha|unusual traffic|rate-limited|try again later"),
     ("age", r"confirm your age|age.?restrict|inappropriate for some|age.?verif"),
     ("private", r"private|granted access"),
     ("geo", r"(your|this|the) (country|location|region)|geo.?(restrict|block)"),
     ("drm", r"\bdrm\b"),
-    ("no_format", r"requested format|no (video )?formats"),
     ("live", r"live (event|stream)|premiere|(is|currently) live|will begin"),
     ("login", r"members?.only|join this|log.?in|sign.?in|registered|password|pay|purchase|subscri"),
     ("removed", r"removed|deleted|terminated|no longer|(does not|doesn.t) exist|not? .*found"),
@@ -158,7 +161,7 @@ def run(channel: connection.Connection, url: str, stem: Path, limits: Limits) ->
     try:
         result = fetch(url, stem, limits, report)
     except Exception as error:
-        failure = Failure("unsafe", refused[0]) if refused else classify(error)
+        failure = refused[0] if refused else classify(error)
         result = {"reason": failure.reason, "detail": failure.detail}
     channel.send_bytes(json.dumps(result).encode())
 
@@ -170,14 +173,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def narrow(url: str) -> list[str]:
+def narrow(url: str) -> list[Failure]:
     """From here on this process reaches no private address and starts no program.
 
     A public site could otherwise send it to a router, a cloud's metadata or a neighbour. The
     private addresses of the URL's own host and of the proxies in use are what a person chose.
 
     Returns:
-      A list that receives what is refused from now on. This cannot be undone.
+      A list that receives the addresses refused from now on. This cannot be undone.
     """
     chosen = {urlsplit(url).hostname}
     chosen |= {urlsplit(proxy).hostname for proxy in urllib.request.getproxies().values()}
@@ -185,21 +188,19 @@ def narrow(url: str) -> list[str]:
     for host in chosen - {None}:
         with contextlib.suppress(OSError, UnicodeError):
             allowed |= {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
-    refused: list[str] = []
-
-    def refuse(what: str) -> None:
-        refused.append(what)
-        raise PermissionError(what)
+    refused: list[Failure] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "socket.connect" and isinstance(arguments[1], tuple):
             host = str(arguments[1][0])
             if host not in allowed and not _is_public(host):
-                refuse(f"the site leads to the private address {host}")
+                # No OSError: yt-dlp would take that for a bad connection and try again.
+                refused.append(Failure("unsafe", f"the site leads to the private address {host}"))
+                raise refused[-1]
         elif event in ("subprocess.Popen", "os.exec", "os.system", "os.posix_spawn"):
             program = os.path.basename(os.fsdecode(arguments[0] or ""))
             if program not in SCRIPT_RUNTIMES:
-                refuse(f"the site's video needs the program {program}")
+                raise PermissionError(f"{program} may not be started")  # as if it were not there
 
     sys.addaudithook(watch)
     return refused
@@ -371,23 +372,23 @@ def inspect(path: Path) -> dict[str, Any]:
     # Without this a decoder would open a picture, or a playlist that names other files.
     if not suffix:
         raise Failure("not_a_video", "the file is no video")
-    import cv2
+    # Here and not above: the process that the downloads are forked from has no threads so.
+    from fer_jax.media.video import Video
 
-    video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
-        if not video.read()[0]:
-            raise Failure("not_a_video", "no frame of the file can be decoded")
-        frames = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
-        rate = video.get(cv2.CAP_PROP_FPS)
-        return {
-            "suffix": suffix,
-            "frames": frames,
-            "duration_s": round(frames / rate, 3) if rate > 0 else 0.0,
-            "width": int(video.get(cv2.CAP_PROP_FRAME_WIDTH)),
-            "height": int(video.get(cv2.CAP_PROP_FRAME_HEIGHT)),
-        }
-    finally:
-        video.release()
+        with Video(path) as video:
+            frame = next(video.frames(every=1), None)
+    except InputError as error:
+        raise Failure("not_a_video", str(error)) from error
+    if frame is None or frame.image is None:
+        raise Failure("not_a_video", "no frame of the file can be decoded")
+    return {
+        "suffix": suffix,
+        "frames": video.claimed,
+        "duration_s": round(video.claimed / video.fps, 3),
+        "width": video.width,
+        "height": video.height,
+    }
 
 
 def container(head: bytes) -> str:
@@ -410,7 +411,12 @@ def classify(error: BaseException) -> Failure:
     for cause in causes:
         if isinstance(cause, Failure):
             return cause
-    detail = str(getattr(causes[-1], "orig_msg", causes[-1]) or type(causes[-1]).__name__)
+    # yt-dlp's own words, the innermost; an exception of another kind is a defect somewhere.
+    worded = [cause for cause in causes if isinstance(cause, YoutubeDLError)]
+    if worded:
+        detail = str(getattr(worded[-1], "orig_msg", worded[-1]))
+    else:
+        detail = f"{type(error).__name__}: {error}"
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             return Failure("disk_full", detail)
@@ -424,15 +430,15 @@ def classify(error: BaseException) -> Failure:
             return Failure("network", detail)
     if "No space left on device" in detail:
         return Failure("disk_full", detail)
+    if "Requested format is not available" in detail:
+        return Failure("no_format", "no stream of pictures of at most --max_height over http")
     if status := re.search(r"HTTP Error (\d{3})", detail):
         return Failure(_by_status(int(status[1])), detail)
-    if isinstance(causes[-1], (DownloadError, ExtractorError, RequestError)):
-        said = detail.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-        for reason, phrase in PHRASES:
-            if re.search(phrase, said):
-                return Failure(reason, detail)
-        return Failure("other", detail)
-    return Failure("other", f"{type(causes[-1]).__name__}: {detail}")
+    said = detail.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    for reason, phrase in PHRASES if worded else ():
+        if re.search(phrase, said):
+            return Failure(reason, detail)
+    return Failure("other", detail)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -450,6 +456,7 @@ def _by_status(status: int) -> str:
 
 def clean(text: str) -> str:
     """A site's words as one short line that is safe to print and to open in a spreadsheet."""
-    text = re.sub(r"\x1b\[[0-9;]*m|^ERROR:|\[(download|generic)\]|; please report.*", "", text)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"^ERROR:|\[(download|generic)\]|; please report.*", "", text)
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return " ".join(text.split()).lstrip("=+-@ ")[:200]

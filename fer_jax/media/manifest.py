@@ -51,7 +51,14 @@ def read(output: Path) -> list[State]:
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"'{file}' is damaged ({error}); move it away") from error
-    if any(None in row.values() or None in row for row in rows):
+    whole = all(
+        None not in row
+        and None not in row.values()
+        and row["status"] in (DONE, FAILED, PENDING, UNLISTED)
+        and all(re.fullmatch(r"\d{0,15}", row[name], re.ASCII) for name in ("bytes", "attempts"))
+        for row in rows
+    )
+    if not whole:
         raise InputError(f"'{file}' has a damaged row; move it away")
     return rows
 
@@ -63,7 +70,8 @@ def write(
 
     Args:
       output: the folder.
-      links, refused: the list, as `links.read_links` gives it.
+      links: accepted rows of the list.
+      refused: its other rows.
       states: URL -> `STATE_COLUMNS` and url.
     """
     rows = [
