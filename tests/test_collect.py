@@ -378,10 +378,10 @@ def test_ctrl_c_leaves_a_manifest_and_the_same_command_continues(
 
 
 def test_ctrl_c_at_any_moment_is_one_line(site: Site, clips: list[bytes], tmp_path: Path):
-    site.pages = {f"/{n}.mp4": data(clips[0]) for n in range(30)}
+    site.pages = {f"/{n}.mp4": data(clips[0]) for n in range(6)}
     links = write_list(tmp_path, *labelled(*map(site.url, site.pages)))
-    output = tmp_path / "out"
-    for pause in (0.0, 0.15, 0.3):
+    for pause in (0.0, 1.0):
+        output = tmp_path / f"out_{pause}"
         process = run_verb(str(links), f"--output={output}")
         wait_for((output / "partial").is_dir)
         time.sleep(pause)
@@ -391,10 +391,10 @@ def test_ctrl_c_at_any_moment_is_one_line(site: Site, clips: list[bytes], tmp_pa
         assert errors == "fer-jax: interrupted; the same command continues\n"
         done = sum(row["status"] == "done" for row in manifest.read(output))
         assert f"done     {done:>6}" in printed
-        assert f"pending  {30 - done:>6}" in printed
-        assert len(ledger(output)) == 30 - done
+        assert f"pending  {6 - done:>6}" in printed
+        assert len(ledger(output)) == 6 - done
         assert len(everything(output / "videos")) == done
-    assert collect(links, output, QUICK)["done"] == 30
+        assert collect(links, output, QUICK)["done"] == 6
 
 
 def test_nothing_goes_on_when_the_run_is_killed(site: Site, clips: list[bytes], tmp_path: Path):
