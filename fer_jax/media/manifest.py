@@ -22,7 +22,7 @@ STATE_COLUMNS = (
 State = dict[str, str]
 
 
-def file_is_there(output: Path, row: State) -> bool:
+def file_is_there(output: Path, row: Mapping[str, str]) -> bool:
     """Whether the video that a manifest's row names is the one that was downloaded.
 
     The name is the one that `collect` gives, not whatever the manifest says.

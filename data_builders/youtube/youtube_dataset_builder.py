@@ -1,0 +1,167 @@
+"""Videos that `collect` downloaded, from YouTube or anywhere else, as records of their faces."""
+
+import argparse
+import collections
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer_jax import schema
+from fer_jax.data import splits
+from fer_jax.data.build import Plan
+from fer_jax.errors import InputError
+from fer_jax.media import clips, manifest
+from fer_jax.media.clips import Job
+from fer_jax.media.links import video_key
+
+CONFIGS = ("grouped", "content", "folds")
+BUILD_ALL = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The builder's own flags."""
+    parser.add_argument("--source", type=Path, required=True, help="what collect --output made")
+    parser.add_argument("--name", default="youtube", help="of the dataset")
+    parser.add_argument("--source_kind", default="social", help="of the records: social, ...")
+    splits.add_arguments(parser)
+    clips.add_arguments(parser, clips=True, detector="yunet")
+
+
+def plan(config: str, options: argparse.Namespace) -> Plan:
+    """Reads the manifest and assigns splits; decodes nothing yet."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
+        raise InputError(f"--name '{options.name}' must be lower case letters, digits and _")
+    source = Path(options.source)
+    links = manifest.read(source)
+    if not links:
+        raise InputError(f"'{source}' has no {manifest.MANIFEST}; make it with `fer-jax collect`")
+    extraction = clips.from_arguments(options)
+    rows, refused = [], []
+    for link in links:
+        try:
+            rows.append(_row(link, source, options))
+        except InputError as error:
+            refused.append((" ".join(filter(None, (link["url"], _window(link)))), str(error)))
+    rows, outside = assign(rows, config, options)
+    recorded = {
+        "source": source.name,
+        "source_kind": options.source_kind,
+        "faces": clips.recorded(extraction),
+    } | splits.recorded(config, options)
+    return Plan(options.name, config, rows, refused + outside, recorded, extraction=extraction)
+
+
+def _row(link: Mapping[str, str], source: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """A link of the manifest as a row of the plan.
+
+    Raises:
+      InputError: its video was not downloaded, or is not there any more; or a damaged row.
+    """
+    if link["status"] == manifest.UNLISTED:
+        raise InputError("no longer on the list")
+    if link["status"] != manifest.DONE:
+        raise InputError(f"not downloaded: {link['reason'] or link['status']}")
+    if not manifest.file_is_there(source, link):
+        raise InputError("its file is gone or has another size; run collect again")
+    try:
+        start_s = float(link["start_s"] or 0)
+        end_s = float(link["end_s"] or "inf")
+    except ValueError as error:
+        raise InputError("start_s or end_s is not a number of seconds") from error
+    clip = "/".join(filter(None, (options.name, video_key(link["url"]), _window(link))))
+    row: dict[str, Any] = {
+        "record_id": clip,
+        "clip_id": clip,
+        "source": options.source_kind,
+        "content": link["category"],
+        "subject_id": f"{options.name}/{link['subject_id']}" if link["subject_id"] else "",
+        "url": link["url"],
+        "_job": Job(str((source / link["file"]).resolve()), clip, start_s, end_s),
+        "_site_id": link["site_id"],
+        "_sha256": link["sha256"],
+    }
+    if link["emotion"]:
+        row["emotion"] = schema.emotion_index(link["emotion"])
+    if link["reaction_type"]:
+        row["interest"] = schema.interest_index(link["reaction_type"])
+    return row
+
+
+def _window(link: Mapping[str, str]) -> str:
+    """The part of the video that a row is about: "1.5-3", "1.5-end", or empty for all of it."""
+    if not link["start_s"] and not link["end_s"]:
+        return ""
+    return f"{link['start_s'] or '0'}-{link['end_s'] or 'end'}"
+
+
+def assign(
+    rows: list[dict[str, Any]], protocol: str, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Gives every row its split; windows of one video and videos of one person stay together.
+
+    Args:
+      rows: of `plan`, without their splits.
+      protocol: one of `CONFIGS`.
+      options: the flags of `splits.add_arguments`, and "name".
+
+    Returns:
+      (rows with "split", those that belong to none: (record_id, reason)).
+
+    Raises:
+      InputError: a part would be empty, or the flags make no sense.
+    """
+    videos = _videos(rows)
+    leaders = _leaders(rows, videos)
+    keyed = [
+        row | {"subject_id": subject, "clip_id": video}
+        for row, (subject, video) in zip(rows, leaders, strict=True)
+    ]
+    kept, refused = splits.assign(keyed, protocol, options.name, options)
+    part = {row["record_id"]: row["split"] for row in kept}
+    assigned = [row | {"split": part[row["record_id"]]} for row in rows if row["record_id"] in part]
+    if protocol != "content":
+        return assigned, refused
+    # Only windows of different categories can lie in several parts: none of them can be used.
+    parts: dict[str, set[str]] = collections.defaultdict(set)
+    for row in assigned:
+        parts[videos[row["record_id"]]].add(row["split"])
+    torn = [row for row in assigned if len(parts[videos[row["record_id"]]]) > 1]
+    refused += [(row["record_id"], "its video is in several parts") for row in torn]
+    assigned = [row for row in assigned if len(parts[videos[row["record_id"]]]) == 1]
+    wanted = list(splits.content_parts(options.content_parts))
+    splits.check_parts([row["split"] for row in assigned], wanted)
+    return assigned, refused
+
+
+def _videos(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """record_id -> the key of its video's first URL: a site may show one video under several."""
+    first: dict[str, str] = {}
+    for row in rows:
+        same = row["_site_id"] or row["_sha256"]
+        first[same] = min(first.get(same, "~"), video_key(row["url"]))
+    return {row["record_id"]: first[row["_site_id"] or row["_sha256"]] for row in rows}
+
+
+def _leaders(rows: list[dict[str, Any]], videos: Mapping[str, str]) -> list[tuple[str, str]]:
+    """For each row, who stands for all that share a person or a video with it, directly or not.
+
+    Returns:
+      (subject, "") where there is a person among them, so that the same person is on the same
+      side of another dataset; else ("", video).
+    """
+    person, video = 0, 1  # the smallest stands for the others: a person before a video
+    above: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def top(node: tuple[int, str]) -> tuple[int, str]:
+        while above.setdefault(node, node) != node:
+            node = above[node]
+        return node
+
+    for row in rows:
+        ends = [top((video, videos[row["record_id"]]))]
+        if row["subject_id"]:
+            ends.append(top((person, row["subject_id"])))
+        above |= dict.fromkeys(ends, min(ends))
+    tops = [top((video, videos[row["record_id"]])) for row in rows]
+    return [(name, "") if kind == person else ("", name) for kind, name in tops]
