@@ -98,10 +98,15 @@ def embed(*sources: str) -> Callable[[Request], None]:
 
 
 def data(
-    content: bytes, kind: str = "video/mp4", *, upto: int | None = None, pace: float = 0.0
+    content: bytes,
+    kind: str = "video/mp4",
+    *,
+    upto: int | None = None,
+    pace: float = 0.0,
+    etag: str | None = None,
 ) -> Callable[[Request], None]:
     """A file with Range, If-Range and ETag; stops after `upto` bytes, waits `pace` per 64 KiB."""
-    etag = f'"{hashlib.sha256(content).hexdigest()[:12]}"'
+    etag = f'"{hashlib.sha256(content).hexdigest()[:12]}"' if etag is None else etag
 
     def page(request: Request) -> None:
         start, status = 0, 200
@@ -399,11 +404,19 @@ def test_ctrl_c_at_any_moment_is_one_line(site: Site, clips: list[bytes], tmp_pa
 
 def test_nothing_goes_on_when_the_run_is_killed(site: Site, clips: list[bytes], tmp_path: Path):
     large = clips[3]
-    site.pages = {"/b.mp4": data(large, pace=0.2)}
-    links = write_list(tmp_path, *labelled(site.url("/b.mp4")))
+    written = []
+
+    def dripping_page(request: Request) -> None:
+        request.head(200, None, Content_Type="text/html")
+        while not request.server.open.wait(0.1):
+            request.wfile.write(b"<html>")
+            written.append(time.monotonic())
+
+    site.pages = {"/b.mp4": data(large, pace=0.2), "/page": dripping_page}
+    links = write_list(tmp_path, *labelled(site.url("/b.mp4"), site.url("/page")))
     output = tmp_path / "out"
     process = run_verb(str(links), f"--output={output}")
-    wait_for(lambda: part_bytes(output) > 0)
+    wait_for(lambda: part_bytes(output) > 0 and written)
     # A second run in the same folder would write the same file.
     with pytest.raises(InputError, match="another collect is writing"):
         collect(links, output, QUICK)
@@ -413,7 +426,8 @@ def test_nothing_goes_on_when_the_run_is_killed(site: Site, clips: list[bytes], 
     kept = part_bytes(output)
     time.sleep(0.7)
     assert part_bytes(output) == kept < len(large)
-    site.pages["/b.mp4"] = data(large)
+    assert time.monotonic() - written[-1] > 0.5
+    site.pages = {"/b.mp4": data(large)}
     assert collect(links, output, QUICK)["done"] == 1
     assert (output / manifest.read(output)[0]["file"]).read_bytes() == large
 
@@ -432,6 +446,29 @@ def test_a_file_that_changed_meanwhile_is_not_glued_to_its_old_half(
     site.pages["/v.mp4"] = data(new)
     assert collect(links, output, quick)["done"] == 1
     assert (output / manifest.read(output)[0]["file"]).read_bytes() == new
+
+    # A server that names no version: another format is another file.
+    output = tmp_path / "without"
+    site.pages["/v.mp4"] = data(old, upto=70_000, etag="")
+    assert collect(links, output, quick)["failed"] == 1
+    site.pages["/v.mp4"] = data(new, "video/webm", etag="")
+    assert collect(links, output, quick)["done"] == 1
+    assert (output / manifest.read(output)[0]["file"]).read_bytes() == new
+    assert everything(output / "partial") == set()
+
+
+def test_a_page_without_an_end_is_left(site: Site, tmp_path: Path):
+    def endless(request: Request) -> None:
+        request.head(200, None, Content_Type="text/html")
+        request.wfile.write(b"<html><body>")
+        while not request.server.open.is_set():
+            request.wfile.write(b"<p>and so on</p>" * 65536)
+
+    site.pages = {"/": endless}
+    links = write_list(tmp_path, *labelled(site.url("/")))
+    assert collect(links, tmp_path / "out", QUICK)["failed"] == 1
+    (row,) = manifest.read(tmp_path / "out")
+    assert (row["reason"], row["detail"]) == ("not_a_video", "a page without an end")
 
 
 def test_stalled_and_dripping_servers_cost_one_link_each(
@@ -468,10 +505,11 @@ def test_a_lost_or_changed_file_is_downloaded_again(site: Site, clips: list[byte
     (output / states[site.url("/a.mp4")]["file"]).unlink()
     with (output / states[site.url("/b.mp4")]["file"]).open("ab") as file:
         file.write(b"more")
-    # A manifest that names another file is not believed.
+    # A manifest that names another file is not believed, even if that is as large.
+    (tmp_path / "other.mp4").write_bytes(clips[0])
     text = (output / "manifest.csv").read_text()
-    elsewhere = states[site.url("/c.mp4")]["file"]
-    (output / "manifest.csv").write_text(text.replace(elsewhere, "../links.csv"))
+    named = states[site.url("/c.mp4")]["file"]
+    (output / "manifest.csv").write_text(text.replace(named, "../other.mp4"))
     site.asked.clear()
     assert collect(links, output, QUICK)["done"] == 4
     assert {path for path, _ in site.asked} == {"/a.mp4", "/b.mp4", "/c.mp4"}
@@ -647,11 +685,13 @@ def test_the_height_limit_chooses_among_streams(site: Site, clips: list[bytes], 
                 f"#EXT-X-STREAM-INF:BANDWIDTH={height * rate},RESOLUTION={height}x{height},"
                 f'CODECS="{codec}"\n{name}.m3u8\n'
             )
+            pieces = {f"{name}.mp4": content[:9000], f"{name}.end.mp4": content[9000:]}
+            listed = "".join(f"#EXTINF:9,\n{piece}\n" for piece in pieces)
             site.pages[f"{name}.m3u8"] = data(
-                f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{name}.mp4\n#EXT-X-ENDLIST\n".encode(),
+                f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n{listed}#EXT-X-ENDLIST\n".encode(),
                 "application/vnd.apple.mpegurl",
             )
-            site.pages[f"{name}.mp4"] = data(content)
+            site.pages |= {path: data(piece) for path, piece in pieces.items()}
     site.pages["/master.m3u8"] = data(master.encode(), "application/vnd.apple.mpegurl")
     links = write_list(tmp_path, *labelled(site.url("/master.m3u8")))
     for max_height, chosen in ((720, "/y480.mp4"), (2000, "/y1080.mp4"), (300, "/y240.mp4")):
@@ -659,26 +699,28 @@ def test_the_height_limit_chooses_among_streams(site: Site, clips: list[bytes], 
         output = tmp_path / str(max_height)
         limits = dataclasses.replace(QUICK, max_height=max_height)
         assert collect(links, output, limits)["done"] == 1
-        assert [path for path, _ in site.asked if path.endswith(".mp4")] == [chosen]
+        pieces = [chosen, chosen.replace(".mp4", ".end.mp4")]
+        assert [path for path, _ in site.asked if path.endswith(".mp4")] == pieces
         (row,) = manifest.read(output)
         assert (output / row["file"]).read_bytes() == heights[int(chosen[2:-4])]
     limits = dataclasses.replace(QUICK, max_height=100)
     assert collect(links, tmp_path / "100", limits)["failed"] == 1
     assert manifest.read(tmp_path / "100")[0]["reason"] == "no_format"
     # A stream that lacks a piece is not a shorter video.
-    del site.pages["/y480.mp4"]
+    del site.pages["/y480.end.mp4"]
     collect(links, tmp_path / "hole", QUICK)
-    assert manifest.read(tmp_path / "hole")[0]["status"] == "failed"
+    assert manifest.read(tmp_path / "hole")[0]["reason"] == "removed"
 
 
 def test_the_rate_limit_is_of_all_together(site: Site, clips: list[bytes], tmp_path: Path):
     content = clips[2]
     site.pages = {"/a.mp4": data(content), "/b.mp4": data(content)}
     links = write_list(tmp_path, *labelled(*map(site.url, site.pages)))
-    limits = dataclasses.replace(QUICK, rate_limit=len(content))
+    assert collect(links, tmp_path / "first", QUICK)["done"] == 2  # whatever starts only once
+    limits = dataclasses.replace(QUICK, rate_limit=len(content) // 2)
     started = time.monotonic()
     assert collect(links, tmp_path / "out", limits, workers=2)["done"] == 2
-    assert time.monotonic() - started > 1.6  # two files' bytes at one file's bytes a second
+    assert time.monotonic() - started > 3.5  # two files at half a file a second
 
 
 def test_a_dry_run_writes_nothing_and_asks_nobody(
