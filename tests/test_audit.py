@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -178,6 +179,61 @@ def test_parts_that_overlap_share_their_records(tmp_path: Path):
     config.write_text(CONFIG.format(test='{"name": "x", "test": "train[:50%]"},'))
     code, found = run(tmp_path, f"--config={config}")
     assert code == 1 and found["leaks"]["record"] == 1
+
+
+def leaking(tmp_path: Path) -> list[str]:
+    """A dataset whose test person is in its training part; the words that train on it."""
+    rows = [{"split": "train", "subject_id": f"x/{i}", "_face": i} for i in range(8)]
+    rows += [{"split": "validation", "_face": 20 + i, "emotion": i} for i in range(2)]
+    rows += [{"split": "test", "subject_id": f"x/{i}", "_face": 30 + i} for i in (3, 9)]
+    dataset(tmp_path, rows)
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(test='"x",'))
+    small = {"batch_size": 4, "num_epochs": 1, "model.image_size": 71, "model.width": 0.03}
+    small |= {"model.num_middle_blocks": 1}
+    words = [f"--config.{name}={value}" for name, value in small.items()]
+    return [f"--config={config}", f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path}", *words]
+
+
+def test_training_refuses_a_leak_unless_told_and_the_report_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    words = leaking(tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert main(["train", *words]) == 2
+    refused = capsys.readouterr().err
+    assert "1 x a person on two sides" in refused and refused.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert main(["train", *words, "--config.allow_leaks=true"]) == 0
+    assert "LEAKS, as config.allow_leaks allows" in capsys.readouterr().out
+    assert main(["evaluate", workdir]) == 0
+    assert main(["report", workdir]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["leaks"] == results["sets"][0]["leaks"] == {"subject": 1}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'class="leaks" role="alert"' in page
+    assert "x test: 1 x a person on two sides" in page
+
+
+def test_training_leaves_out_what_is_excluded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    words = leaking(tmp_path)
+    exclusions = tmp_path / "leave_out.csv"
+    audited = [*words[:1], f"--workdir={tmp_path}", words[2], f"--write_exclusions={exclusions}"]
+    assert main(["audit", *audited]) == 1
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert main(["train", *words, f"--config.exclusions={exclusions}"]) == 0
+    printed = capsys.readouterr().out
+    assert "x train: 7 images to train on" in printed
+    assert "x train: 1 records left out by config.exclusions" in printed
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert (environment["leaks"], environment["left_out"]) == ({}, {"x train": 1})
+    assert main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert main(["report", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert 'role="alert"' not in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
