@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
@@ -14,7 +15,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-import pytest  # noqa: E402  (the environment above must be set before anything imports JAX)
+import cv2  # noqa: E402  (the environment above must be set before anything imports JAX)
+import numpy as np  # noqa: E402  (as above)
+import pytest  # noqa: E402  (as above)
+
+import fer_jax  # noqa: E402, F401  (as above; it sets what OpenCV may open)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -25,3 +30,32 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs real data in {SHARED.name}/ beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def yunet_model(shared: Path) -> Path:
+    """The file of the YuNet detector."""
+    return shared / "models" / "face_detection_yunet_2023mar.onnx"
+
+
+CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
+
+
+@pytest.fixture(scope="session")
+def write_video() -> Callable[..., Path]:
+    """A function that writes uint8 BGR pictures as a video file and returns its path."""
+
+    def write(
+        path: Path, pictures: Iterable[np.ndarray], *, fps: float = 10, codec: str = ""
+    ) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pictures = list(pictures)
+        fourcc = cv2.VideoWriter.fourcc(*(codec or CODECS[path.suffix.lower()]))
+        writer = cv2.VideoWriter(str(path), fourcc, fps, pictures[0].shape[1::-1])
+        assert writer.isOpened()
+        for picture in pictures:
+            writer.write(picture)
+        writer.release()
+        return path
+
+    return write

@@ -5,7 +5,7 @@ containers, and only counting tells how many there really are.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from fer_jax.errors import InputError
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 MAX_FRAME_PIXELS = 64_000_000
 DEFAULT_FPS = 25.0  # of a container that names none; only where its timestamps fail, too
+ROUNDING_S = 0.0005  # Matroska's timestamps are whole milliseconds
 
 
 class Frame(NamedTuple):
@@ -37,7 +38,8 @@ class Video:
     """An opened video file; close it, or use it in a `with`.
 
     Attributes:
-      claimed: how many frames the container says it holds; 0 where it does not say.
+      claimed: how many frames the container says it holds; 0 where it does not say, or what
+        cannot be.
       decoded: how many frames there were, known after `frames` has come to its end.
       fps: frames per second as the container says.
       width: of a frame, pixels.
@@ -56,7 +58,9 @@ class Video:
         if not path.stat().st_size:
             raise InputError("empty file")
         self._open()
-        self.claimed = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        claimed = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # More frames than bytes is what a header says that was never completed.
+        self.claimed = claimed if 0 < claimed <= path.stat().st_size else 0
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
@@ -108,64 +112,54 @@ class Video:
         """
         if not (count or every or seconds > 0):
             raise ValueError("one of count, every and seconds must be above 0")
-        planned = self._equal_intervals(count, start_s, end_s) if count else None
-        taken, last, index = 0, None, -1
-        due_s = start_s  # with `seconds`: when the next frame is due
-        for index, timestamp_s in self._grabbed():
-            if planned is not None:
+        planned = self._equal_intervals(count, start_s, end_s) if count else []
+        taken, last, last_stretch = 0, -1, -1.0
+        for index, timestamp_s, exists in self._expected():
+            reached_s = timestamp_s + ROUNDING_S
+            stretch = (reached_s - start_s) // seconds if seconds else 0.0
+            if count:
                 wanted = taken < len(planned) and index == planned[taken]
-            elif not start_s <= timestamp_s < end_s:
+            elif not start_s <= reached_s < end_s:
                 wanted = False
             elif every:
-                wanted = last is None or index == last + every
+                wanted = not taken or index == last + every
             else:
-                # Within a microsecond: containers round their timestamps.
-                wanted = timestamp_s > due_s - 1e-6
+                wanted = stretch > last_stretch
             if wanted:
-                taken, last = taken + 1, index
-                while seconds and due_s <= timestamp_s + 1e-6:
-                    due_s += seconds
-                done, image = self._capture.retrieve()
+                taken, last, last_stretch = taken + 1, index, stretch
+                done, image = self._capture.retrieve() if exists else (False, None)
                 yield Frame(index, timestamp_s, image if done else None)
-        self.decoded = index + 1
-        if planned is None:
-            step = every or max(1, round(seconds * self.fps))
-            first, stop = self._window(self.claimed, start_s, end_s)
-            following = first if last is None else last + step
-            missing = range(max(following, self.decoded), stop, step)
-        else:
-            missing = planned[taken:]
-        for index in missing:
-            yield Frame(index, index / self.fps, None)
 
-    def _grabbed(self) -> Iterator[tuple[int, float]]:
-        """Decodes frame after frame: (index, seconds); the time never stands still."""
+    def _expected(self) -> Iterator[tuple[int, float, bool]]:
+        """(index, seconds, whether it is there) of each frame that is there or claimed to be.
+
+        The one that is there was just decoded; time never stands still among them. Those that
+        are only claimed follow at the container's rate.
+        """
         index, timestamp = 0, -math.inf
         while self._capture.grab():
             told = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             # Frames without a timestamp say 0: they follow the one before.
             timestamp = told if told > timestamp else timestamp + 1 / self.fps
-            yield index, timestamp
+            yield index, timestamp, True
             index += 1
+        self.decoded = index
+        for index in range(self.decoded, self.claimed):
+            yield index, index / self.fps, False
 
-    def _equal_intervals(self, count: int, start_s: float, end_s: float) -> list[int]:
-        total = self.claimed
-        if not total:
-            # The container does not say (streams, cut recordings): count, then start again.
-            total = sum(1 for _ in self._grabbed())
+    def _equal_intervals(self, count: int, start_s: float, end_s: float) -> Sequence[int]:
+        """The indices in the middles of `count` intervals."""
+        inside: Sequence[int] = range(self.claimed)
+        if not self.claimed or start_s > 0 or end_s < math.inf:
+            # The container does not say how many there are (streams, cut recordings), or which
+            # ones are in the window (rates vary): all are looked at once before.
+            inside = [
+                index
+                for index, timestamp_s, _ in self._expected()
+                if start_s <= timestamp_s + ROUNDING_S < end_s
+            ]
             self.close()
             self._open()
-        first, stop = self._window(total, start_s, end_s)
-        length = stop - first
-        if length <= count:
-            return list(range(first, stop))
-        return [first + int((i + 0.5) * length / count) for i in range(count)]
-
-    def _window(self, total: int, start_s: float, end_s: float) -> tuple[int, int]:
-        """First index and end of the window among `total` frames, at the container's rate."""
-
-        def index(time_s: float) -> int:
-            return min(total, math.ceil(min(time_s * self.fps, total) - 1e-6))
-
-        first = index(start_s)
-        return first, max(first, index(end_s))
+        if len(inside) <= count:
+            return inside
+        return [inside[(2 * i + 1) * len(inside) // (2 * count)] for i in range(count)]
