@@ -11,8 +11,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64_000_000))
 # and only files. What FFmpeg thinks of a damaged file is said once, by us.
 os.environ.setdefault(
     "OPENCV_FFMPEG_CAPTURE_OPTIONS",
-    "protocol_whitelist;file|"
-    "format_whitelist;mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv",
+    "protocol_whitelist;file|format_whitelist;mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv",
 )
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")

@@ -9,6 +9,7 @@ import io
 import re
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.build import Plan
+from fer_jax.data.build import Plan, files_in
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media import clips, images
 from fer_jax.media.clips import Extraction, Found
@@ -62,6 +63,7 @@ class Files:
 
     names: list[str]
     read: Any  # (name) -> bytes
+    unread: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (item, reason)
 
 
 def plan(config: str, options: argparse.Namespace) -> Plan:
@@ -84,6 +86,7 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
             if manifest is not None
             else _from_folders(files)
         )
+        refused += files.unread
         read = functools.partial(_read_file, source=source)
     namespace = options.namespace or options.name
     for row in rows:
@@ -130,12 +133,8 @@ def _read_file(row: dict[str, Any], source: Path) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _open(source: Path) -> Files:
     if source.is_dir():
-        found = sorted(
-            path.relative_to(source).as_posix()
-            for path in source.rglob("*")
-            if path.suffix.lower() in images.IMAGE_SUFFIXES and path.is_file()
-        )
-        return Files(found, lambda name: _read_capped(source / name))
+        names, unread = files_in(source, images.IMAGE_SUFFIXES)
+        return Files(names, lambda name: _read_capped(source / name), unread)
     if not zipfile.is_zipfile(source):
         raise InputError(f"--source '{source}' is neither a folder, nor a zip, nor a CSV")
     archive = zipfile.ZipFile(source)
@@ -148,15 +147,21 @@ def _open(source: Path) -> Files:
     def read(name: str) -> bytes:
         if archive.getinfo(name).file_size > images.MAX_FILE_BYTES:
             raise InputError(f"file over {images.MAX_FILE_BYTES // 2**20} MiB")
-        try:
-            with lock:
-                return archive.read(name)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise InputError("damaged in the archive") from error
+        with lock:
+            return _unpack(archive, name)
 
     names = [name for name in archive.namelist() if not name.endswith("/")]
     known = [name for name in names if name.lower().endswith(images.IMAGE_SUFFIXES)]
     return Files(sorted(known), read)
+
+
+def _unpack(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise InputError("damaged in the archive") from error
+    except RuntimeError as error:  # what zipfile says of a password it was not given
+        raise InputError("encrypted, or compressed in an unknown way") from error
 
 
 def _read_capped(path: Path) -> bytes:
@@ -170,36 +175,55 @@ def _find_manifest(source: Path, given: Path | None, files: Files) -> str | None
     if given is not None:
         if not given.is_file():
             raise InputError(f"--manifest '{given}' does not exist")
-        return given.read_text(encoding="utf-8-sig")
-    if source.is_dir() and (source / "manifest.csv").is_file():
-        return (source / "manifest.csv").read_text(encoding="utf-8-sig")
+        return _text(given.read_bytes())
+    within = source / "manifest.csv"
+    if within.is_file():
+        return _text(within.read_bytes())
     if source.is_file():
         with zipfile.ZipFile(source) as archive:
             inside = [name for name in archive.namelist() if name.endswith("manifest.csv")]
             if inside:
                 if archive.getinfo(inside[0]).file_size > MAX_MANIFEST_BYTES:
                     raise InputError(f"the manifest in '{source}' is too large")
-                return archive.read(inside[0]).decode("utf-8-sig")
+                try:
+                    return _text(_unpack(archive, inside[0]))
+                except InputError as error:
+                    raise InputError(f"'{inside[0]}' in '{source}': {error}") from error
     beside = source.parent / "manifest.csv"
     if beside.is_file():
-        text = beside.read_text(encoding="utf-8-sig")
+        text = _text(beside.read_bytes())
         # A manifest beside the source may be about other things.
-        paths = {row.get("path", "") for row in csv.DictReader(io.StringIO(text))}
+        paths = {row.get("path", "") for row in _table(text)[1]}
         if paths & set(files.names):
             return text
     return None
 
 
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("the manifest is not a CSV in UTF-8") from error
+
+
+def _table(text: str) -> tuple[set[str], list[dict[str, str]]]:
+    """A CSV's columns and rows; absent cells are empty."""
+    reader = csv.DictReader(io.StringIO(text, newline=None), restval="")
+    try:
+        return set(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise InputError(f"the manifest is not a CSV: {error}") from error
+
+
 def _from_manifest(
     text: str, name: str, files: Files
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    table = list(csv.DictReader(io.StringIO(text)))
-    columns = set(table[0]) if table else set()
+    columns, table = _table(text)
     votes = _vote_columns(columns)
     if "path" not in columns or not (columns & {"label", "emotion", "interest"} or votes):
         raise InputError(
             "the manifest needs the columns path and label (or emotion, interest, or one column "
-            f"of votes per emotion); it has {', '.join(sorted(columns)) or 'no rows'}"
+            f"of votes per emotion); it has {', '.join(sorted(columns)) or 'none'}"
         )
     if "dataset" in columns:
         sets = {row["dataset"] for row in table}
@@ -308,11 +332,15 @@ def _from_folders(files: Files) -> tuple[list[dict[str, Any]], list[tuple[str, s
 def _fer2013_csv(source: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """FER2013's own form: emotion 0-6, 48 x 48 grey values as text, Usage."""
     csv.field_size_limit(2**20)
-    with source.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if not FER2013_COLUMNS <= set(reader.fieldnames or ()):
-            raise InputError(f"'{source}' lacks FER2013's columns emotion, pixels, Usage")
-        entries = list(reader)
+    with source.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        try:
+            known = FER2013_COLUMNS <= set(reader.fieldnames or ())
+            entries = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"'{source}' is not a CSV in UTF-8") from error
+    if not known:
+        raise InputError(f"'{source}' lacks FER2013's columns emotion, pixels, Usage")
     rows, refused = [], []
     for number, entry in enumerate(entries):
         item = f"row_{number:05}"

@@ -2,16 +2,18 @@
 
 import argparse
 import collections
+import contextlib
 import csv
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.build import Plan
+from fer_jax.data.build import Plan, files_in
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media import clips
 from fer_jax.media.clips import Job
@@ -36,16 +38,20 @@ TABLE_NAME = "participant_demographic_information"
 METADATA_COLUMNS = {"video_id", "participant_id", "category", "reaction_type"}
 MAX_TABLE_BYTES = 32 * 2**20
 MAX_TABLE_ROWS = 100_000
+MAX_TABLE_COLUMNS = 256
 HEADER_ROWS = 10  # a title may stand above the header
+UNKNOWN_AGE = float(schema.UNKNOWN)
 
 PARTICIPANT_LIKE = re.compile(r"(p|participants?|part|subjects?|sub|s|person|user)?[ _.-]*\d+")
-AD_LIKE = re.compile(r"(ads?|a|adverts?|advertisements?|commercials?|videos?|v)[ _.-]*\w*")
+AD_WORDS = "ads?|a|adverts?|advertisements?|commercials?|videos?|v"
+AD_LIKE = re.compile(rf"({AD_WORDS})[ _.-]*\w*")
 
 
 class Person(NamedTuple):
     """A row of the spreadsheet: what is known of a participant, or of one watching one ad."""
 
-    ad: str  # "" where the table has no column for it
+    category: str  # "" where the table has no column for it; so with the next
+    ad: str
     gender: str
     age: float
     interested_in: str
@@ -77,11 +83,8 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
     categories = [
         group for part in splits.content_parts(options.content_parts).values() for group in part
     ]
-    files = sorted(
-        path.relative_to(source)
-        for path in source.rglob("*")
-        if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
-    )
+    names, unread = files_in(source, VIDEO_SUFFIXES)
+    files = [Path(name) for name in names]
     if not files:
         raise InputError(f"'{source}' holds no video ({', '.join(VIDEO_SUFFIXES)})")
     metadata = source / "metadata.csv"
@@ -89,6 +92,15 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
         rows, refused = _from_metadata(files, metadata, categories)
     else:
         people = _people(source, options.table)
+        if options.numbered_per_category and not any(
+            entry.category for entries in people.values() for entry in entries
+        ):
+            if people:
+                print(
+                    "note: the spreadsheet has no column for the category, so whose rows are whose "
+                    "is not known; gender, age and interest stay unknown"
+                )
+            people = {}
         rows, refused = _from_folders(files, people, options.order, categories)
     # The same name whichever way round the folders are; the path where that is not enough.
     taken = collections.Counter(row["_clip"] for row in rows)
@@ -108,7 +120,8 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
         "numbered_per_category": options.numbered_per_category,
         "faces": clips.recorded(extraction),
     } | splits.recorded(config, options)
-    return Plan(options.name, config, rows, refused + outside, recorded, extraction=extraction)
+    refused += unread + outside
+    return Plan(options.name, config, rows, refused, recorded, extraction=extraction)
 
 
 def _note_shared_people(rows: list[dict[str, Any]]) -> None:
@@ -139,9 +152,19 @@ def _participant(text: str) -> str:
     return _plain(text)
 
 
-def _category(text: str, accepted: Iterable[str]) -> str:
+def _ad_names(text: str) -> set[str]:
+    """What an advertisement is called: "Ad 1", "ad01", "1" and a spreadsheet's 1.0 are one."""
+    name = _plain(re.sub(r"\.0$", "", text.strip()))
+    return {name, re.sub(rf"^({AD_WORDS})_(?=\d+$)", "", name)}
+
+
+def _category_name(text: str) -> str:
     name = "_".join(word for word in re.findall(r"[a-z0-9]+", text.lower()) if word != "and")
-    name = CATEGORY_ALIASES.get(name, name)
+    return CATEGORY_ALIASES.get(name, name)
+
+
+def _category(text: str, accepted: Iterable[str]) -> str:
+    name = _category_name(text)
     if name not in accepted:
         raise InputError(f"'{text}' is no category of the protocol{did_you_mean(name, accepted)}")
     return name
@@ -173,6 +196,8 @@ def _from_folders(
         )
     pairs = {(second, third) for _, (_, second, third, _) in known}
     participant_first = _participant_first(pairs, people, order)
+    ads = {third if participant_first else second for second, third in pairs}
+    names = {name for ad in ads for name in _ad_names(ad)} | set(categories)
     rows = []
     for path, (category, second, third, letter) in known:
         participant, ad = (second, third) if participant_first else (third, second)
@@ -189,7 +214,9 @@ def _from_folders(
         row["stimulus_id"] = f"{row['content']}/{_plain(ad)}"
         words = [row["content"], row["subject_id"], _plain(ad), letter.lower(), path.stem]
         row["_clip"] = "/".join(words)
-        rows.append(row | _known(people.get(row["subject_id"], []), ad, row["content"]))
+        if row["subject_id"] in people:
+            row |= _known(people[row["subject_id"]], ad, row["content"], names)
+        rows.append(row)
     return rows, refused
 
 
@@ -234,44 +261,53 @@ def _people(source: Path, given: Path | None) -> dict[str, list[Person]]:
         given = found[0]
     if not given.is_file():
         raise InputError(f"--table '{given}' does not exist")
-    if given.stat().st_size > MAX_TABLE_BYTES:
-        raise InputError(f"'{given}' is over {MAX_TABLE_BYTES // 2**20} MiB")
     return read_people(given)
 
 
 def read_people(file: Path) -> dict[str, list[Person]]:
     """Reads the demographic spreadsheet.
 
-    Needed are a column for the participant and one named INTERESTED IN; gender, age and the
-    advertisement are used where there are columns for them.
+    Needed are a column for the participant and one named INTERESTED IN; gender, age, the
+    category and the advertisement are used where there are columns for them.
 
     Raises:
       InputError: no spreadsheet, or no sheet has the needed columns; says what it has.
     """
     import openpyxl
+    from openpyxl.utils.exceptions import InvalidFileException
 
     try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > MAX_TABLE_BYTES:
+            sheets = []
+        else:
+            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+            with contextlib.closing(book):
+                sheets = [_cells(sheet) for sheet in book.worksheets]
+    except (
+        *(zipfile.BadZipFile, ElementTree.ParseError, InvalidFileException),
+        *(KeyError, ValueError, TypeError, OSError),
+    ) as error:
         raise InputError(f"'{file}' is not a spreadsheet (.xlsx)") from error
-    try:
-        seen: list[str] = []
-        for sheet in book.worksheets:
-            rows = [
-                ["" if cell is None else str(cell).strip() for cell in row]
-                for row in sheet.iter_rows(max_row=MAX_TABLE_ROWS, values_only=True)
-            ]
-            for number, header in enumerate(rows[:HEADER_ROWS]):
-                columns = _columns(header)
-                if {"participant", "interested_in"} <= columns.keys():
-                    return _read_rows(rows[number + 1 :], columns)
-                seen = seen or [cell for cell in header if cell]
-    finally:
-        book.close()
+    if unpacked > MAX_TABLE_BYTES:
+        raise InputError(f"'{file}' is over {MAX_TABLE_BYTES // 2**20} MiB")
+    seen: list[str] = []
+    for rows in sheets:
+        for number, header in enumerate(rows[:HEADER_ROWS]):
+            columns = _columns(header)
+            if {"participant", "interested_in"} <= columns.keys():
+                return _read_rows(rows[number + 1 :], columns)
+            seen = seen or [cell for cell in header if cell]
     raise InputError(
         f"'{file}' has no columns for the participant and for INTERESTED IN; it has "
         f"{', '.join(seen) or 'nothing'}"
     )
+
+
+def _cells(sheet: Any) -> list[list[str]]:
+    rows = sheet.iter_rows(max_row=MAX_TABLE_ROWS, max_col=MAX_TABLE_COLUMNS, values_only=True)
+    return [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
 
 
 def _columns(header: list[str]) -> dict[str, int]:
@@ -280,6 +316,7 @@ def _columns(header: list[str]) -> dict[str, int]:
         "participant": r"(participants?|subjects?)( (id|no|number|name|code))?|id|no",
         "gender": r"gender|sex",
         "age": r"age( years)?",
+        "category": r"((ads?|advertisements?) )?categor(y|ies)",
         "ad": r"(ads?|adverts?|advertisements?|commercials?)( (id|no|number|name))?",
         "interested_in": r"interested( in)?|interest",
     }
@@ -307,41 +344,63 @@ def _read_rows(rows: list[list[str]], columns: dict[str, int]) -> dict[str, list
         try:
             age = float(cell("age"))
         except ValueError:
-            age = float(schema.UNKNOWN)
+            age = UNKNOWN_AGE
+        age = age if 0 <= age < 150 else UNKNOWN_AGE
         try:
             gender = schema.gender(cell("gender"))
         except InputError:
             gender = ""
-        people[who].append(Person(cell("ad"), gender, age, cell("interested_in")))
+        category = _category_name(cell("category"))
+        people[who].append(Person(category, cell("ad"), gender, age, cell("interested_in")))
     return dict(people)
 
 
-def _known(entries: list[Person], ad: str, category: str) -> dict[str, Any]:
-    """What the spreadsheet says of this participant watching this advertisement."""
-    own = [entry for entry in entries if entry.ad and _plain(entry.ad) == _plain(ad)]
+def _known(entries: list[Person], ad: str, category: str, names: set[str]) -> dict[str, Any]:
+    """What the spreadsheet says of this participant watching this advertisement.
+
+    Rows that contradict each other leave it unknown.
+    """
+    entries = [entry for entry in entries if entry.category in ("", category)]
+    own = [entry for entry in entries if entry.ad and _ad_names(entry.ad) & _ad_names(ad)]
     own = own or [entry for entry in entries if not entry.ad]
-    known: dict[str, Any] = {}
-    if entries:
-        known = {"gender": entries[0].gender, "age": entries[0].age}
-    if own:
-        known["interest"] = _interest(own[0].interested_in, ad, category)
-    return known
+    return {
+        "gender": _agreed((entry.gender for entry in entries), ""),
+        "age": _agreed((entry.age for entry in entries), UNKNOWN_AGE),
+        "interest": _agreed(
+            (_interest(entry.interested_in, ad, category, names) for entry in own), schema.UNKNOWN
+        ),
+    }
 
 
-def _interest(text: str, ad: str, category: str) -> int:
-    """INTERESTED IN: yes or no, or a list of the advertisements or categories; -1 unknown."""
-    if not text:
-        return schema.UNKNOWN
+def _agreed(values: Iterable[Any], unknown: Any) -> Any:
+    distinct = set(values) - {unknown}
+    return distinct.pop() if len(distinct) == 1 else unknown
+
+
+def _interest(text: str, ad: str, category: str, names: set[str]) -> int:
+    """INTERESTED IN: yes or no, or a list of the advertisements or categories.
+
+    Args:
+      text: what the cell says.
+      ad: the advertisement watched.
+      category: of it.
+      names: all that a list may hold; one that holds none of them says nothing.
+
+    Returns:
+      1, 0, or -1 for unknown.
+    """
     word = {"1": "yes", "0": "no", "1.0": "yes", "0.0": "no", "true": "yes", "false": "no"}.get(
         text.lower(), text
     )
     try:
         return schema.interest_index({"y": "yes", "n": "no", "none": "no"}.get(word.lower(), word))
     except InputError:
-        listed = {_plain(part) for part in re.split(r"[,;/\n]", text)}
-        listed |= {_plain(part).replace("_and_", "_") for part in re.split(r"[,;/\n]", text)}
-        listed |= {CATEGORY_ALIASES.get(name, name) for name in listed}
-        return int(_plain(ad) in listed or category in listed)
+        pass
+    parts = [*re.split(r"[,;/\n]", text), *re.split(r"[,;/\n&]|\band\b", text)]
+    listed = {name for part in parts for name in (*_ad_names(part), _category_name(part))}
+    if not listed & names:
+        return schema.UNKNOWN
+    return int(bool(listed & (_ad_names(ad) | {category})))
 
 
 def _from_metadata(
@@ -349,36 +408,41 @@ def _from_metadata(
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """category/participant/clip, with metadata.csv."""
     with metadata.open(newline="", encoding="utf-8-sig") as text:
-        reader = csv.DictReader(text)
-        missing = METADATA_COLUMNS - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"'{metadata}' lacks the columns {', '.join(sorted(missing))}")
-        entries = list(reader)
+        reader = csv.DictReader(text, restval="")
+        try:
+            missing = METADATA_COLUMNS - set(reader.fieldnames or ())
+            entries = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"'{metadata}' is not a CSV in UTF-8") from error
+    if missing:
+        raise InputError(f"'{metadata}' lacks the columns {', '.join(sorted(missing))}")
     by_name: dict[str, list[dict[str, str]]] = collections.defaultdict(list)
     for entry in entries:
-        by_name[Path(entry["video_id"]).stem].append(entry)
+        file = Path(entry["video_id"])
+        by_name[file.stem if file.suffix.lower() in VIDEO_SUFFIXES else file.name].append(entry)
     rows, refused, used = [], [], set()
     for path in files:
         candidates = by_name.get(path.stem, [])
-        # The same name may occur once per participant.
+        # The same name may occur once per participant, and per category.
         if len(candidates) > 1:
             who = {_participant(folder) for folder in path.parent.parts}
             candidates = [c for c in candidates if _participant(c["participant_id"]) in who]
+        if len(candidates) > 1:
+            what = {_category_name(folder) for folder in path.parent.parts}
+            candidates = [c for c in candidates if _category_name(c["category"]) in what]
+        used |= {id(entry) for entry in candidates}
         try:
             if not candidates:
                 raise InputError("not in metadata.csv")
             if len(candidates) > 1:
                 raise InputError("named twice in metadata.csv")
-            entry = candidates[0]
-            used.add(id(entry))
-            rows.append({"_path": path} | _labelled(path, entry, categories))
+            rows.append({"_path": path} | _labelled(path, candidates[0], categories))
         except InputError as error:
             refused.append((path.as_posix(), str(error)))
     refused += [
         (f"metadata.csv: {entry['video_id']}", "no such file")
         for entry in entries
         if id(entry) not in used
-        and Path(entry["video_id"]).stem not in {path.stem for path in files}
     ]
     return rows, refused
 

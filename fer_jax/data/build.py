@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -99,6 +100,40 @@ def find_builder(name: str) -> Any:
     if str(BUILDERS.parent) not in sys.path:
         sys.path.append(str(BUILDERS.parent))
     return importlib.import_module(f"data_builders.{name}.{name}_dataset_builder")
+
+
+def files_in(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The files with one of these endings anywhere in a folder.
+
+    Args:
+      folder: where.
+      suffixes: in lower case.
+
+    Returns:
+      (their paths inside the folder, sorted; those that are not read: (item, reason)). Links
+      are followed within the folder, to files.
+    """
+    files, refused = [], []
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        linked_folder = path.is_symlink() and path.is_dir()
+        if not linked_folder and path.suffix.lower() not in suffixes:
+            continue
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            item = os.fsencode(name).decode(errors="backslashreplace")
+            refused.append((item, "its name is not UTF-8"))
+            continue
+        if linked_folder:
+            refused.append((name, "a link to a folder"))
+        elif path.is_symlink() and not path.exists():
+            refused.append((name, "a link to nothing"))
+        elif path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            refused.append((name, "a link out of the folder"))
+        elif path.is_file():
+            files.append(name)
+    return sorted(files), sorted(refused)
 
 
 def build(
@@ -204,7 +239,8 @@ def write(
         _write_measured(made / "quality.csv", outcomes)
         if plan.extraction:
             _write_clips(made / "clips.csv", plan, plan.extraction, clip_folder)
-        (made / "build.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        (made / "build.json").write_text(text, encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +274,7 @@ def _check_same(final: Path, plan: Plan, digest: str) -> None:
         if before["options"].get(key) != plan.options.get(key)
     ]
     if not differing and before["plan"] != digest:
-        differing = ["the images, labels or splits of the source"]
+        differing = ["the files, labels or splits of the source"]
     if differing:
         raise InputError(
             f"{final} was built with another {'; '.join(differing)}; use --overwrite or another "
@@ -247,13 +283,14 @@ def _check_same(final: Path, plan: Plan, digest: str) -> None:
 
 
 def _plan_digest(plan: Plan) -> str:
-    known = sorted(
-        json.dumps(
-            {k: v for k, v in row.items() if not k.startswith("_")}, default=np.ndarray.tolist
-        )
-        for row in plan.rows
-    )
-    return hashlib.sha256("\n".join(known).encode()).hexdigest()
+    known = []
+    for row in plan.rows:
+        told = {k: v for k, v in row.items() if not k.startswith("_")}
+        if "_job" in row:
+            # Not when it was changed: copies of the same source are the same.
+            told["bytes"] = os.stat(row["_job"].path).st_size
+        known.append(json.dumps(told, default=np.ndarray.tolist))
+    return hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
 
 
 def _finish_clips(plan: Plan, extraction: Extraction, folder: Path, processes: int) -> None:
@@ -293,9 +330,9 @@ def _make(
     for found in everything:
         if not found.faces:
             ledger.append((found.item, found.reason))
-        for number, fields in enumerate(found.faces):
-            several = len(found.faces) > 1
-            record_id = f"{found.item}_{number}" if several else found.item
+        for fields in found.faces:
+            number = fields.get("_number")
+            record_id = found.item if number is None else f"{found.item}_{number}"
             known = {key: value for key, value in fields.items() if not key.startswith("_")}
             record = schema.record(record_id=record_id, **(shared | known))
             labels = {task: record[task] for task in schema.TASKS}
@@ -339,7 +376,11 @@ def _prepare(
             directory,
             lambda self, dl_manager: {s: generate(rows) for s, rows in _splits(plan).items()},
         )
-        _download_and_prepare(builder)
+        try:
+            _download_and_prepare(builder)
+        except AssertionError:
+            _refuse_empty(plan, outcomes)
+            raise
     return builder, outcomes
 
 
@@ -377,17 +418,32 @@ def _prepare_with_beam(
 
     builder = _tfds_builder(plan, directory, split_generators)
     options = PipelineOptions([f"--{word.removeprefix('--')}" for word in words])
-    _download_and_prepare(builder, beam_options=options)
+    try:
+        _download_and_prepare(builder, beam_options=options)
+    except ValueError as error:
+        # What became of the rows is not written yet.
+        empty = re.search(r"examples is 0 for split (\w+)", str(error))
+        if empty is None:
+            raise
+        raise InputError(
+            f"{plan.name}: the split '{empty[1]}' would be empty; without "
+            "--beam_pipeline_options this says why"
+        ) from error
     lines = [
         line
         for file in sorted((directory / "outcomes").glob("*"))
         for line in file.read_text().splitlines()
     ]
-    return builder, [Outcome(*json.loads(line)) for line in lines]
+    return builder, [_outcome(line) for line in lines]
 
 
 def _outcome_line(made: tuple[Outcome, Any]) -> str:
     return json.dumps(made[0])
+
+
+def _outcome(line: str) -> Outcome:
+    outcome = Outcome(*json.loads(line))
+    return outcome._replace(ledger=[(item, reason) for item, reason in outcome.ledger])
 
 
 def _records_of(made: tuple[Any, list[tuple[str, dict[str, Any]]]]) -> list[Any]:
@@ -451,16 +507,26 @@ def _verify(plan: Plan, builder: Any, outcomes: list[Outcome]) -> None:
         lost = sum((planned - came).values())
         twice = sum((came - planned).values())
         raise RuntimeError(f"of {len(plan.rows)} rows {lost} were lost and {twice} came twice")
+    _refuse_empty(plan, outcomes)
+    ids = collections.Counter(r["record_id"] for outcome in outcomes for r in outcome.records)
+    if len(ids) < ids.total():
+        raise RuntimeError(f"the record {ids.most_common(1)[0][0]} came twice")
     for split in _splits(plan):
         count = sum(len(outcome.records) for outcome in outcomes if outcome.split == split)
-        if not count:
-            reasons = [entry for one in outcomes if one.split == split for entry in one.ledger]
-            raise InputError(
-                f"{plan.name}: the split '{split}' would be empty{_reasons(reasons, one_line=True)}"
-            )
         found = len(builder.as_data_source(split))
         if found != count:
             raise RuntimeError(f"{split}: {count} records made, {found} in the shards")
+
+
+def _refuse_empty(plan: Plan, outcomes: list[Outcome]) -> None:
+    """Refuses a split whose rows, all of them read, gave no record."""
+    for split, rows in _splits(plan).items():
+        of_split = [outcome for outcome in outcomes if outcome.split == split]
+        if len(of_split) == len(rows) and not any(outcome.records for outcome in of_split):
+            reasons = [entry for outcome in of_split for entry in outcome.ledger]
+            raise InputError(
+                f"{plan.name}: the split '{split}' would be empty{_reasons(reasons, one_line=True)}"
+            )
 
 
 def _summary(plan: Plan, outcomes: list[Outcome], ledger: list[tuple[str, str]]) -> dict[str, Any]:
@@ -492,7 +558,7 @@ def _records_by_split(outcomes: list[Outcome]) -> dict[str, list[dict[str, Any]]
 
 
 def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with file.open("w", newline="") as text:
+    with file.open("w", newline="", encoding="utf-8") as text:
         csv.writer(text).writerows([header, *rows])
 
 

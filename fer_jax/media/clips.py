@@ -17,7 +17,7 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from fer_jax.media import faces, images
 from fer_jax.media.video import Video
 
 # Faces of other extractions are not taken for these: raised when a change here changes them.
-EXTRACTION = 1
+EXTRACTION = 2
 MAX_TRACKED_FACES = 8  # per frame, the largest ones; a crowd is not followed
 
 
@@ -40,8 +40,9 @@ class Found(NamedTuple):
     Attributes:
       item: its name in the ledger.
       faces: the fields that each face adds to a record: "image" (JPEG bytes), "box",
-        "detection_score" and, from clips, "frame_index" and "timestamp"; and under "_measured"
-        what the gates looked at.
+        "detection_score" and, from clips, "frame_index" and "timestamp"; under "_measured"
+        what the gates looked at; and, where all faces are wanted, under "_number" which one of
+        those found here it is, the largest being 0.
       reason: why there is no face here; empty where there is one.
     """
 
@@ -149,8 +150,11 @@ def from_arguments(options: argparse.Namespace) -> Extraction:
         raise InputError(f"--margin must be in -0.5 to 4, not {extraction.margin}")
     if (extraction.detector == "boxes") != bool(extraction.boxes):
         raise InputError("--detector=boxes and --boxes=FILE belong together")
+    # Files may have changed since an earlier plan.
+    recorded.cache_clear()
+    _boxes.cache_clear()
     if extraction.boxes:
-        faces.read_boxes(Path(extraction.boxes))
+        _boxes(extraction.boxes)
     if extraction.detector in ("yunet", "haar"):
         # Found or fetched now, so that a missing file stops no build half-way.
         if extraction.detector == "yunet":
@@ -181,14 +185,20 @@ def _detect(image: np.ndarray, name: str, frame: int, extraction: Extraction) ->
         left, top, side = images.centre_square(*image.shape[:2])
         return [faces.Face((left, top, side, side), 1.0, None)]
     if extraction.detector == "boxes":
-        found = list(_boxes(extraction.boxes).get((name, frame), []))
+        boxes, parts = _boxes(extraction.boxes), name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        found = next((boxes[end, frame] for end in ends if (end, frame) in boxes), [])
     else:
         found = faces.make_detector(extraction.detector, extraction.detector_model)(image)
     return sorted(found, key=lambda face: -face.box[2] * face.box[3])
 
 
-def _cut(image: np.ndarray, face: faces.Face, extraction: Extraction) -> dict[str, Any]:
+def _cut(
+    image: np.ndarray, face: faces.Face, number: int, extraction: Extraction
+) -> dict[str, Any]:
     """The fields of a face in a BGR picture, and under "_reason" why it is not good enough."""
+    x, y, width, height = face.box
+    outside = x >= image.shape[1] or y >= image.shape[0] or x + width <= 0 or y + height <= 0
     crop = cv2.cvtColor(faces.align(image, face, margin=extraction.margin), cv2.COLOR_BGR2RGB)
     measured = faces.measure(crop)
     return {
@@ -196,7 +206,10 @@ def _cut(image: np.ndarray, face: faces.Face, extraction: Extraction) -> dict[st
         "box": [float(value) for value in face.box],
         "detection_score": face.score,
         "_measured": measured,
-        "_reason": faces.gate(
+        "_number": number if extraction.choice == "all" else None,
+        "_reason": "the box is outside the picture"
+        if outside
+        else faces.gate(
             measured,
             size=extraction.min_size,
             contrast=extraction.min_contrast,
@@ -227,13 +240,14 @@ def faces_in_photo(image: np.ndarray, item: str, name: str, extraction: Extracti
     Args:
       image: uint8 RGB [height, width, 3].
       item: its name in the ledger.
-      name: its name in the CSV of boxes.
+      name: its path, of which the CSV of boxes has the end.
       extraction: how.
     """
     picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     found = _detect(picture, name, 0, extraction)
     used = found if extraction.choice == "all" else found[:1]
-    return _taken(item, [_cut(picture, f, extraction) for f in used], len(found), extraction)
+    cut = [_cut(picture, face, number, extraction) for number, face in enumerate(used)]
+    return _taken(item, cut, len(found), extraction)
 
 
 def finished_file(job: Job, extraction: Extraction, folder: Path) -> Path:
@@ -254,13 +268,17 @@ def finish_clip(job: Job, extraction: Extraction, folder: Path) -> Path:
     """
     file = finished_file(job, extraction, folder)
     if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            clip = _faces_in_clip(job, extraction, archive)
-            archive.writestr("clip.json", json.dumps(clip._asdict(), indent=1))
-        temporary.replace(file)
+        _keep(file, lambda archive: _faces_in_clip(job, extraction, archive))
     return file
+
+
+def _keep(file: Path, make: Callable[[zipfile.ZipFile], Clip]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        clip = make(archive)
+        archive.writestr("clip.json", json.dumps(clip._asdict(), indent=1))
+    temporary.replace(file)
 
 
 def read_clip(file: Path) -> Clip:
@@ -284,7 +302,7 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
     try:
         video = Video(Path(job.path))
     except InputError as error:
-        return Clip([Found(job.item, [], str(error))], 0, 0, 0.0, 0, 0)
+        return _no_clip(job, str(error))
     tracked = extraction.choice == "tracked"
     limit = {"all": None, "tracked": MAX_TRACKED_FACES}.get(extraction.choice, 1)
     items: list[str] = []
@@ -303,9 +321,9 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
             cuts.append([])
             if frame.image is None:
                 continue
-            seen[-1] = _detect(frame.image, Path(job.path).name, frame.index, extraction)
+            seen[-1] = _detect(frame.image, job.path, frame.index, extraction)
             for number, face in enumerate(seen[-1][:limit]):
-                cut = _cut(frame.image, face, extraction)
+                cut = _cut(frame.image, face, number, extraction)
                 cut |= {"frame_index": frame.index, "timestamp": frame.timestamp_s}
                 name = f"{frame.index:06}_{number}.jpg"
                 archive.writestr(name, cut["image"])
@@ -327,6 +345,10 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
     if not results:
         results = [Found(job.item, [], "no frame in the clip's window")]
     return Clip(results, video.claimed, video.decoded, video.fps, video.width, video.height)
+
+
+def _no_clip(job: Job, reason: str) -> Clip:
+    return Clip([Found(job.item, [], reason)], 0, 0, 0.0, 0, 0)
 
 
 def extract(
@@ -352,17 +374,19 @@ def extract(
         # Which clip took its process down is not known: each in flight is tried on its own.
         for job in (yield from _in_processes(waiting, extraction, folder, processes)):
             if (yield from _in_processes(collections.deque([job]), extraction, folder, 1)):
-                file = finished_file(job, extraction, folder)
-                crashed = Clip([Found(job.item, [], "its decoder crashed")], 0, 0, 0.0, 0, 0)
-                with zipfile.ZipFile(file, "w") as archive:
-                    archive.writestr("clip.json", json.dumps(crashed._asdict()))
+                crashed = _no_clip(job, "its decoder crashed")
+                _keep(finished_file(job, extraction, folder), lambda _, clip=crashed: clip)
                 yield job
 
 
 def _in_processes(
     waiting: collections.deque[Job], extraction: Extraction, folder: Path, processes: int
 ) -> Generator[Job, None, list[Job]]:
-    """Works on what is waiting; returns what was in flight when a process died."""
+    """Works on what is waiting; returns what was in flight when a process died.
+
+    Raises:
+      BrokenProcessPool: processes cannot be started at all, which is no clip's fault.
+    """
     # Spawned: the parent has threads, which a fork would copy half-way through their locks.
     pool = concurrent.futures.ProcessPoolExecutor(
         min(processes, len(waiting)),
@@ -372,6 +396,7 @@ def _in_processes(
     running: dict[concurrent.futures.Future[Path], Job] = {}
     lost: list[Job] = []
     try:
+        started = pool.submit(os.getpid)
         while not lost and (waiting or running):
             while waiting and len(running) < 2 * processes:
                 try:
@@ -379,6 +404,8 @@ def _in_processes(
                 except BrokenProcessPool:
                     break  # the futures in flight say so too
                 running[future] = waiting.popleft()
+            if not running:
+                break  # a process died that had nothing to do
             done, _ = concurrent.futures.wait(
                 running, return_when=concurrent.futures.FIRST_COMPLETED
             )
@@ -389,6 +416,8 @@ def _in_processes(
                 else:
                     future.result()
                     yield job
+        if lost:
+            started.result()
         return lost + list(running.values())
     finally:
         # Clips that are being worked on are finished and kept; the others are not begun.

@@ -8,9 +8,9 @@ side, and the eyes lie at 0.38 of its height.
 import csv
 import functools
 import hashlib
+import http.client
 import os
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +37,7 @@ FETCH_TIMEOUT_S = 30
 
 MIN_SCORE = 0.6
 MAX_OVERLAP = 0.3  # of two faces (intersection over union)
+FARTHEST = 1e6  # pixels; a box that somebody drew ends before
 # Pictures are searched at this size: larger ones cost more and find nothing more in the press
 # photos tried; in smaller ones (48 px crops: 0.75 against 0.96) faces are missed.
 SEARCHED_SIZE = (256, 1024)
@@ -86,26 +87,29 @@ def detector_model(given: str) -> Path:
         return Path(given)
     kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fer_jax"
     file = kept / YUNET_FILE
-    if not file.is_file():
-        remedy = (
-            f"fetch {YUNET_FILE} by hand and name it with --detector_model=FILE, or ask for the "
-            "weaker built-in detector with --detector=haar"
-        )
-        try:
-            with urllib.request.urlopen(YUNET_URL, timeout=FETCH_TIMEOUT_S) as answer:
-                data = answer.read(YUNET_MAX_BYTES)
-        except (OSError, urllib.error.URLError) as error:
-            reason = getattr(error, "reason", error)
-            raise InputError(
-                f"the face detector could not be fetched ({reason}); {remedy}"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != YUNET_SHA256:
+    if file.is_file() and _is_yunet(file.read_bytes()):
+        return file
+    remedy = (
+        f"fetch {YUNET_FILE} by hand and name it with --detector_model=FILE, or ask for the "
+        "weaker built-in detector with --detector=haar"
+    )
+    try:
+        with urllib.request.urlopen(YUNET_URL, timeout=FETCH_TIMEOUT_S) as answer:
+            data = answer.read(YUNET_MAX_BYTES)
+        if not _is_yunet(data):
             raise InputError(f"what {YUNET_URL} sent is not the known detector; {remedy}")
         kept.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(data)
         temporary.replace(file)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise InputError(f"the face detector could not be fetched ({reason}); {remedy}") from error
     return file
+
+
+def _is_yunet(data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest() == YUNET_SHA256
 
 
 def yunet(model: Path) -> Detector:
@@ -123,11 +127,6 @@ def yunet(model: Path) -> Detector:
             )
         return networks.one
 
-    try:
-        network()
-    except cv2.error as error:
-        raise InputError(f"'{model}' is not the YuNet detector") from error
-
     def detect(image: np.ndarray) -> list[Face]:
         small, scale = _searched(image)
         network().setInputSize((small.shape[1], small.shape[0]))
@@ -141,6 +140,10 @@ def yunet(model: Path) -> Detector:
             for x, y, w, h, *points, score in ([] if rows is None else rows)
         ]
 
+    try:
+        detect(np.zeros((64, 64, 3), np.uint8))
+    except cv2.error as error:
+        raise InputError(f"'{model}' is not the YuNet detector") from error
     return detect
 
 
@@ -177,33 +180,38 @@ def read_boxes(file: Path) -> dict[tuple[str, int], list[Face]]:
     """Boxes drawn by somebody: (file, frame) -> faces.
 
     Args:
-      file: a CSV with file, x, y, width, height in pixels, and frame_index for videos (0 where
-        it is absent); a row whose `ignore` is 1 is left out.
+      file: a CSV with file (its name, or the end of its path where names occur twice), x, y,
+        width, height in pixels, and frame_index for videos (0 where it is absent); a row whose
+        `ignore` is 1 is left out.
 
     Raises:
-      InputError: missing columns, or a row that is no box; names the line.
+      InputError: no CSV, missing columns, or a row that is no box; names the line.
     """
     if not file.is_file():
         raise InputError(f"--boxes '{file}' does not exist")
     boxes: dict[tuple[str, int], list[Face]] = {}
     with file.open(newline="", encoding="utf-8-sig") as text:
-        reader = csv.DictReader(text)
-        missing = {"file", "x", "y", "width", "height"} - set(reader.fieldnames or ())
-        if missing:
-            raise InputError(f"'{file}' lacks the columns {', '.join(sorted(missing))}")
-        for number, row in enumerate(reader, 2):
-            if row.get("ignore") == "1":
-                continue
-            try:
-                x, y, width, height = (float(row[key]) for key in ("x", "y", "width", "height"))
-                frame = int(row.get("frame_index") or 0)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{file}, line {number}: not a box") from error
-            if not (width > 0 and height > 0):
-                raise InputError(f"{file}, line {number}: a box without area")
-            boxes.setdefault((row["file"], frame), []).append(
-                Face((x, y, width, height), 1.0, None)
-            )
+        reader = csv.DictReader(text, restval="")
+        try:
+            missing = {"file", "x", "y", "width", "height"} - set(reader.fieldnames or ())
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"'{file}' is not a CSV in UTF-8") from error
+    if missing:
+        raise InputError(f"'{file}' lacks the columns {', '.join(sorted(missing))}")
+    for number, row in enumerate(rows, 2):
+        if row.get("ignore") == "1":
+            continue
+        try:
+            x, y, width, height = (float(row[key]) for key in ("x", "y", "width", "height"))
+            frame = int(row.get("frame_index") or 0)
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: not a box") from error
+        if not (0 < width < FARTHEST and 0 < height < FARTHEST):
+            raise InputError(f"{file}, line {number}: a box without area, or without end")
+        if not (abs(x) < FARTHEST and abs(y) < FARTHEST):
+            raise InputError(f"{file}, line {number}: a box nowhere")
+        boxes.setdefault((row["file"], frame), []).append(Face((x, y, width, height), 1.0, None))
     return boxes
 
 
@@ -241,7 +249,8 @@ def align(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
         x, y, width, height = face.box
         # One axis of the crop in the picture, as long as its side, and its centre.
         axis = np.array([max(width, height), 0.0])
-        centre = np.array([x + width / 2, y + height / 2])
+        # Of pixels counted from 0 at their centres: the box's edges lie half a pixel further out.
+        centre = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
     else:
         unit, origin = _similarity(MEAN_FACE, face.landmarks)
         axis = unit * CROP_SIDE
