@@ -420,7 +420,7 @@ def _in_processes(
             started.result()
         return lost + list(running.values())
     finally:
-        # Clips that are being worked on are finished and kept; the others are not begun.
+        # Clips that processes have, or have next, are finished and kept; no other is begun.
         pool.shutdown(cancel_futures=True)
 
 
