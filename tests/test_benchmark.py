@@ -1,0 +1,74 @@
+"""The frame of the benchmarks: ratios, spreads, what is said about them, and its mistakes."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fer_jax.__main__ import main
+from fer_jax.benchmark import benchmark
+
+
+def stepping(times: list[float]) -> Callable[[], float]:
+    """A clock on which the n-th run takes times[n]."""
+    marks = itertools.accumulate(itertools.chain.from_iterable((0.0, t) for t in times))
+    return lambda: next(marks)
+
+
+def test_a_ratio_above_one_means_ours_is_faster():
+    # Two warm-ups, then ours and the peer in turn; pair by pair 2, 3 and 4 times as fast.
+    clock = stepping([9, 9, 1, 2, 1, 3, 1, 4])
+    row = benchmark.compare(
+        "x",
+        lambda: None,
+        lambda: None,
+        peer_name="y",
+        amount=10,
+        unit="things per second",
+        repeats=3,
+        clock=clock,
+    )
+    assert (row["ours"], row["peer"], row["ratio"]) == (10, pytest.approx(10 / 3), 3)
+    assert row["spread"] == pytest.approx(1 / 3)
+
+
+def test_the_table_says_what_is_doubtful():
+    noisy = {"dtype": "", "batch": 0, "ours": 1.0, "peer": 1.0, "peer_name": "y", "unit": "u"}
+    rows = [
+        noisy | {"what": "a", "ratio": 1.0, "spread": 0.3, "repeats": 5},
+        noisy | {"what": "b", "ratio": 1.0, "spread": 0.0, "repeats": 2},
+        benchmark.skipped("c", "it is not installed"),
+        benchmark.single("d", 3.0, "MB", bar="at most 4"),
+    ]
+    text = benchmark.table(rows)
+    assert "a: a noisy machine, the ratios spread over 30%" in text
+    assert "b: only 2 repeats" in text
+    assert "skipped: c: it is not installed" in text
+    assert "MB (at most 4)" in text
+
+
+def test_audits_search_finds_every_planted_copy(tmp_path: Path):
+    assert main(["benchmark", "audit", f"--workdir={tmp_path}", "--pictures=2000"]) == 0
+    written = json.loads((tmp_path / "benchmark_audit.json").read_text())
+    rows = {row["what"]: row["ours"] for row in written["rows"]}
+    assert rows["copies found"] == 1 and rows["other pairs called copies"] == 0
+    assert written["hardware"]["cores"] and written["versions"]["numpy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["medai"], "did you mean 'media'"),
+        (["audit", "--repeats=0"], "at least 1"),
+        (["audit", "--pictures=1"], "at least 200"),
+        ([], "required"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["benchmark", *words, f"--workdir={tmp_path}"]) == 2
+    printed = capsys.readouterr().err
+    assert says in printed and printed.count("\n") == 1
