@@ -1,5 +1,6 @@
 """The verbs: `python -m fer_jax VERB ...`."""
 
+import errno
 import importlib
 import logging
 import os
@@ -18,6 +19,12 @@ VERBS = {
     "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
     "report": ("fer_jax.study.report", "write report.html from a scored run"),
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
+}
+
+# What the file system may refuse for a reason that lies with the person, not with us.
+MENDABLE = {
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
 }
 
 
@@ -42,6 +49,11 @@ def main(argv: list[str] | None = None) -> int:
         # Whoever read our output (such as `head`) has seen enough; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        print(f"fer-jax: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fer-jax: interrupted; the same command continues", file=sys.stderr)
         return 130

@@ -8,9 +8,11 @@ one fails before any work starts.
 import argparse
 import ast
 import importlib.util
+import inspect
 import json
 import math
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -127,21 +129,39 @@ def load_config(path_and_variant: str) -> Config:
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    # A config file is a person's own program: whatever it raises is theirs to mend.
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise InputError(_where_it_broke(file, error)) from error
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise InputError(f"'{path}' defines no get_config()")
+    if variant and not inspect.signature(get_config).parameters:
+        raise InputError(f"'{path}' has no variants; leave out ':{variant}'")
     try:
         config = get_config(variant) if variant else get_config()
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"get_config() returns {type(config).__name__}, not a config")
+        return check_config(Config(config.to_dict()))
     except InputError as error:
         raise InputError(f"{path_and_variant}: {error}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        # ConfigDict's own message for an unknown field spans lines: the first says it all.
-        raise InputError(f"{path_and_variant}: {str(error).splitlines()[0]}") from error
-    return check_config(config)
+    except Exception as error:
+        raise InputError(_where_it_broke(file, error)) from error
+
+
+def _where_it_broke(file: Path, error: Exception) -> str:
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == file.resolve()
+    ]
+    # ConfigDict's own message for an unknown field spans lines: the first says it all.
+    reason = str(error).splitlines()
+    said = reason[0] if reason else type(error).__name__
+    return f"{file}, line {lines[-1]}: {said}" if lines else f"{file}: {said}"
 
 
 def override(config: Config, field: str, text: str) -> None:
@@ -178,9 +198,11 @@ def _parse(field: str, text: str, default: Any) -> Any:
     if kind is tuple:
         if text.startswith(("(", "[")):
             try:
-                return tuple(ast.literal_eval(text))
+                value = ast.literal_eval(text)
             except (ValueError, SyntaxError, TypeError) as error:
                 raise InputError(f"config.{field}: '{text}' does not read as a tuple") from error
+            # Python reads "('a')" as a word in brackets.
+            return tuple(value) if isinstance(value, tuple | list) else (value,)
         return tuple(part.strip() for part in text.split(",") if part.strip())
     try:
         return kind(text)
@@ -196,6 +218,7 @@ def check_config(config: Config) -> Config:
       InputError: names the field, its value and what is accepted.
     """
     known = dict(fields(default_config()))
+    lacking = known.keys() - dict(fields(config)).keys()
     for name, value in fields(config):
         if name not in known:
             raise InputError(f"the config has no field '{name}'{did_you_mean(name, known)}")
@@ -208,6 +231,10 @@ def check_config(config: Config) -> Config:
             )
         if wanted is float and not math.isfinite(value):
             raise InputError(f"config.{name} must be finite, not {value}")
+    if lacking:
+        raise InputError(
+            f"the config lacks {', '.join(sorted(lacking))}; start from default_config()"
+        )
     choices = {
         "task": ("emotion", "interest"),
         "model.head": ("gap", "mlp"),
@@ -232,10 +259,16 @@ def check_config(config: Config) -> Config:
     for name in (*at_least_one, "schedule.plateau_patience"):
         if values[name] < 1:
             raise InputError(f"config.{name} must be at least 1, not {values[name]}")
-    for name in ("num_epochs", "validate_every_epochs", "optimizer.learning_rate"):
+    positive = ("num_epochs", "validate_every_epochs", "optimizer.learning_rate")
+    for name in (*positive, "schedule.plateau_factor"):
         if values[name] <= 0:
             raise InputError(f"config.{name} must be above 0, not {values[name]}")
-    for name in ("ema_decay", "model.dropout", "loss.label_smoothing", "model.batch_norm_momentum"):
+    at_least_zero = ("seed", "early_stopping_patience", "schedule.warmup_epochs")
+    for name in (*at_least_zero, "optimizer.weight_decay", "optimizer.max_gradient_norm"):
+        if values[name] < 0:
+            raise InputError(f"config.{name} must be at least 0, not {values[name]}")
+    shares = ("ema_decay", "model.dropout", "loss.label_smoothing", "model.batch_norm_momentum")
+    for name in (*shares, "optimizer.momentum"):
         if not 0 <= values[name] < 1:
             raise InputError(f"config.{name} must be in [0, 1), not {values[name]}")
     if config.batch_size % config.accumulation_steps:

@@ -41,15 +41,19 @@ def test_overrides_take_the_type_of_the_default():
     override(config, "batch_size", "32")
     override(config, "sources", "a,b/c")
     override(config, "test_sets", "({'name': 'a', 'test': 'fold_0'}, 'b')")
+    override(config, "exclusions", "a,b")  # a text stays a text
     override(config, "augment.horizontal_flip", "false")
     override(config, "num_epochs", "3")
     assert config.optimizer.learning_rate == 3e-4
     assert config.batch_size == 32
     assert config.sources == ("a", "b/c")
     assert config.test_sets == ({"name": "a", "test": "fold_0"}, "b")
+    assert config.exclusions == "a,b"
     assert config.augment.horizontal_flip is False
     assert config.num_epochs == 3.0
     check_config(config)
+    override(config, "sources", "('a/b')")
+    assert config.sources == ("a/b",)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,9 @@ def test_a_wrong_override_is_refused(field: str, text: str, says: str):
         ("ema_decay", 1.0, r"in \[0, 1\)"),
         ("accumulation_steps", 3, "not divisible"),
         ("selection_metric", "test_accuracy", "cannot be"),
+        ("seed", -1, "at least 0"),
+        ("optimizer.weight_decay", -1.0, "at least 0"),
+        ("optimizer.momentum", 1.5, r"in \[0, 1\)"),
     ],
 )
 def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, says: str):
@@ -115,6 +122,37 @@ def test_a_config_file_with_a_misspelled_field_is_refused(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nonesuch\n", "broken.py, line 1: No module named 'nonesuch'"),
+        (
+            "def get_config():\n    return defalt_config()\n",
+            "broken.py, line 2: name 'defalt_config' is not defined",
+        ),
+        ("def get_config():\n    1 / 0\n", "broken.py, line 2: division by zero"),
+        ("def get_config():\n    pass\n", r"get_config\(\) returns NoneType, not a config"),
+        (
+            "from fer_jax.config import default_config\n"
+            "def get_config():\n    config = default_config()\n"
+            "    config.batch_size = 'x'\n    return config\n",
+            "broken.py, line 4: .*batch_size",
+        ),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n    return ConfigDict({'task': 'emotion'})\n",
+            "the config lacks .*batch_size, .*; start from default_config",
+        ),
+    ],
+)
+def test_a_config_file_that_fails_says_where(tmp_path: Path, text: str, says: str):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(InputError, match=says) as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
 def test_missing_and_broken_config_files_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="did you mean '.*demo.py'"):
         load_config(str(CONFIGS / "dmo.py"))
@@ -126,6 +164,8 @@ def test_missing_and_broken_config_files_are_refused(tmp_path: Path):
         load_config(str(tmp_path / "broken.py"))
     with pytest.raises(InputError, match="cannot be 'moods'"):
         load_config(str(CONFIGS / "demo.py:moods"))
+    with pytest.raises(InputError, match="has no variants; leave out ':small'"):
+        load_config(str(CONFIGS / "faces_small.py:small"))
 
 
 def test_parse_joins_flags_config_and_overrides():
@@ -175,3 +215,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     printed = capsys.readouterr().err
     assert says in printed
     assert printed.count("\n") == 1
+
+
+def test_a_file_in_a_folders_place_is_one_line_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "taken").write_text("")
+    assert main(["build", "demo/controlled", f"--data_dir={tmp_path / 'taken'}"]) == 2
+    assert capsys.readouterr().err == f"fer-jax: File exists: {tmp_path / 'taken'}\n"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import optax
 import pytest
 
 from data_builders.demo import demo_dataset_builder
-from fer_jax import checkpoints
+from fer_jax import checkpoints, schema
 from fer_jax.__main__ import main
 from fer_jax.config import default_config, fields, load_config
 from fer_jax.data.build import write
 from fer_jax.errors import InputError
+from fer_jax.evaluation import predictions
+from fer_jax.evaluation.evaluate import evaluate
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from fer_jax.training import start
@@ -187,6 +190,18 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         people = {f"demo/{source}_{number:03}" for number in (0, 1, 24, 27)}
         rows = [row for row in plan.rows if row["subject_id"] in people]
         write(dataclasses.replace(plan, rows=rows), directory)
+        if source == "social":
+            # The same pictures under another name; some of the test part are unlabelled, and
+            # all of the validation part.
+            rows = [row | {"_shown": row["emotion"]} for row in rows]
+            for number, row in enumerate(rows):
+                if row["split"] == "validation" or (row["split"] == "test" and number % 4 == 0):
+                    row["emotion"] = schema.UNKNOWN
+
+            def read(row: dict[str, Any], draw: Any = plan.read) -> dict[str, Any]:
+                return draw(row | {"emotion": row["_shown"]})
+
+            write(dataclasses.replace(plan, name="partly", rows=rows, read=read), directory)
     return directory
 
 
@@ -280,6 +295,31 @@ def test_evaluate_and_report_follow(
     assert "balanced_accuracy" in capsys.readouterr().out
 
 
+def test_images_without_a_label_are_predicted_counted_and_not_scored(
+    finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    for name in ("demo/social", "partly/social"):
+        assert main(["evaluate", f"--workdir={workdir}", f"--data={name}", "--split=test"]) == 0
+    whole, partly = (
+        predictions.read(workdir / "predictions" / predictions.file_name(name, "test"))[0]
+        for name in ("demo/social", "partly/social")
+    )
+    unknown = partly["label"] == schema.UNKNOWN
+    assert len(unknown) == 21 and 0 < unknown.sum() < 21
+    assert f"21 images ({unknown.sum()} without a label: not scored)" in capsys.readouterr().out
+    np.testing.assert_array_equal(partly["probabilities"], whole["probabilities"])
+    np.testing.assert_array_equal(partly["label"][~unknown], whole["label"][~unknown])
+    sets = json.loads((workdir / "results.json").read_text())["sets"]
+    scored = next(one for one in sets if one["dataset"] == "partly/social")
+    assert (scored["n"], scored["n_unlabelled"]) == ((~unknown).sum(), unknown.sum())
+    right = whole["probabilities"].argmax(axis=1) == whole["label"]
+    assert scored["accuracy"] == pytest.approx(right[~unknown].mean())
+    with pytest.raises(InputError, match="no record of partly/social validation has a label"):
+        evaluate(workdir, data_dir, [("partly/social", "validation")])
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -288,6 +328,10 @@ def test_evaluate_and_report_follow(
         ({"sources": ("demo/controled",)}, "did you mean 'demo/controlled'"),
         ({"sources": ({"name": "demo/social", "train": "fold_0"},)}, "has no split 'fold_0'"),
         ({"sources": ({"name": "demo/social", "wieght": 1},)}, "did you mean 'weight'"),
+        ({"sources": ({"name": "demo/social", "train": 3},)}, "train must be a text, not 3"),
+        ({"sources": ({"name": "demo/social", "weight": "1"},)}, "weight must be a number"),
+        ({"sources": (1, 2)}, "a dataset's name or a block with one, not 1"),
+        ({"sources": ("partly/social",)}, "no record of partly/social validation has a label"),
         ({"init_from": "nowhere.h5"}, "no weights file"),
         ({"batch_size": 64}, "more than the 42 training images"),
     ],

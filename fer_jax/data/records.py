@@ -66,10 +66,15 @@ def as_source(entry: str | Mapping[str, Any]) -> Source:
     """
     if isinstance(entry, str):
         return Source(entry)
-    known = [field.name for field in dataclasses.fields(Source)]
-    for key in entry:
-        if key not in known:
-            raise InputError(f"a source has no field '{key}'{did_you_mean(key, known)}")
+    if not isinstance(entry, Mapping):
+        raise InputError(f"a source is a dataset's name or a block with one, not {entry!r}")
+    defaults = {field.name: field.default for field in dataclasses.fields(Source)}
+    for key, value in entry.items():
+        if key not in defaults:
+            raise InputError(f"a source has no field '{key}'{did_you_mean(key, defaults)}")
+        kinds, what = ((int, float), "a number") if key == "weight" else ((str,), "a text")
+        if not isinstance(value, kinds):
+            raise InputError(f"the source's {key} must be {what}, not {value!r}")
     if "name" not in entry:
         raise InputError(f"a source without a name: {dict(entry)}")
     source = Source(**entry)

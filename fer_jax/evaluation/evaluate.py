@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from fer_jax import checkpoints
 from fer_jax.config import Config, OneLineParser, default_data_dir, from_json
@@ -55,7 +56,7 @@ def evaluate(
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
     opened = [open_records(name, split, data_dir) for name, split in test_sets]
-    chosen = [labelled_rows(records, config.task) for records in opened]
+    num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
     mesh = make_mesh()
     model = model_arguments(config)
     params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
@@ -75,7 +76,9 @@ def evaluate(
     score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
     (workdir / "predictions").mkdir(exist_ok=True)
     leaks = results.read_leaks(workdir)
-    for records, rows in zip(opened, chosen, strict=True):
+    for records, labelled in zip(opened, num_labelled, strict=True):
+        # Every image is in the table; those without a label are in no score.
+        rows = np.arange(len(records))
         probabilities = predict(
             score,
             network,
@@ -89,9 +92,9 @@ def evaluate(
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
         predictions.write(file, table, TASKS[config.task])
         leaks[file.name] = leaks_into(config, records, data_dir)
-        unlabelled = len(records) - len(rows)
-        left_out = f" ({unlabelled} without a label left out)" if unlabelled else ""
-        print(f"  {records.name} {records.split}: {len(rows)} images{left_out} -> {file}")
+        unlabelled = len(records) - labelled
+        unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
+        print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
     (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
     return results.write(workdir)
 

@@ -22,9 +22,9 @@ def results(workdir: Path) -> dict[str, Any]:
       {"task", "classes", "seed", "commit", "datasets", "leaks" (by kind, in what was trained
       on), "left_out", "sets": [...], "means": {...}}. Each set has dataset, split, variant,
       relation ("within" where the run trained on that dataset, else "cross"), leaks (of it into
-      what was trained on; None where that was not looked at), n, n_subjects, n_clips,
-      everything of `metrics.score`, and "majority": the accuracy and balanced accuracy of
-      always answering its commonest class.
+      what was trained on; None where that was not looked at), n (images with a label: those
+      that are scored), n_unlabelled, n_subjects, n_clips, everything of `metrics.score`, and
+      "majority": the accuracy and balanced accuracy of always answering its commonest class.
       "means" averages the headline metrics over the sets of each relation.
 
     Raises:
@@ -83,6 +83,7 @@ def _score_table(file: Path, table: predictions.Table, trained_on: set[str]) -> 
         "split": split,
         "variant": file.name.removesuffix(".csv").removeprefix(plain).removeprefix("."),
         "relation": "within" if names & trained_on else "cross",
+        "n_unlabelled": int((~known).sum()),
         "n_subjects": len(set(table["subject_id"][known]) - {""}),
         "n_clips": len(set(table["clip_id"][known]) - {""}),
         "majority": {
