@@ -305,6 +305,21 @@ def from_json(text: str) -> Config:
     return Config(tuples(json.loads(text)))
 
 
+def read_config(workdir: Path) -> Config:
+    """The config of a run.
+
+    Raises:
+      InputError: the folder holds no run, or its config.json is damaged.
+    """
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
+    try:
+        return from_json(file.read_text())
+    except ValueError as error:
+        raise InputError(f"'{file}' is damaged ({error}); choose another workdir") from error
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse, with mistakes reported like every other mistake: one line, exit code 2."""
 

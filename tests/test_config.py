@@ -17,6 +17,7 @@ from fer_jax.config import (
     load_config,
     override,
     parse_with_config,
+    read_config,
     to_json,
 )
 from fer_jax.errors import InputError
@@ -106,6 +107,13 @@ def test_json_keeps_everything():
     config.sources = ({"name": "a", "weight": 2.0}, "b")
     again = from_json(to_json(config))
     assert dict(fields(again)) == dict(fields(config))
+
+
+def test_a_damaged_config_of_a_run_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text(to_json(default_config())[:100])
+    with pytest.raises(InputError, match="config.json' is damaged") as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_config_file_with_a_misspelled_field_is_refused(tmp_path: Path):

@@ -66,9 +66,8 @@ def folds(keys: Iterable[str], count: int | None) -> dict[str, str]:
     ordered = sorted(set(keys), key=lambda key: (position(key), key))
     count = len(ordered) if count is None else count
     if not 2 <= count <= len(ordered):
-        raise InputError(
-            f"{len(ordered)} groups cannot be dealt into {count} folds; choose 2 to {len(ordered)}"
-        )
+        some = f"choose 2 to {len(ordered)}" if len(ordered) > 1 else "folds need at least 2 groups"
+        raise InputError(f"{len(ordered)} groups cannot be dealt into {count} folds; {some}")
     return {key: f"fold_{index % count}" for index, key in enumerate(ordered)}
 
 

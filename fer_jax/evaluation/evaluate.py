@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, OneLineParser, default_data_dir, from_json
+from fer_jax.config import OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import leaks_into
 from fer_jax.data.records import as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
@@ -22,18 +22,6 @@ from fer_jax.evaluation.predict import (
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh, replicated
-
-
-def read_config(workdir: Path) -> Config:
-    """The config of a run.
-
-    Raises:
-      InputError: the folder holds no run.
-    """
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
-    return from_json(file.read_text())
 
 
 def evaluate(

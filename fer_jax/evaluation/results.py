@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_jax.config import read_config
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions
 
@@ -30,9 +31,7 @@ def results(workdir: Path) -> dict[str, Any]:
     Raises:
       InputError: no run, or no predictions yet.
     """
-    if not (workdir / "config.json").is_file():
-        raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_config(workdir)
     environment_file = workdir / "environment.json"
     environment = json.loads(environment_file.read_text()) if environment_file.is_file() else {}
     files = sorted((workdir / "predictions").glob("*.csv"))

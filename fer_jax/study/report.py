@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from fer_jax.config import OneLineParser
+from fer_jax.config import OneLineParser, read_config
 from fer_jax.data.audit import leaks_in_words
 from fer_jax.evaluation import metrics, predictions, results
 
@@ -34,7 +34,7 @@ def report(workdir: Path) -> Path:
     environment = workdir / "environment.json"
     history = workdir / "metrics.jsonl"
     rows = [json.loads(line) for line in _lines(history)]
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_config(workdir).to_dict()
     sets = []
     for one in scored["sets"]:
         name = predictions.file_name(one["dataset"], one["split"], one["variant"])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, fields, from_json
+from fer_jax.config import Config, fields, read_config
 from fer_jax.errors import InputError
 from fer_jax.training.step import TrainState, network_of, training_of
 from fer_jax.weights.keras import load_xception
@@ -31,11 +31,10 @@ def check_continues(config: Config, workdir: Path) -> None:
     Raises:
       InputError: names every field that differs, and both values.
     """
-    file = workdir / "config.json"
     # Without a checkpoint there is nothing to continue: a start that failed is only replaced.
-    if not file.is_file() or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not any((workdir / "checkpoints").glob("[0-9]*")):
         return
-    before, now = dict(fields(from_json(file.read_text()))), dict(fields(config))
+    before, now = dict(fields(read_config(workdir))), dict(fields(config))
     differing = [
         f"{name} (was {before.get(name)}, now {now.get(name)})"
         for name in sorted(before.keys() | now.keys())
