@@ -435,7 +435,7 @@ def test_files_are_those_of_the_folder_and_what_is_not_read_has_its_reason(tmp_p
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are always Unicode")
 def test_a_name_that_is_not_utf8_is_refused_by_itself(source: Path, tmp_path: Path):
     clip = next(source.rglob("clip_0.avi"))
-    shutil.copy(clip, os.fsencode(clip.parent) + b"/caf\xe9.avi")
+    shutil.copy(clip, os.fsdecode(os.fsencode(clip.parent) + b"/caf\xe9.avi"))
     assert main(words(source, tmp_path / "data")) == 0
     assert ledger(tmp_path / "data") == {"car_tech/P0/caf\\xe9.avi": "its name is not UTF-8"}
     assert build_summary(NAME, tmp_path / "data")["inputs"] == 25

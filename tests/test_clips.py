@@ -34,7 +34,9 @@ def done(job: Job, extraction: Extraction, folder: Path) -> Clip:
 
 
 def picture(jpeg: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert image is not None
+    return image
 
 
 def options(*words: str, of_clips: bool = True) -> argparse.Namespace:

@@ -3,9 +3,13 @@
 import csv
 import io
 import json
+import os
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,13 +214,26 @@ def test_bad_sources_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert says in printed and printed.count("\n") == 1
 
     files, rows = people(6)
-    refused({"../x.png": picture(0)}, "a path that leaves it")
+    for path in ("../x.png", "happy/../../x.png", "/tmp/x.png", "happy\\..\\..\\x.png"):
+        refused({path: picture(0)}, "a path that leaves it")
     refused({"x.png": picture(0)}, "no image stands in a folder named after an emotion")
     refused(files | {"manifest.csv": b"a,b\n1,2\n"}, "needs the columns path and label")
     refused(files | {"manifest.csv": manifest(rows + rows[:1])}, "names 1 files twice")
     other = [row | {"dataset": "xx"} for row in rows]
     refused(files | {"manifest.csv": manifest(other)}, "no dataset 'x'; did you mean 'xx'")
     refused(files | {"manifest.csv": manifest(rows)}, "would be empty")
+    refused(files | {"manifest.csv": b"path,label\n\xff,happy\n"}, "not a CSV in UTF-8")
+    refused(files | {"manifest.csv": b'path,label\n"' + b"a" * 1_100_000}, "is not a CSV")
+    refused(files | {"manifest.csv": b"path,x\na,b,c,d\n"}, "it has path, x")
+    refused(files | {"manifest.csv": b""}, "it has none")
+    cut = make_zip(tmp_path / "x.zip", files).read_bytes()[:-30]
+    (tmp_path / "x.zip").write_bytes(cut)
+    assert build(tmp_path / "x.zip", tmp_path / "data") == 2
+    assert "neither a folder, nor a zip" in capsys.readouterr().err
+    (tmp_path / "x.csv").write_bytes(b"emotion,pixels,Usage\n0,\xff,Training\n")
+    assert build(tmp_path / "x.csv", tmp_path / "data") == 2
+    assert "is not a CSV in UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
     (tmp_path / "x.txt").write_text("x")
     assert build(tmp_path / "x.txt", tmp_path / "data") == 2
 
@@ -251,3 +268,178 @@ def test_real_sets_build_whole(shared: Path, tmp_path: Path):
         assert main(["build", f"face_folder/{protocol}", *words]) == 0
         assert build_summary(name, tmp_path)["records"] == expected
     assert "jaffe/NA" in open_records("jaffe", "all", tmp_path).columns["subject_id"]
+
+
+def spoiled(path: Path, name: str, change: Callable[[bytearray, int], None]) -> Path:
+    """The same zip after a change at the local header of one of its files."""
+    data = bytearray(path.read_bytes())
+    change(data, data.index(b"PK\x03\x04", data.index(name.encode()) - 30))
+    path.write_bytes(data)
+    return path
+
+
+def test_files_that_an_archive_cannot_give_have_their_reason(tmp_path: Path):
+    names = [f"{word}/{n}.png" for word in ("happy", "sad") for n in range(4)]
+    files = {name: picture(n) for n, name in enumerate(names)}
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+
+    def encrypted(data: bytearray, start: int) -> None:
+        data[start + 6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1  # the first of the archive
+
+    def damaged(data: bytearray, start: int) -> None:
+        data[start + 60 : start + 90] = bytes(30)
+
+    spoiled(path, names[0], encrypted)
+    spoiled(path, names[1], damaged)
+    spoiled(path, names[2], lambda data, start: data.__setitem__(start, 0))
+    assert build(path, tmp_path / "data", "--folds=2", protocol="folds") == 0
+    assert ledger(tmp_path / "data", "folds") == {
+        "x/happy/0": "encrypted, or compressed in an unknown way",
+        "x/happy/1": "damaged in the archive",
+        "x/happy/2": "damaged in the archive",
+    }
+    summary = build_summary("x", tmp_path / "data")
+    assert (summary["inputs"], summary["records"]) == (8, 5)
+
+
+def enormous_png(width: int, height: int) -> bytes:
+    """Some hundred bytes that claim so many pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(10_000))
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_a_small_file_that_claims_gigapixels_is_not_decoded(tmp_path: Path):
+    for number in range(4):
+        path = tmp_path / "in" / "happy" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number))
+    (tmp_path / "in" / "happy" / "huge.png").write_bytes(enormous_png(65_000, 65_000))
+    (tmp_path / "in" / "happy" / "large.png").write_bytes(enormous_png(30_000, 30_000))
+    words = [f"--source={tmp_path / 'in'}", f"--data_dir={tmp_path / 'data'}", "--name=x"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_jax", "build", "face_folder/folds", *words, "--folds=2"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_memory if sys.platform == "linux" else None,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ledger(tmp_path / "data", "folds") == {
+        "x/happy/huge": "too many pixels",
+        "x/happy/large": "too many pixels",
+    }
+
+
+def limit_memory() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, 2 * 2**30))
+
+
+def test_short_and_long_rows_of_a_manifest_are_rows(tmp_path: Path):
+    files = {f"{n}.png": picture(n) for n in range(6)}
+    text = "label,path\nhappy,0.png,more,cells\nsad,1.png\nsad\nhappy,2.png\nsad,3.png\r\n,4.png\n"
+    source = make_zip(tmp_path / "x.zip", files | {"manifest.csv": text.encode()})
+    assert build(source, tmp_path / "data", "--folds=2", protocol="folds") == 0
+    assert ledger(tmp_path / "data", "folds") == {
+        "": "no such file",
+        "4.png": "no label",
+        "5.png": "not in the manifest",
+    }
+    assert build_summary("x", tmp_path / "data")["records"] == 4
+
+
+def test_links_out_of_a_folder_are_not_read(tmp_path: Path):
+    (tmp_path / "in" / "happy").mkdir(parents=True)
+    for number in range(4):
+        (tmp_path / "in" / "happy" / f"{number}.png").write_bytes(picture(number))
+    (tmp_path / "secret.png").write_bytes(picture(9))
+    (tmp_path / "in" / "happy" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "in" / "sad").symlink_to(tmp_path / "in" / "happy")
+    assert build(tmp_path / "in", tmp_path / "data", "--folds=2", protocol="folds") == 0
+    assert ledger(tmp_path / "data", "folds") == {
+        "happy/link.png": "a link out of the folder",
+        "sad": "a link to a folder",
+    }
+
+
+def test_every_face_of_a_photo_is_a_record_of_its_own_name(tmp_path: Path):
+    files = {f"happy/{name}.png": picture(n, 90) for n, name in enumerate(("a", "a_0", "b", "c"))}
+    boxes = ["file,x,y,width,height,ignore"]
+    boxes += ["happy/a.png,0,0,20,20,0", "happy/a.png,30,30,40,40,0", "happy/a.png,9,9,9,9,1"]
+    boxes += ["a_0.png,0,0,30,30,0", "happy/c.png,5,5,30,30,0", "happy/c.png,200,5,30,30,0"]
+    (tmp_path / "boxes.csv").write_text("\n".join(boxes))
+    words = ["--folds=2", "--detector=boxes", f"--boxes={tmp_path / 'boxes.csv'}"]
+    source = make_zip(tmp_path / "x.zip", files)
+    assert build(source, tmp_path / "all", *words, "--choice=all", protocol="folds") == 0
+    columns = open_records("x", "all", tmp_path / "all").columns["record_id"]
+    assert sorted(columns) == ["x/happy/a_0", "x/happy/a_0_0", "x/happy/a_1", "x/happy/c_0"]
+    summary = build_summary("x", tmp_path / "all")
+    assert (summary["inputs"], summary["inputs_with_faces"], summary["records"]) == (4, 3, 4)
+    assert ledger(tmp_path / "all", "folds") == {"x/happy/b": "no face"}
+    assert build(source, tmp_path / "one", *words, protocol="folds") == 0
+    columns = open_records("x", "all", tmp_path / "one").columns["record_id"]
+    assert sorted(columns) == ["x/happy/a", "x/happy/a_0", "x/happy/c"]
+
+
+# Haar misses one of the three faces in the first photo.
+@pytest.mark.parametrize(("detector", "first"), [("yunet", 3), ("haar", 2), ("boxes", 3)])
+def test_real_photos_become_records_of_their_faces(
+    shared: Path, tmp_path: Path, yunet_model: Path, detector: str, first: int
+):
+    photos = shared / "data" / "photos"
+    names = ["photo_10", "photo_13", "photo_26", "photo_28"]  # 3, 2, 2 and 3 faces
+    source = make_zip(
+        tmp_path / "x.zip",
+        {f"neutral/{n}.jpg": (photos / f"{n}.jpg").read_bytes() for n in names},
+    )
+    words = ["--folds=2", f"--detector={detector}", "--choice=all", "--margin=0.2"]
+    words += [f"--boxes={photos / 'boxes.csv'}"] if detector == "boxes" else []
+    words += [f"--detector_model={yunet_model}"] if detector == "yunet" else []
+    assert build(source, tmp_path / "data", *words, protocol="folds") == 0
+    records = open_records("x", "all", tmp_path / "data")
+    per_photo = [sum(name in one for one in records.columns["record_id"]) for name in names]
+    assert per_photo == [first, 2, 2, 3]
+    summary = build_summary("x", tmp_path / "data")
+    assert summary["inputs"] == summary["inputs_with_faces"] == 4
+    assert summary["options"]["faces"]["detector"] == detector
+    with (tmp_path / "data/x/folds/1.0.0/quality.csv").open(newline="") as text:
+        assert len(list(csv.DictReader(text))) == len(records)
+
+
+def test_real_press_photos_are_aligned(shared: Path, tmp_path: Path, yunet_model: Path):
+    """The detector finds the face of each, and sees it where the framing puts it."""
+    files, rows = {}, []
+    with (shared / "data" / "faces" / "manifest.csv").open(newline="") as text:
+        entries = [row for row in csv.DictReader(text) if row["dataset"] == "lfw_gray"]
+    with zipfile.ZipFile(shared / "data" / "faces" / "lfw_gray.zip") as archive:
+        for row in entries[::40]:
+            files[row["path"]] = archive.read(row["path"])
+            rows.append(row)
+    source = make_zip(tmp_path / "lfw.zip", files | {"manifest.csv": manifest(rows)})
+    words = [f"--source={source}", f"--data_dir={tmp_path}", "--name=lfw_gray", "--folds=2"]
+    words += ["--detector=yunet", f"--detector_model={yunet_model}"]
+    assert main(["build", "face_folder/folds", *words]) == 0
+    summary = build_summary("lfw_gray", tmp_path)
+    assert len(rows) == 30 and "no face" not in summary["skipped"]
+    contempt = sum(row["label"] == "contempt" for row in rows)
+    assert summary["records"] == summary["inputs"] - contempt == 30 - contempt
+    records = open_records("lfw_gray", "all", tmp_path)
+    detect = cv2.FaceDetectorYN.create(str(yunet_model), "", (256, 256), 0.6)
+    eyes = []
+    for face in records.images(range(len(records)), 256):
+        found = detect.detect(np.ascontiguousarray(face[..., ::-1]))[1]
+        assert found is not None
+        eyes.append(found[0, 4:8] / 256)
+    np.testing.assert_allclose(np.median(eyes, axis=0), [0.31, 0.38, 0.69, 0.38], atol=0.03)

@@ -8,6 +8,7 @@ import threading
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,12 +38,12 @@ def number(frame: Frame) -> int | None:
     return int(sum(1 << bit for bit in range(8) if middles[bit]))
 
 
-def frames(path: Path, **wanted: float) -> list[Frame]:
+def frames(path: Path, **wanted: Any) -> list[Frame]:
     with Video(path) as video:
         return list(video.frames(**wanted))
 
 
-def taken(path: Path, **wanted: float) -> list[int]:
+def taken(path: Path, **wanted: Any) -> list[int]:
     """The wanted frames' indices, each seen to be the picture that was written there."""
     found = frames(path, **wanted)
     for frame in found:
@@ -191,7 +192,7 @@ def claiming(avi: Path, count: int) -> Path:
 def test_what_is_claimed_and_not_there_comes_without_a_picture(
     tmp_path: Path,
     write_video: WriteVideo,
-    wanted: dict[str, float],
+    wanted: dict[str, Any],
     there: list[int],
     missing: list[int],
 ):
@@ -212,7 +213,7 @@ def test_a_claim_that_cannot_be_is_none(tmp_path: Path, write_video: WriteVideo,
     assert taken(path, every=6) == [0, 6, 12, 18]
 
 
-def boxes(data: bytes, names: list[bytes]) -> Iterator[int]:
+def boxes(data: bytearray, names: list[bytes]) -> Iterator[int]:
     """Where the boxes of a path through an MP4 begin, each in the one before."""
     place = 0
     for name in names:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -277,16 +278,17 @@ def read_people(file: Path) -> dict[str, list[Person]]:
     from openpyxl.utils.exceptions import InvalidFileException
 
     try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(info.file_size for info in archive.infolist())
-        if unpacked > MAX_TABLE_BYTES:
-            sheets = []
-        else:
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            with contextlib.closing(book):
+        # Opened here: openpyxl leaves open what it cannot read.
+        with file.open("rb") as data:
+            with zipfile.ZipFile(data) as archive:
+                unpacked = sum(info.file_size for info in archive.infolist())
+            if unpacked > MAX_TABLE_BYTES:
+                sheets = []
+            else:
+                book = openpyxl.load_workbook(data, read_only=True, data_only=True)
                 sheets = [_cells(sheet) for sheet in book.worksheets]
     except (
-        *(zipfile.BadZipFile, ElementTree.ParseError, InvalidFileException),
+        *(zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
         *(KeyError, ValueError, TypeError, OSError),
     ) as error:
         raise InputError(f"'{file}' is not a spreadsheet (.xlsx)") from error
