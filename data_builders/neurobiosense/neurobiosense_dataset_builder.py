@@ -2,7 +2,6 @@
 
 import argparse
 import collections
-import contextlib
 import csv
 import re
 import zipfile
@@ -275,7 +274,6 @@ def read_people(file: Path) -> dict[str, list[Person]]:
       InputError: no spreadsheet, or no sheet has the needed columns; says what it has.
     """
     import openpyxl
-    from openpyxl.utils.exceptions import InvalidFileException
 
     try:
         # Opened here: openpyxl leaves open what it cannot read.
