@@ -303,7 +303,7 @@ def test_the_detector_is_fetched_once_and_kept(zoo: Zoo, tmp_path: Path, yunet_m
     assert kept.read_bytes() == zoo.answer
     assert [file.name for file in kept.parent.iterdir()] == [kept.name]
     assert faces.detector_model("") == kept and zoo.asked == 1
-    assert faces.make_detector("yunet", "")(np.zeros((90, 90, 3), np.uint8)) == []
+    assert faces.make_detector("yunet", "")(np.zeros((90, 90, 3), np.uint8), 640) == []
     # A kept file that was damaged since is fetched again.
     kept.write_bytes(zoo.answer[:1000])
     assert faces.detector_model("") == kept and zoo.asked == 2
@@ -394,9 +394,16 @@ def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 # What was measured on these photos: (faces found of 23, false alarms).
-@pytest.mark.parametrize(("name", "recalled", "false_alarms"), [("yunet", 23, 0), ("haar", 22, 1)])
+@pytest.mark.parametrize(
+    ("name", "size", "recalled", "false_alarms"),
+    [
+        ("yunet", faces.LARGE_FACES, 23, 0),
+        ("yunet", faces.ALL_FACES, 23, 0),
+        ("haar", faces.ALL_FACES, 22, 1),
+    ],
+)
 def test_faces_of_real_photos_are_found(
-    shared: Path, yunet_model: Path, name: str, recalled: int, false_alarms: int
+    shared: Path, yunet_model: Path, name: str, size: int, recalled: int, false_alarms: int
 ):
     photos = shared / "data" / "photos"
     truth = faces.read_boxes(photos / "boxes.csv")
@@ -405,7 +412,7 @@ def test_faces_of_real_photos_are_found(
     for (file, _), true in truth.items():
         picture = cv2.imread(str(photos / file))
         assert picture is not None
-        found = detect(picture)
+        found = detect(picture, size)
         hits += sum(any(overlap(t.box, f.box) >= 0.3 for f in found) for t in true)
         alarms += sum(all(overlap(t.box, f.box) < 0.3 for t in true) for f in found)
     assert sum(map(len, truth.values())) == 23
@@ -414,15 +421,15 @@ def test_faces_of_real_photos_are_found(
 
 def test_faces_are_found_in_small_and_in_large_pictures(shared: Path, yunet_model: Path):
     """Boxes and landmarks are in pixels of the picture that was given."""
-    detect = faces.yunet(yunet_model)
+    detect, size = faces.yunet(yunet_model), faces.ALL_FACES
     picture = cv2.imread(str(shared / "data" / "photos" / "photo_28.jpg"))
     assert picture is not None
-    before = sorted(detect(picture), key=lambda face: face.box[0])
+    before = sorted(detect(picture, size), key=lambda face: face.box[0])
     assert len(before) == 3
     for scale in (0.4, 4.0):
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         other = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how)
-        after = sorted(detect(other), key=lambda face: face.box[0])
+        after = sorted(detect(other, size), key=lambda face: face.box[0])
         assert len(after) == 3
         for one, two in zip(before, after, strict=True):
             assert one.landmarks is not None and two.landmarks is not None
@@ -433,7 +440,7 @@ def test_faces_are_found_in_small_and_in_large_pictures(shared: Path, yunet_mode
     with zipfile.ZipFile(shared / "data" / "faces" / "fer2013.zip") as archive:
         names = sorted(name for name in archive.namelist() if name.endswith((".png", ".jpg")))
         crops = [images.decode(archive.read(name)) for name in names[::800][:40]]
-    found = [bool(detect(crop)) for crop in crops]
+    found = [bool(detect(crop, size)) for crop in crops]
     # At their 48 pixels a quarter of them is missed.
     assert len(found) == 40 and sum(found) >= 38
 
@@ -447,8 +454,8 @@ def test_aligned_faces_look_alike_to_the_detector(shared: Path, yunet_model: Pat
     for file in single[:12]:
         picture = cv2.imread(str(shared / "data" / "photos" / file))
         assert picture is not None
-        crop = faces.align(picture, detect(picture)[0])
-        again = max(detect(crop), key=lambda face: face.score)
+        crop = faces.align(picture, detect(picture, faces.LARGE_FACES)[0])
+        again = max(detect(crop, faces.LARGE_FACES), key=lambda face: face.score)
         assert again.landmarks is not None
         eyes.append(again.landmarks[:2] / len(crop))
     middle = np.median(eyes, axis=0)

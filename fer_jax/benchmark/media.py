@@ -135,7 +135,7 @@ def _decode(path: Path, detector: faces.Detector | None = None) -> None:
         if index in wanted:
             _, frame = capture.retrieve()
             if detector is not None:
-                detector(frame)
+                detector(frame, faces.LARGE_FACES)
         index += 1
     capture.release()
 
@@ -185,13 +185,13 @@ def _deepface(paths: list[Path], model: str, repeats: int) -> Row:
     for path in paths:
         with Video(path) as video:
             images += [f.image for f in video.frames(count=3) if f.image is not None]
-        images = [image for image in images if detector(image)][:DEEPFACE_FRAMES]
+        images = [image for image in images if detector(image, faces.LARGE_FACES)][:DEEPFACE_FRAMES]
     if not images:
         return skipped(f"{what}, deepface", "no face in the clips; name some with --source")
 
     def ours() -> None:
         for image in images:
-            for face in detector(image):
+            for face in detector(image, faces.LARGE_FACES):
                 faces.align(image, face)
 
     def theirs() -> None:

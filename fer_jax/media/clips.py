@@ -30,7 +30,7 @@ from fer_jax.media import faces, images
 from fer_jax.media.video import Video
 
 # Faces of other extractions are not taken for these: raised when a change here changes them.
-EXTRACTION = 2
+EXTRACTION = 3
 MAX_TRACKED_FACES = 8  # per frame, the largest ones; a crowd is not followed
 
 
@@ -189,7 +189,9 @@ def _detect(image: np.ndarray, name: str, frame: int, extraction: Extraction) ->
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
         found = next((boxes[end, frame] for end in ends if (end, frame) in boxes), [])
     else:
-        found = faces.make_detector(extraction.detector, extraction.detector_model)(image)
+        detect = faces.make_detector(extraction.detector, extraction.detector_model)
+        size = faces.ALL_FACES if extraction.choice == "all" else faces.LARGE_FACES
+        found = detect(image, size)
     return sorted(found, key=lambda face: -face.box[2] * face.box[3])
 
 
