@@ -1,0 +1,729 @@
+"""StyleGAN2 (Karras et al. 2020): latents to images, images to realness, as pure functions.
+
+Three values describe a network: a config (a frozen dataclass that is also its JSON), `params`
+(nested plain dicts of arrays) and, for a generator, `buffers` (the mean w and the fixed noise).
+Arrays have the names of the published networks and this project's layouts: dense weights
+[in, out], convolutions [height, width, in, out], images [n, height, width, channels].
+
+A style scales the activations before a convolution that all samples share, and the result is
+divided by the norm of the scaled weights, sqrt(style^2 @ sum(weight^2)) (section 2.2 of the
+paper with the factors moved out of the weights): the same numbers as with weights of its own
+for every sample, for a fraction of the memory and time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fer_jax.errors import InputError, did_you_mean
+
+ARCHITECTURES = ("skip", "resnet", "orig")
+MIN_RESOLUTION, MAX_RESOLUTION = 8, 4096
+MAX_MAPPING_LAYERS = 100
+MAX_TAPS = 64
+
+# Each with the gain that restores the second moment of its input.
+ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
+    "linear": (lambda x: x, 1.0),
+    "relu": (jax.nn.relu, math.sqrt(2)),
+    "lrelu": (lambda x: jax.nn.leaky_relu(x, 0.2), math.sqrt(2)),
+    "tanh": (jnp.tanh, 1.0),
+    "sigmoid": (jax.nn.sigmoid, 1.0),
+    "elu": (jax.nn.elu, 1.0),
+    "selu": (jax.nn.selu, 1.0),
+    "softplus": (jax.nn.softplus, 1.0),
+    "swish": (jax.nn.silu, math.sqrt(2)),
+}
+
+Filter = tuple[float, ...] | tuple[tuple[float, ...], ...]
+Params = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MappingConfig:
+    """The multi-layer perceptron from z and a class to w.
+
+    Attributes:
+      z_dim: width of z; 0 in a discriminator, which maps only the class.
+      c_dim: number of classes; 0 where there are none.
+      w_dim: width of w.
+      num_layers: dense layers.
+      embed_features: width of the embedded class.
+      layer_features: width between the layers.
+      activation: a key of `ACTIVATIONS`.
+      lr_multiplier: weights and biases are stored divided by it.
+    """
+
+    z_dim: int
+    c_dim: int
+    w_dim: int
+    num_layers: int
+    embed_features: int
+    layer_features: int
+    activation: str = "lrelu"
+    lr_multiplier: float = 0.01
+
+    def __post_init__(self):
+        """Refuses what makes no network."""
+        _check_choice("mapping.activation", self.activation, ACTIVATIONS)
+        for name in ("z_dim", "c_dim", "embed_features"):
+            if getattr(self, name) < 0:
+                raise InputError(f"mapping.{name} cannot be {getattr(self, name)}")
+        if not 0 <= self.num_layers <= MAX_MAPPING_LAYERS:
+            raise InputError(f"mapping.num_layers cannot be {self.num_layers}")
+        if self.w_dim < 1 or self.layer_features < 1 or self.z_dim + self.c_dim < 1:
+            raise InputError("a mapping needs an input and widths of at least 1")
+
+    def widths(self) -> list[int]:
+        """Inputs of every layer, and the last one's outputs: num_layers + 1 numbers."""
+        inputs = self.z_dim + (self.embed_features if self.c_dim else 0)
+        hidden = [self.layer_features] * (self.num_layers - 1)
+        return [inputs, *hidden, self.w_dim] if self.num_layers else [inputs]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ConvolutionConfig:
+    """What a generator's synthesis and a discriminator have in common.
+
+    Attributes:
+      resolution: pixels a side, a power of two.
+      img_channels: of the images; 3 for RGB.
+      channel_base: a layer at resolution r has channel_base / r channels ...
+      channel_max: ... but never more than this.
+      architecture: how a block is bridged: "skip" (every block adds to, or reads, the image),
+        "resnet", or "orig" (not at all).
+      activation: a key of `ACTIVATIONS`.
+      resample_filter: taps of the low-pass filter, for both axes, or rows of a 2-d filter.
+      conv_clamp: activations are limited to plus and minus this; None: not limited.
+    """
+
+    resolution: int
+    img_channels: int = 3
+    channel_base: int = 32768
+    channel_max: int = 512
+    architecture: str = "skip"
+    activation: str = "lrelu"
+    resample_filter: Filter = (1.0, 3.0, 3.0, 1.0)
+    conv_clamp: float | None = None
+
+    def __post_init__(self):
+        """Refuses what makes no network."""
+        size = self.resolution
+        if not MIN_RESOLUTION <= size <= MAX_RESOLUTION or size & (size - 1):
+            raise InputError(
+                f"resolution must be a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}, "
+                f"not {size}"
+            )
+        if self.img_channels < 1 or self.channel_max < 1 or self.channel_base < size:
+            raise InputError(
+                f"img_channels {self.img_channels}, channel_base {self.channel_base} and "
+                f"channel_max {self.channel_max} leave a layer without channels"
+            )
+        _check_choice("architecture", self.architecture, ARCHITECTURES)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        if self.conv_clamp is not None and not self.conv_clamp > 0:
+            raise InputError(f"conv_clamp must be above 0, not {self.conv_clamp}")
+        taps = np.asarray(self.resample_filter, np.float64)
+        if taps.ndim not in (1, 2) or not taps.size or not np.isfinite(taps).all():
+            raise InputError(f"resample_filter cannot be {self.resample_filter}")
+        if max(taps.shape) > MAX_TAPS:
+            raise InputError(f"resample_filter has more than {MAX_TAPS} taps")
+        if abs(taps.sum()) < 1e-6:
+            raise InputError(f"resample_filter must not sum to 0: {self.resample_filter}")
+
+    @property
+    def resolutions(self) -> list[int]:
+        """4, 8, ... up to the image's."""
+        return [2**power for power in range(2, self.resolution.bit_length())]
+
+    def channels(self, resolution: int) -> int:
+        """Feature maps of the layers at a resolution."""
+        return min(self.channel_base // resolution, self.channel_max)
+
+    def shows_image(self, resolution: int) -> bool:
+        """Whether the block of a resolution writes (or reads) the image."""
+        return self.architecture == "skip" or resolution == self.resolution
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratorConfig(_ConvolutionConfig):
+    """A generator.
+
+    Attributes:
+      mapping: from z and class to w.
+      use_noise: whether noise is added after the convolutions.
+      w_avg_beta: decay of the mean w in training; None: the network has no mean w.
+    """
+
+    mapping: MappingConfig
+    use_noise: bool = True
+    w_avg_beta: float | None = 0.995
+
+    @property
+    def convolutions(self) -> list[tuple[int, str]]:
+        """Every styled convolution in order of use, as (resolution, "conv0" or "conv1")."""
+        return [(4, "conv1")] + [
+            (size, name) for size in self.resolutions[1:] for name in ("conv0", "conv1")
+        ]
+
+    @property
+    def num_ws(self) -> int:
+        """How many w an image takes: one for each convolution and one for the last image."""
+        return len(self.convolutions) + 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig(_ConvolutionConfig):
+    """A discriminator.
+
+    Attributes:
+      mapping: from the class to the vector that the features are projected on (Miyato and
+        Koyama 2018); None for an unconditional one.
+      epilogue_activation: of the last two layers, at 4x4; a key of `ACTIVATIONS`.
+      mbstd_group_size: samples over which a standard deviation is taken; None: all.
+      mbstd_num_channels: features that it adds; 0: none.
+    """
+
+    architecture: str = "resnet"
+    mapping: MappingConfig | None = None
+    epilogue_activation: str = "lrelu"
+    mbstd_group_size: int | None = 4
+    mbstd_num_channels: int = 1
+
+    def __post_init__(self):
+        """Refuses what makes no network."""
+        super().__post_init__()
+        _check_choice("epilogue_activation", self.epilogue_activation, ACTIVATIONS)
+        if self.mbstd_group_size is not None and self.mbstd_group_size < 1:
+            raise InputError(f"mbstd_group_size must be at least 1, not {self.mbstd_group_size}")
+        if self.mbstd_num_channels < 0 or self.channels(4) % max(1, self.mbstd_num_channels):
+            raise InputError(
+                f"mbstd_num_channels {self.mbstd_num_channels} must divide {self.channels(4)}"
+            )
+        if self.mapping is not None and (self.mapping.z_dim or not self.mapping.c_dim):
+            raise InputError("a discriminator maps classes, and only classes")
+
+
+def _check_choice(name: str, value: Any, accepted: Any) -> None:
+    if value not in accepted:
+        raise InputError(f"{name} cannot be '{value}'{did_you_mean(str(value), accepted)}")
+
+
+def shapes(config: GeneratorConfig | DiscriminatorConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a network, in this project's layouts.
+
+    Args:
+      config: of the network.
+
+    Returns:
+      By dotted name; of a generator also the buffers: "mapping.w_avg" and "*.noise_const".
+    """
+    if isinstance(config, GeneratorConfig):
+        return dict(_generator_shapes(config))
+    return dict(_discriminator_shapes(config))
+
+
+def _dense_shapes(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (inputs, outputs)
+    yield f"{name}.bias", (outputs,)
+
+
+def _mapping_shapes(config: MappingConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if config.c_dim:
+        yield from _dense_shapes("mapping.embed", config.c_dim, config.embed_features)
+    widths = config.widths()
+    for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        yield from _dense_shapes(f"mapping.fc{layer}", inputs, outputs)
+
+
+def _generator_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    w_dim = config.mapping.w_dim
+    yield from _mapping_shapes(config.mapping)
+    if config.w_avg_beta is not None:
+        yield "mapping.w_avg", (w_dim,)
+    yield "synthesis.b4.const", (1, 4, 4, config.channels(4))
+    inputs = config.channels(4)
+    for size, name in config.convolutions:
+        outputs, layer = config.channels(size), f"synthesis.b{size}.{name}"
+        yield f"{layer}.weight", (3, 3, inputs, outputs)
+        yield f"{layer}.bias", (outputs,)
+        yield from _dense_shapes(f"{layer}.affine", w_dim, inputs)
+        if config.use_noise:
+            yield f"{layer}.noise_strength", ()
+            yield f"{layer}.noise_const", (1, size, size, 1)
+        if name == "conv0" and config.architecture == "resnet":
+            yield f"synthesis.b{size}.skip.weight", (1, 1, inputs, outputs)
+        if name == "conv1" and config.shows_image(size):
+            torgb = f"synthesis.b{size}.torgb"
+            yield f"{torgb}.weight", (1, 1, outputs, config.img_channels)
+            yield f"{torgb}.bias", (config.img_channels,)
+            yield from _dense_shapes(f"{torgb}.affine", w_dim, outputs)
+        inputs = outputs
+
+
+def _discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if config.mapping is not None:
+        yield from _mapping_shapes(config.mapping)
+    for size in reversed(config.resolutions):
+        channels = config.channels(size)
+        if config.shows_image(size):
+            yield f"b{size}.fromrgb.weight", (1, 1, config.img_channels, channels)
+            yield f"b{size}.fromrgb.bias", (channels,)
+        if size > 4:
+            outputs = config.channels(size // 2)
+            yield f"b{size}.conv0.weight", (3, 3, channels, channels)
+            yield f"b{size}.conv0.bias", (channels,)
+            yield f"b{size}.conv1.weight", (3, 3, channels, outputs)
+            yield f"b{size}.conv1.bias", (outputs,)
+            if config.architecture == "resnet":
+                yield f"b{size}.skip.weight", (1, 1, channels, outputs)
+    channels = config.channels(4)
+    yield "b4.conv.weight", (3, 3, channels + config.mbstd_num_channels, channels)
+    yield "b4.conv.bias", (channels,)
+    yield from _dense_shapes("b4.fc", 16 * channels, channels)
+    yield from _dense_shapes("b4.out", channels, config.mapping.w_dim if config.mapping else 1)
+
+
+def map_latents(
+    config: MappingConfig, params: Params, z: jax.Array | None, c: jax.Array | None = None
+) -> jax.Array:
+    """Maps latents and classes to w.
+
+    Args:
+      config: of the mapping.
+      params: the network's "mapping".
+      z: [n, z_dim], standard normal; None if z_dim is 0.
+      c: [n, c_dim], one-hot; None if c_dim is 0.
+
+    Returns:
+      [n, w_dim].
+    """
+    inputs = [_normalized(z)] if z is not None and config.z_dim else []
+    if config.c_dim:
+        if c is None:
+            raise InputError(f"the network is conditional: give one of its {config.c_dim} classes")
+        inputs.append(_normalized(_dense(params["embed"], c)))
+    x = jnp.concatenate(inputs, axis=-1)
+    for layer in range(config.num_layers):
+        x = _dense(params[f"fc{layer}"], x, config.lr_multiplier)
+        x = _activated(x, None, config.activation)
+    return x
+
+
+def truncate(
+    w: jax.Array, w_avg: jax.Array, num_ws: int, psi: jax.Array | float, cutoff: int | None = None
+) -> jax.Array:
+    """Repeats w for every layer, pulled towards the mean (the truncation trick).
+
+    Args:
+      w: [n, w_dim].
+      w_avg: [w_dim], the mean, or [n, w_dim], one for each sample.
+      num_ws: layers.
+      psi: 1 leaves w as it is, 0 gives the mean.
+      cutoff: only the first so many layers are pulled; None: all.
+
+    Returns:
+      [n, num_ws, w_dim].
+    """
+    pulled = w_avg + (w - w_avg) * psi
+    is_pulled = jnp.arange(num_ws) < (num_ws if cutoff is None else cutoff)
+    return jnp.where(is_pulled[None, :, None], pulled[:, None], w[:, None])
+
+
+def synthesize(
+    config: GeneratorConfig,
+    params: Params,
+    ws: jax.Array,
+    noise: Mapping[str, jax.Array],
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """Makes images.
+
+    Args:
+      config: of the generator.
+      params: the generator's "synthesis".
+      ws: [n, num_ws, w_dim].
+      noise: [n or 1, h, w, 1] for some or all of "b4_conv1", "b8_conv0", "b8_conv1", ...; a
+        layer without an entry gets none.
+      dtype: of the activations; styles, norms and the image are at least float32.
+
+    Returns:
+      [n, resolution, resolution, img_channels], around [-1, 1], not clipped.
+    """
+    images = None
+    for _, _, images in synthesis_blocks(config, params, ws, noise, dtype):
+        pass
+    assert images is not None  # the last block always writes it
+    return images
+
+
+def synthesis_blocks(
+    config: GeneratorConfig,
+    params: Params,
+    ws: jax.Array,
+    noise: Mapping[str, jax.Array],
+    dtype: Any = jnp.float32,
+) -> Iterator[tuple[int, jax.Array, jax.Array | None]]:
+    """The same as `synthesize`, block by block.
+
+    Yields:
+      (resolution, features [n, h, w, channels], images so far or None).
+    """
+    n = ws.shape[0]
+    const = params["b4"]["const"].astype(dtype)
+    x = jnp.broadcast_to(const, (n, *const.shape[1:]))
+    images = None
+    index = 0
+    for size in config.resolutions:
+        block = params[f"b{size}"]
+        bridged = size > 4 and config.architecture == "resnet"
+        gain = math.sqrt(0.5) if bridged else 1.0
+        shortcut = _upsampled(_conv1x1(x, block["skip"]), config) if bridged else None
+        for name in ("conv1",) if size == 4 else ("conv0", "conv1"):
+            x = _styled_conv(
+                config,
+                block[name],
+                x,
+                ws[:, index],
+                noise.get(f"b{size}_{name}"),
+                up=name == "conv0",
+                gain=gain if name == "conv1" else 1.0,
+            )
+            index += 1
+        if shortcut is not None:
+            x = x + shortcut * gain
+        if config.shows_image(size):
+            # The image takes the w of the next block's first convolution.
+            image = _to_image(config, block["torgb"], x, ws[:, index])
+            images = image if images is None else _upsampled(images, config) + image
+        yield size, x, images
+
+
+def _styled_conv(
+    config: GeneratorConfig,
+    layer: Params,
+    x: jax.Array,
+    w: jax.Array,
+    noise: jax.Array | None,
+    *,
+    up: bool,
+    gain: float,
+) -> jax.Array:
+    style = _dense(layer["affine"], w)
+    weight = layer["weight"].astype(style.dtype)
+    norms = jnp.square(style) @ _tap_sum(jnp.square(weight)) + 1e-8
+    demodulation = jax.lax.rsqrt(norms).astype(x.dtype)[:, None, None]
+    x = x * style.astype(x.dtype)[:, None, None]
+    x = _up_conv(x, weight, config) if up else _conv(x, weight)
+    x = x * demodulation
+    if noise is not None and "noise_strength" in layer:
+        x = x + (noise * layer["noise_strength"]).astype(x.dtype)
+    return _activated(x, layer["bias"], config.activation, gain, config.conv_clamp)
+
+
+def _tap_sum(x: jax.Array) -> jax.Array:
+    # XLA:CPU sums the leading axes of an array one number at a time: ten times slower.
+    return sum(x[i, j] for i in range(x.shape[0]) for j in range(x.shape[1]))
+
+
+def _to_image(config: GeneratorConfig, layer: Params, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Modulated but not demodulated; at least float32, whatever x is."""
+    style = _dense(layer["affine"], w) / math.sqrt(x.shape[-1])
+    x = _conv1x1(x * style.astype(x.dtype)[:, None, None], layer, gain=1.0)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _activated(x, layer["bias"], "linear", 1.0, config.conv_clamp)
+
+
+def discriminate(
+    config: DiscriminatorConfig,
+    params: Params,
+    images: jax.Array,
+    c: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+) -> jax.Array:
+    """How real images look.
+
+    Args:
+      config: of the discriminator.
+      params: of the whole discriminator.
+      images: [n, resolution, resolution, img_channels] in [-1, 1].
+      c: [n, c_dim], one-hot; None if it is unconditional.
+      dtype: of the activations; the statistics and the logits are at least float32.
+
+    Returns:
+      Logits [n, 1]. They depend on the grouping of samples: sample i shares a standard
+      deviation with i + n / group, i + 2 n / group, ...
+    """
+    x = None
+    for size in reversed(config.resolutions):
+        block = params[f"b{size}"]
+        if config.shows_image(size):
+            read = _plain_conv(
+                block["fromrgb"],
+                images.astype(dtype),
+                config.activation if size > 4 else config.epilogue_activation,
+                clamp=config.conv_clamp if size > 4 else None,
+            )
+            x = read if x is None else x + read
+            if config.architecture == "skip" and size > 4:
+                images = _downsampled(images, config)
+        assert x is not None  # the first block reads the image
+        if size == 4:
+            break
+        shortcut = None
+        gain = 1.0
+        if config.architecture == "resnet":
+            gain = math.sqrt(0.5)
+            shortcut = _conv1x1(_downsampled(x, config), block["skip"])
+        x = _plain_conv(block["conv0"], x, config.activation, clamp=config.conv_clamp)
+        x = _filtered(x, config, _margins_before_stride)
+        x = _plain_conv(block["conv1"], x, config.activation, clamp=config.conv_clamp, gain=gain, stride=2)
+        if shortcut is not None:
+            x = x + shortcut * gain
+    x = _with_deviation(config, x)
+    last = params["b4"]
+    x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=config.conv_clamp)
+    # The published dense layer counts channels before rows and columns.
+    x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = _activated(_dense(last["fc"], x), None, config.epilogue_activation)
+    x = _dense(last["out"], x)
+    if config.mapping is not None:
+        projection = map_latents(config.mapping, params["mapping"], None, c)
+        x = jnp.sum(x * projection, axis=1, keepdims=True) / math.sqrt(config.mapping.w_dim)
+    return x
+
+
+def _plain_conv(
+    layer: Params,
+    x: jax.Array,
+    activation: str,
+    *,
+    clamp: float | None,
+    gain: float = 1.0,
+    stride: int = 1,
+) -> jax.Array:
+    """Equalized convolution, bias, activation; with a stride the input is already padded."""
+    weight = layer["weight"]
+    weight = weight / math.sqrt(math.prod(weight.shape[:3]))
+    x = _conv(x, weight) if stride == 1 else _conv(x, weight, "VALID", stride)
+    return _activated(x, layer["bias"], activation, gain, clamp)
+
+
+def _with_deviation(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
+    """Appends features: the mean standard deviation over groups of samples (Karras 2018)."""
+    n, height, width, channels = x.shape
+    features = config.mbstd_num_channels
+    if not features:
+        return x
+    group = min(config.mbstd_group_size or n, n)
+    if n % group:
+        raise InputError(f"a batch of {n} cannot be divided into groups of {group} samples")
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y.reshape(group, n // group, height, width, features, channels // features)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(y - y.mean(0)), axis=0) + 1e-8)
+    deviation = deviation.mean(axis=(1, 2, 4))
+    deviation = jnp.tile(deviation, (group, 1))[:, None, None]
+    deviation = jnp.broadcast_to(deviation, (n, height, width, features)).astype(x.dtype)
+    return jnp.concatenate([x, deviation], axis=-1)
+
+
+def _normalized(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
+
+
+def _dense(layer: Params, x: jax.Array, lr_multiplier: float = 1.0) -> jax.Array:
+    """[n, in] to [n, out], equalized: weights are stored with unit variance."""
+    gain = lr_multiplier / math.sqrt(layer["weight"].shape[0])
+    return x @ (layer["weight"] * gain) + layer["bias"] * lr_multiplier
+
+
+def _activated(
+    x: jax.Array,
+    bias: jax.Array | None,
+    activation: str,
+    gain: float = 1.0,
+    clamp: float | None = None,
+) -> jax.Array:
+    function, activation_gain = ACTIVATIONS[activation]
+    x = function(x if bias is None else x + bias.astype(x.dtype)) * (activation_gain * gain)
+    return x if clamp is None else jnp.clip(x, -clamp * gain, clamp * gain)
+
+
+def _conv(
+    x: jax.Array,
+    weight: jax.Array,
+    padding: Any = "SAME",
+    stride: int = 1,
+    dilation: int = 1,
+) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        weight.astype(x.dtype),
+        (stride, stride),
+        padding,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _conv1x1(x: jax.Array, layer: Params, gain: float | None = None) -> jax.Array:
+    """A matrix product, equalized unless a gain is given; no bias."""
+    weight = layer["weight"][0, 0]
+    weight = weight * (1 / math.sqrt(weight.shape[0]) if gain is None else gain)
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    product = jax.lax.dot_general(
+        x, weight.astype(x.dtype), (((3,), (0,)), ((), ())), preferred_element_type=accumulator
+    )
+    return product.astype(x.dtype)
+
+
+def _up_conv(x: jax.Array, weight: jax.Array, config: _ConvolutionConfig) -> jax.Array:
+    """Transposed 3x3 convolution by 2, then the low-pass filter: to [n, 2h, 2w, out].
+
+    The result of the former is kept as four arrays, one for each parity of row and column: each
+    is a convolution with the taps of that parity, without a zero being multiplied.
+    """
+    taps = weight[::-1, ::-1]
+    phases = {
+        (row, column): _conv(
+            x,
+            taps[row::2, column::2],
+            [(1, 1) if parity == 0 else (0, 1) for parity in (row, column)],
+        )
+        for row in (0, 1)
+        for column in (0, 1)
+    }
+    return _interleaved(phases, x.shape, config, lambda taps: taps // 2)
+
+
+def _upsampled(x: jax.Array, config: _ConvolutionConfig) -> jax.Array:
+    """Zeros in between, then the low-pass filter: [n, h, w, c] to [n, 2h, 2w, c]."""
+    return _interleaved({(0, 0): x}, x.shape, config, lambda taps: taps - 1 - (taps + 1) // 2)
+
+
+def _interleaved(
+    phases: dict[tuple[int, int], jax.Array],
+    shape: tuple[int, ...],
+    config: _ConvolutionConfig,
+    offset: Callable[[int], int],
+) -> jax.Array:
+    """The low-pass filter on an image of doubled size that is given by its parities.
+
+    Args:
+      phases: by (parity of row, parity of column), [n, about h, about w, c]; what is missing or
+        beyond their edges is zero.
+      shape: (n, h, w, ...).
+      config: of the network.
+      offset: from a number of taps to the pixel that the first tap meets for pixel 0.
+
+    Returns:
+      [n, 2h, 2w, c].
+    """
+    n, height, width = shape[:3]
+    dtype = phases[0, 0].dtype
+    wide = {
+        place: phase.astype(jnp.promote_types(dtype, jnp.float32))
+        for place, phase in phases.items()
+    }
+    zero = jnp.zeros((n, height, width, phases[0, 0].shape[-1]), wide[0, 0].dtype)
+    totals: dict[tuple[int, int], jax.Array] = {}
+    for rows, columns in _factors(config):
+        for row in (0, 1):
+            filtered = {}
+            for column in (0, 1):
+                lines = {r: wide[r, c] for r, c in wide if c == column}
+                line = _phase(lines, 2 * rows, offset(len(rows)), row, height, 1)
+                if line is not None:
+                    filtered[column] = line
+            for column in (0, 1):
+                term = _phase(filtered, 2 * columns, offset(len(columns)), column, width, 2)
+                if term is not None:
+                    before = totals.get((row, column))
+                    totals[row, column] = term if before is None else before + term
+    quarters = [[totals.get((row, column), zero) for column in (0, 1)] for row in (0, 1)]
+    x = jnp.stack([jnp.stack(pair, axis=3) for pair in quarters], axis=2)
+    return x.reshape(n, 2 * height, 2 * width, -1).astype(dtype)
+
+
+def _phase(
+    sources: dict[int, jax.Array],
+    taps: np.ndarray,
+    offset: int,
+    parity: int,
+    size: int,
+    axis: int,
+) -> jax.Array | None:
+    """One parity of the filtered line, from both parities of the unfiltered one."""
+    total = None
+    for index, tap in enumerate(taps):
+        shift, source = divmod(parity + offset - index, 2)
+        if source not in sources:
+            continue
+        x = sources[source]
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (-shift, shift + size - x.shape[axis], 0)
+        term = float(tap) * jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+        total = term if total is None else total + term
+    return total
+
+
+def _margins_before_stride(taps: int) -> tuple[int, int]:
+    # One pixel more than `_downsampled` on each side, for the 3x3 convolution.
+    return 1 + (taps - 1) // 2, 1 + (taps - 2) // 2
+
+
+def _downsampled(x: jax.Array, config: _ConvolutionConfig) -> jax.Array:
+    """The low-pass filter, then every second pixel: [n, h, w, c] to [n, h/2, w/2, c]."""
+
+    def margins(taps: int) -> tuple[int, int]:
+        return (taps - 1) // 2, (taps - 2) // 2
+
+    return _filtered(x, config, margins)[:, ::2, ::2]
+
+
+def _filtered(
+    x: jax.Array, config: _ConvolutionConfig, margins: Callable[[int], tuple[int, int]]
+) -> jax.Array:
+    """The low-pass filter as shifted adds.
+
+    Args:
+      x: [n, h, w, c].
+      config: of the network.
+      margins: from a number of taps to the zeros added before and after (negative: cropped).
+
+    Returns:
+      [n, h + before + after - taps + 1, ..., c].
+    """
+    factors = _factors(config)
+    num_rows, num_columns = len(factors[0][0]), len(factors[0][1])
+    edges = [(0, 0, 0), (*margins(num_rows), 0), (*margins(num_columns), 0), (0, 0, 0)]
+    dtype = x.dtype
+    x = jax.lax.pad(x, jnp.zeros((), dtype), edges)
+    x = x.astype(jnp.promote_types(dtype, jnp.float32))
+    height, width = x.shape[1] - num_rows + 1, x.shape[2] - num_columns + 1
+    total = None
+    for rows, columns in factors:
+        # A convolution turns its filter: the last tap meets the first pixel.
+        line = sum(float(tap) * x[:, i : i + height] for i, tap in enumerate(rows[::-1]))
+        term = sum(float(tap) * line[:, :, i : i + width] for i, tap in enumerate(columns[::-1]))
+        total = term if total is None else total + term
+    assert total is not None  # there is at least one factor
+    return total.astype(dtype)
+
+
+def _factors(config: _ConvolutionConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The low-pass filter as a sum of outer products of rows and columns: one, if it is 1-d."""
+    taps = np.asarray(config.resample_filter, np.float64)
+    if taps.ndim == 1:
+        return [(taps / taps.sum(), taps / taps.sum())]
+    left, sizes, right = np.linalg.svd(taps / taps.sum())
+    kept = sizes > 1e-7 * sizes[0]
+    return [
+        (left[:, i] * sizes[i], right[i]) for i in range(len(sizes)) if kept[i]
+    ]

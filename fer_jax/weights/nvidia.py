@@ -1,0 +1,618 @@
+"""NVIDIA's StyleGAN2 network files as data: a config and arrays for each network in them.
+
+There are two families: dicts of PyTorch modules (StyleGAN2-ADA and later), which keep the
+options they were built with and every layer's own attributes; and TensorFlow tuples (G, D, Gs),
+which keep the options that differed from the defaults of their time. Both end here as the same
+thing, in the names and layouts of the PyTorch family: convolutions [out, in, height, width],
+dense weights [out, in].
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_jax.errors import InputError, did_you_mean
+from fer_jax.models import stylegan2
+from fer_jax.weights import pickles
+
+NAMES = ("G_ema", "G", "D")
+# A published 1024 px network has about 80.
+MAX_MODULES = 2000
+# The filters of layers that do not resample are there, and are not used.
+_IGNORED = re.compile(r".*\.resample_filter")
+
+Config = stylegan2.GeneratorConfig | stylegan2.DiscriminatorConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network of a file.
+
+    Attributes:
+      config: everything but the arrays.
+      arrays: float32, read-only, by the dotted names of `stylegan2.shapes`, in NVIDIA's layouts.
+    """
+
+    config: Config
+    arrays: dict[str, np.ndarray]
+
+
+def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
+    """Reads a network file without running anything in it.
+
+    Args:
+      path: a pickle of either family.
+      names: some of `NAMES`; empty: all that the file has.
+
+    Returns:
+      By name. The arrays are views of the file's bytes where its layout allows it.
+
+    Raises:
+      InputError: not such a file, a network that is missing or is no StyleGAN2, parameters that
+        are missing or superfluous: one line.
+    """
+    root = pickles.read_pickle(path)
+    try:
+        found = _networks(root)
+        names = names or tuple(name for name in NAMES if name in found)
+        for name in names:
+            if name not in found:
+                raise InputError(f"holds no network {name}{did_you_mean(name, found)}")
+        if not names:
+            raise InputError("is a pickle, but holds no network G, D or G_ema")
+        return {name: _network(name, found[name]) for name in names}
+    except InputError as error:
+        raise InputError(f"'{path}' {error}") from error
+
+
+def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """NVIDIA's layout to this project's, as a view.
+
+    Args:
+      name: of the array; `stylegan2.shapes` has them.
+      array: [out, in, height, width], [out, in], a constant [channels, 4, 4], or noise [h, w].
+
+    Returns:
+      [height, width, in, out], [in, out], [1, 4, 4, channels], [1, h, w, 1]; others as they are.
+    """
+    if name.endswith(".const") and array.ndim == 3:
+        return array.transpose(1, 2, 0)[None]
+    if name.endswith(".noise_const") and array.ndim == 2:
+        return array[None, :, :, None]
+    if name.endswith(".weight"):
+        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    return array
+
+
+def _networks(root: Any) -> dict[str, pickles.Object]:
+    if isinstance(root, dict):
+        return {
+            name: root[name]
+            for name in NAMES
+            if isinstance(root.get(name), pickles.Object) and root[name].state is not None
+        }
+    if isinstance(root, tuple) and len(root) == 3:
+        named = dict(zip(("G", "D", "G_ema"), root, strict=True))
+        if all(isinstance(value, pickles.Object) for value in named.values()):
+            return named
+    raise InputError("is a pickle, but neither a dict nor a triple of networks")
+
+
+def _network(name: str, value: pickles.Object) -> Network:
+    try:
+        if value.name == pickles.PERSISTENT:
+            config, arrays = _from_torch(name, value)
+        elif value.name == pickles.NETWORK:
+            config, arrays = _from_tensorflow(name, value)
+        else:
+            raise InputError("is no network")
+        return Network(config, _checked(config, arrays))
+    except InputError as error:
+        raise InputError(f"({name}) {error}") from error
+
+
+def _checked(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Exactly the arrays that the config asks for, in its order, as float32."""
+    checked = {}
+    for name, shape in stylegan2.shapes(config).items():
+        array = arrays.pop(name, None)
+        if array is None:
+            raise InputError(f"lacks the parameters {name}")
+        if to_our_layout(name, array).shape != shape:
+            raise InputError(
+                f"has {name} of shape {array.shape}, which its options do not make: a "
+                f"{config.resolution} px network with at most {config.channel_max} channels"
+            )
+        if array.dtype.kind != "f":
+            raise InputError(f"has {name} of type {array.dtype}, not floating point")
+        checked[name] = array.astype(np.float32, copy=False)
+    for name in arrays:
+        if not _IGNORED.fullmatch(name):
+            raise InputError(f"has parameters that StyleGAN2 does not: {_shown(name)}")
+    return checked
+
+
+class _Options:
+    """Options of a network that are taken one by one; what is left at the end is refused."""
+
+    def __init__(self, options: Any, where: str):
+        if not isinstance(options, dict):
+            raise InputError(f"has no readable {where}")
+        self.options = dict(options)
+        self.where = where
+
+    def take(self, name: str, default: Any, *kinds: type) -> Any:
+        """The value of an option, which must be of one of the kinds (default: the default's)."""
+        value = self.options.pop(name, default)
+        if isinstance(value, (np.ndarray, pickles.Object)):
+            array = pickles.as_array(value)
+            if array is not None and array.ndim == 0:
+                value = array.item()
+        kinds = kinds or (type(default),)
+        if float in kinds and type(value) is int:
+            value = float(value)
+        if type(value) not in kinds:
+            wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
+            raise InputError(f"has {self.where} {name}={_shown(value)}, which should be {wanted}")
+        return value
+
+    def block(self, name: str) -> "_Options":
+        """Options within an option."""
+        return _Options(self.options.pop(name, {}), name)
+
+    def filter(self, name: str) -> stylegan2.Filter:
+        """A low-pass filter; None stands for no filter, which is one tap."""
+        value = self.options.pop(name, [1, 3, 3, 1])
+        array = pickles.as_array(value)
+        return _filter(np.ones(1) if value is None else value if array is None else array)
+
+    def ignore(self, *names: str) -> None:
+        """Options that change no number in float32."""
+        for name in names:
+            self.options.pop(name, None)
+
+    def finish(self) -> None:
+        """Refuses what nobody took."""
+        for name, value in self.options.items():
+            raise InputError(
+                f"has {self.where} {_shown(name)}={_shown(value)}, which StyleGAN2 does not have"
+            )
+
+
+def _filter(value: Any) -> stylegan2.Filter:
+    try:
+        taps = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"has a resample filter {_shown(value)}") from error
+    if taps.ndim == 0:
+        taps = taps[None]
+    if taps.ndim > 2 or max(taps.shape, default=0) > stylegan2.MAX_TAPS:
+        raise InputError(f"has a resample filter of shape {taps.shape}")
+    if taps.ndim == 2:
+        taps = taps / (taps.sum() or 1.0)
+        rows = taps.sum(1)
+        if taps.shape[0] != taps.shape[1] or not np.allclose(taps, np.outer(rows, rows), atol=1e-7):
+            return tuple(tuple(row) for row in taps.tolist())
+        taps = rows
+    return tuple(taps.tolist())
+
+
+def _shown(value: Any) -> str:
+    # It is the file's text: it may be long, and may hold line ends.
+    return repr(value)[:100] if isinstance(value, (str, int, float, bool)) else type(value).__name__
+
+
+# PyTorch
+
+
+@dataclasses.dataclass
+class _Module:
+    """A module of the file: its class, its attributes, its arrays by name."""
+
+    kind: str
+    attributes: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def _modules(root: pickles.Object) -> dict[str, _Module]:
+    """Every module by its dotted path; the network itself is ""."""
+    modules: dict[str, _Module] = {}
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        path, value = waiting.pop()
+        if not isinstance(value, pickles.Object) or value.name != pickles.PERSISTENT:
+            raise InputError(f"has a module {_shown(path)} that is not NVIDIA's")
+        kind, state = value.state.get("class_name"), value.state.get("state")
+        if not isinstance(kind, str) or not isinstance(state, dict):
+            raise InputError(f"has a module {_shown(path)} without class_name or state")
+        arrays = {}
+        # A layer that was frozen in training keeps its weights among the buffers.
+        for group in ("_parameters", "_buffers"):
+            for name, entry in _entries(state, group, path):
+                array = pickles.as_array(entry)
+                if entry is not None and array is None:
+                    raise InputError(f"has {_shown(path)} with {_shown(name)} that is no array")
+                if array is not None:
+                    arrays[name] = array
+        modules[path] = _Module(kind, state, arrays)
+        if len(modules) > MAX_MODULES:
+            raise InputError(f"has more than {MAX_MODULES} modules")
+        for name, child in _entries(state, "_modules", path):
+            if child is not None:
+                waiting.append((f"{path}.{name}" if path else name, child))
+    return modules
+
+
+def _entries(state: dict[str, Any], group: str, path: str) -> Iterator[tuple[str, Any]]:
+    entries = state.get(group)
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise InputError(f"has a module {_shown(path)} without {group}")
+    yield from entries.items()
+
+
+def _from_torch(name: str, value: pickles.Object) -> tuple[Config, dict[str, np.ndarray]]:
+    modules = _modules(value)
+    if "synthesis.input" in modules:
+        raise InputError("is a StyleGAN3 network; StyleGAN2 ones can be read")
+    wanted = "Discriminator" if name == "D" else "Generator"
+    if modules[""].kind != wanted:
+        raise InputError(f"is a {_shown(modules[''].kind)}, not StyleGAN2's {wanted}")
+    if name == "D":
+        config = _torch_discriminator(modules)
+    else:
+        config = _torch_generator(modules)
+    arrays = {
+        f"{path}.{name}" if path else name: array
+        for path, module in modules.items()
+        for name, array in module.arrays.items()
+    }
+    return config, arrays
+
+
+def _init_options(modules: dict[str, _Module], positional: tuple[str, ...]) -> _Options:
+    """What the network was built with; the first options may have been given without names."""
+    attributes = modules[""].attributes
+    options = _Options(attributes.get("_init_kwargs"), "option")
+    arguments = attributes.get("_init_args", ())
+    if not isinstance(arguments, (tuple, list)) or len(arguments) > len(positional):
+        raise InputError("has _init_args that are not StyleGAN2's")
+    options.options |= dict(zip(positional, arguments, strict=False))
+    return options
+
+
+def _attribute(
+    modules: dict[str, _Module], pattern: str, name: str, default: Any, *kinds: type
+) -> Any:
+    """An attribute that layers have in common; it says more than the options' defaults.
+
+    The same option had other defaults in later versions of NVIDIA's code, and every layer keeps
+    what it was made with.
+    """
+    values = [
+        _Options(module.attributes, f"layer {path}:").take(name, default, *kinds)
+        for path, module in modules.items()
+        if re.fullmatch(pattern, path) and name in module.attributes
+    ]
+    if any(value != values[0] for value in values):
+        raise InputError(f"has layers of different {name}, which is not supported")
+    return values[0] if values else default
+
+
+def _torch_filter(
+    modules: dict[str, _Module], pattern: str, default: stylegan2.Filter
+) -> stylegan2.Filter:
+    """The filter of the layers that resample; None: there are only the options to go by."""
+    filters = [
+        module.arrays["resample_filter"]
+        for path, module in modules.items()
+        if re.fullmatch(pattern, path) and "resample_filter" in module.arrays
+    ]
+    if any(not np.array_equal(taps, filters[0]) for taps in filters):
+        raise InputError("has layers of different resample_filter, which is not supported")
+    return _filter(filters[0]) if filters else default
+
+
+def _torch_mapping(
+    modules: dict[str, _Module], options: _Options, z_dim: int, c_dim: int, w_dim: int
+) -> stylegan2.MappingConfig:
+    embed = options.take("embed_features", None, int, type(None))
+    hidden = options.take("layer_features", None, int, type(None))
+    activation = options.take("activation", "lrelu")
+    lr_multiplier = options.take("lr_multiplier", 0.01)
+    layers = r"mapping\.fc\d+"
+    return stylegan2.MappingConfig(
+        z_dim=z_dim,
+        c_dim=c_dim,
+        w_dim=w_dim,
+        num_layers=options.take("num_layers", 8),
+        embed_features=0 if not c_dim else w_dim if embed is None else embed,
+        layer_features=w_dim if hidden is None else hidden,
+        activation=_attribute(modules, layers, "activation", activation, str),
+        lr_multiplier=_attribute(modules, layers, "bias_gain", lr_multiplier, float),
+    )
+
+
+def _torch_generator(modules: dict[str, _Module]) -> stylegan2.GeneratorConfig:
+    positional = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
+    options = _init_options(modules, (*positional, "mapping_kwargs", "synthesis_kwargs"))
+    z_dim, c_dim, w_dim, resolution, img_channels = (
+        options.take(name, None, int) for name in positional
+    )
+    mapping, synthesis = options.block("mapping_kwargs"), options.block("synthesis_kwargs")
+    options.finish()
+    layers, convolutions = r"synthesis\.b\d+\.(conv\d|torgb)", r"synthesis\.b\d+\.conv\d"
+    architecture = synthesis.take("architecture", "skip")
+    activation = synthesis.take("activation", "lrelu")
+    conv_clamp = synthesis.take("conv_clamp", None, float, type(None))
+    use_noise = synthesis.take("use_noise", True)
+    taps = synthesis.filter("resample_filter")
+    config = stylegan2.GeneratorConfig(
+        mapping=_torch_mapping(modules, mapping, z_dim, c_dim, w_dim),
+        w_avg_beta=mapping.take("w_avg_beta", 0.995, float, type(None)),
+        resolution=resolution,
+        img_channels=img_channels,
+        channel_base=synthesis.take("channel_base", 32768),
+        channel_max=synthesis.take("channel_max", 512),
+        architecture=_attribute(modules, r"synthesis\.b\d+", "architecture", architecture, str),
+        activation=_attribute(modules, convolutions, "activation", activation, str),
+        conv_clamp=_attribute(modules, layers, "conv_clamp", conv_clamp, float, type(None)),
+        use_noise=_attribute(modules, convolutions, "use_noise", use_noise, bool),
+        resample_filter=_torch_filter(modules, r"synthesis\.b\d+(\.(conv0|skip))?", taps),
+    )
+    mapping.finish()
+    synthesis.ignore("num_fp16_res", "use_fp16", "fp16_channels_last", "channels_last")
+    synthesis.ignore("fused_modconv_default")
+    synthesis.finish()
+    return config
+
+
+def _torch_discriminator(modules: dict[str, _Module]) -> stylegan2.DiscriminatorConfig:
+    named = ("c_dim", "img_resolution", "img_channels")
+    options = _init_options(
+        modules,
+        (
+            *(*named, "architecture", "channel_base", "channel_max", "num_fp16_res"),
+            *("conv_clamp", "cmap_dim", "block_kwargs", "mapping_kwargs", "epilogue_kwargs"),
+        ),
+    )
+    c_dim, resolution, img_channels = (options.take(name, None, int) for name in named)
+    channel_base = options.take("channel_base", 32768)
+    channel_max = options.take("channel_max", 512)
+    cmap_dim = options.take("cmap_dim", None, int, type(None))
+    architecture = options.take("architecture", "resnet")
+    conv_clamp = options.take("conv_clamp", None, float, type(None))
+    blocks, epilogue = options.block("block_kwargs"), options.block("epilogue_kwargs")
+    mapping = options.block("mapping_kwargs")
+    options.ignore("num_fp16_res")
+    options.finish()
+    activation = blocks.take("activation", "lrelu")
+    taps = blocks.filter("resample_filter")
+    blocks.ignore("freeze_layers", "use_fp16", "fp16_channels_last")
+    blocks.finish()
+    group_size = epilogue.take("mbstd_group_size", 4, int, type(None))
+    num_channels = epilogue.take("mbstd_num_channels", 1)
+    last_activation = epilogue.take("activation", "lrelu")
+    epilogue.finish()
+    convolutions = r"b\d+\.(conv\d|conv)"
+    if cmap_dim is None:
+        cmap_dim = min(channel_base // 4, channel_max)
+    projection = _torch_mapping(modules, mapping, 0, c_dim, cmap_dim) if c_dim else None
+    return stylegan2.DiscriminatorConfig(
+        mapping=projection,
+        resolution=resolution,
+        img_channels=img_channels,
+        channel_base=channel_base,
+        channel_max=channel_max,
+        architecture=_attribute(modules, r"b\d+", "architecture", architecture, str),
+        activation=_attribute(modules, r"b\d+\.conv\d", "activation", activation, str),
+        conv_clamp=_attribute(modules, convolutions, "conv_clamp", conv_clamp, float, type(None)),
+        resample_filter=_torch_filter(modules, r"b\d+(\.(conv1|skip))?", taps),
+        epilogue_activation=_attribute(
+            modules, r"b4\.(conv|fc)", "activation", last_activation, str
+        ),
+        mbstd_group_size=_attribute(
+            modules, r"b4\.mbstd", "group_size", group_size, int, type(None)
+        ),
+        mbstd_num_channels=_attribute(modules, r"b4\.mbstd", "num_channels", num_channels, int),
+    )
+
+
+# TensorFlow
+
+_LAYERS = {
+    "conv": "Conv",
+    "conv0": "Conv0",
+    "conv1": "Conv1",
+    "torgb": "ToRGB",
+    "fromrgb": "FromRGB",
+    "skip": "Skip",
+    "fc": "Dense0",
+}
+# Options that change nothing in what is computed here.
+_TF_IGNORED = (
+    *("num_fp16_res", "dtype", "fused_modconv", "randomize_noise", "structure"),
+    *("truncation_psi", "truncation_cutoff", "truncation_psi_val", "truncation_cutoff_val"),
+    *("style_mixing_prob", "is_training", "is_validation", "is_template_graph"),
+    *("return_dlatents", "force_clean_graph", "mapping_func", "synthesis_func"),
+    *("freeze_layers", "nonfp16_channels_last", "fp16_channels_last"),
+)
+
+
+def _from_tensorflow(name: str, value: pickles.Object) -> tuple[Config, dict[str, np.ndarray]]:
+    state = _tf_state(value, name)
+    variables = _tf_variables(state)
+    if name == "D":
+        options = _Options(state["static_kwargs"], "option")
+        config = _tf_discriminator(options, state)
+    else:
+        for part in ("synthesis", "mapping"):
+            component = _tf_state(state["components"].get(part), part)
+            # The parent's options are handed down; a component may have more.
+            state["static_kwargs"] = component["static_kwargs"] | state["static_kwargs"]
+            variables |= _tf_variables(component, f"{part}/")
+        options = _Options(state["static_kwargs"], "option")
+        config = _tf_generator(options)
+    for option, neutral in (
+        ("fmap_decay", (1.0,)),
+        ("fmap_min", (1, 0)),
+        ("normalize_latents", (True,)),
+        ("use_spectral_norm", (False,)),
+    ):
+        value = options.take(option, neutral[0])
+        if value not in neutral:
+            raise InputError(f"has option {option}={_shown(value)}, which is not supported")
+    options.ignore(*_TF_IGNORED)
+    options.finish()
+    arrays = {}
+    for published in stylegan2.shapes(config):
+        source = _tf_name(published, name == "D")
+        if source not in variables:
+            raise InputError(f"lacks the variable {source}")
+        arrays[published] = _tf_array(published, source, variables.pop(source))
+    variables.pop("lod", None)
+    if variables:
+        raise InputError(f"has a variable that StyleGAN2 does not: {_shown(min(variables))}")
+    return config, arrays
+
+
+def _tf_state(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, pickles.Object) or value.name != pickles.NETWORK:
+        raise InputError(f"has no network {what}")
+    state = value.state
+    fields = {"version": int, "static_kwargs": dict, "components": dict, "variables": list}
+    for field, kind in fields.items():
+        if not isinstance(state, dict) or not isinstance(state.get(field), kind):
+            raise InputError(f"has a network {what} without {field}")
+    if state["version"] < 4:
+        raise InputError(f"is of version {state['version']}, older than StyleGAN2")
+    return dict(state)
+
+
+def _tf_variables(state: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    variables = {}
+    for entry in state["variables"]:
+        if not isinstance(entry, (tuple, list)) or len(entry) != 2 or type(entry[0]) is not str:
+            raise InputError("has a variable that is not a name and an array")
+        array = pickles.as_array(entry[1])
+        if array is None:
+            raise InputError(f"has a variable {_shown(entry[0])} that is no array")
+        variables[prefix + entry[0]] = array
+    return variables
+
+
+def _tf_shared(options: _Options) -> dict[str, Any]:
+    """Options that generators and discriminators share, with the defaults of their time."""
+    return {
+        "resolution": options.take("resolution", 1024),
+        "img_channels": options.take("num_channels", 3),
+        "channel_base": options.take("fmap_base", 16384) * 2,
+        "channel_max": options.take("fmap_max", 512),
+        "activation": options.take("nonlinearity", "lrelu"),
+        "conv_clamp": options.take("conv_clamp", None, float, type(None)),
+        "resample_filter": options.filter("resample_kernel"),
+    }
+
+
+def _tf_generator(options: _Options) -> stylegan2.GeneratorConfig:
+    c_dim, w_dim = options.take("label_size", 0), options.take("dlatent_size", 512)
+    embed = options.take("label_fmaps", None, int, type(None))
+    hidden = options.take("mapping_fmaps", None, int, type(None))
+    config = stylegan2.GeneratorConfig(
+        **_tf_shared(options),
+        architecture=options.take("architecture", "skip"),
+        use_noise=options.take("use_noise", True),
+        w_avg_beta=options.take("dlatent_avg_beta", 0.995, float, type(None)),
+        mapping=stylegan2.MappingConfig(
+            z_dim=options.take("latent_size", 512),
+            c_dim=c_dim,
+            w_dim=w_dim,
+            num_layers=options.take("mapping_layers", 8),
+            embed_features=0 if not c_dim else w_dim if embed is None else embed,
+            layer_features=w_dim if hidden is None else hidden,
+            activation=options.take("mapping_nonlinearity", "lrelu"),
+            lr_multiplier=options.take("mapping_lrmul", 0.01),
+        ),
+    )
+    options.ignore("dlatent_broadcast")
+    return config
+
+
+def _tf_discriminator(options: _Options, state: dict[str, Any]) -> stylegan2.DiscriminatorConfig:
+    shared = _tf_shared(options)
+    c_dim = options.take("label_size", 0)
+    features = options.take("mapping_fmaps", None, int, type(None))
+    if features is None:
+        features = min(shared["channel_base"] // 4, shared["channel_max"])
+    num_layers = options.take("mapping_layers", 0)
+    lr_multiplier = options.take("mapping_lrmul", 0.1)
+    # The whole batch was one group from version 5 on, unless the options said otherwise.
+    group_size = 4 if state["version"] < 5 else None
+    return stylegan2.DiscriminatorConfig(
+        **shared,
+        architecture=options.take("architecture", "resnet"),
+        epilogue_activation=shared["activation"],
+        mbstd_group_size=options.take("mbstd_group_size", group_size, int, type(None)),
+        mbstd_num_channels=options.take("mbstd_num_features", 1),
+        mapping=stylegan2.MappingConfig(
+            z_dim=0,
+            c_dim=c_dim,
+            w_dim=features,
+            num_layers=num_layers,
+            embed_features=features,
+            layer_features=features,
+            activation=shared["activation"],
+            lr_multiplier=lr_multiplier,
+        )
+        if c_dim
+        else None,
+    )
+
+
+def _tf_name(published: str, discriminator: bool) -> str:
+    """The TensorFlow variable behind one of the published PyTorch names."""
+    if published == "mapping.w_avg":
+        return "dlatent_avg"
+    *blocks, layer, field = published.split(".")
+    if blocks == ["mapping"]:
+        part = "" if discriminator else "mapping/"
+        dense = "Mapping" if discriminator else "Dense"
+        name = "LabelEmbed" if layer == "embed" else layer.replace("fc", dense)
+        return f"{part}{name}/{field}"
+    if layer == "affine":
+        return _tf_name(".".join([*blocks, f"mod_{field}"]), discriminator)
+    if layer == "out":
+        return f"Output/{field}"
+    if layer == "b4" and field == "const":
+        return "synthesis/4x4/Const/const"
+    size = int(blocks[-1][1:])
+    part = "" if discriminator else "synthesis/"
+    if field == "noise_const":
+        power = size.bit_length() - 1
+        return f"{part}noise{2 * power - (5 if layer == 'conv0' else 4)}"
+    name = _LAYERS[layer]
+    if discriminator and layer == "conv1":
+        name = "Conv1_down"
+    elif not discriminator and layer == "conv0":
+        name = "Conv0_up"
+    elif not discriminator and layer == "conv1" and size == 4:
+        name = "Conv"
+    return f"{part}{size}x{size}/{name}/{field}"
+
+
+def _tf_array(published: str, source: str, array: np.ndarray) -> np.ndarray:
+    """A variable in the layout and convention of the PyTorch family."""
+    if published.endswith(".affine.bias"):
+        return array + np.float32(1)  # TensorFlow's layers add the 1 themselves
+    if published.endswith(".const") and array.ndim == 4:
+        return array[0]
+    if published.endswith(".noise_const") and array.ndim == 4:
+        return array[0, 0]
+    if published.endswith(".weight") and array.ndim == 4:
+        if source.endswith("Conv0_up/weight"):
+            array = array[::-1, ::-1]
+        return array.transpose(3, 2, 0, 1)
+    return array.T if published.endswith(".weight") else array

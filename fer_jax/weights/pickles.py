@@ -1,0 +1,470 @@
+"""A pickle read as data: an interpreter that builds containers and arrays, and runs nothing.
+
+A pickle is a program for a stack machine, and Python's own reader runs whatever it names. Here a
+global is only a word; the few that stand for containers and arrays (of PyTorch, NumPy and
+NVIDIA's own libraries) are interpreted below, and a call of any other ends the reading. Nothing
+that is built is larger than the file that asks for it.
+"""
+
+import dataclasses
+import io
+import math
+import pickletools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fer_jax.errors import InputError
+
+# A published 1024 px file has about 60,000 and nests about 20 deep. An instruction is as short
+# as one byte and can make an object of 200.
+MAX_INSTRUCTIONS = 1_000_000
+MAX_DEPTH = 100
+MAX_DIMENSIONS = 8
+
+# Classes whose instances are returned as `Object`.
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+NETWORK = "dnnlib.tflib.network.Network"
+
+_BEGINNINGS = {
+    b"\x1f\x8b": "is gzip-ed; unpack it first (gunzip)",
+    b"PK\x03\x04": "is a zip archive (PyTorch's newer format?), not one of NVIDIA's pickles",
+    b"\x89HDF": "is an HDF5 file, not one of NVIDIA's pickles",
+    b"<": "is an HTML page, not a network: the server answered the download with a text",
+    b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
+    b"\x80\x02\x8a\x0al\xfc\x9cF\xf9": "is a PyTorch checkpoint, not one of NVIDIA's pickles",
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_EMPTIES = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}
+_NUMBERED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_STORAGES = {
+    "torch.DoubleStorage": "<f8",
+    "torch.FloatStorage": "<f4",
+    "torch.HalfStorage": "<f2",
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "<i1",
+    "torch.ByteStorage": "<u1",
+    "torch.BoolStorage": "|b1",
+}
+_DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_TORCH_PROTOCOL = 1001
+_TRUNCATED = "ends in the middle: it was not downloaded completely"
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A global of the pickle: a word, which nobody looks up."""
+
+    dotted: str
+
+
+@dataclasses.dataclass(eq=False)
+class Object:
+    """An instance: the word for its class, and its state as data."""
+
+    name: str
+    state: Any = None
+
+
+class _Refused(Exception):
+    """What is wrong with the pickle; `read_pickle` adds the file and the place."""
+
+
+def read_pickle(path: Path) -> Any:
+    """Reads a pickle of protocol 2 to 5, as NVIDIA's network files are.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Python's dicts, lists, tuples, sets, strings, bytes, numbers and None. PyTorch's tensors
+      are read-only `np.ndarray`, NumPy's arrays too after `as_array`, neither of them copied.
+      Instances are `Object` of the class `PERSISTENT` (with the meta dict of NVIDIA's PyTorch
+      modules) or `NETWORK` (with the state of a TensorFlow network); classes are `Name`.
+
+    Raises:
+      InputError: no such file, no pickle, a damaged one, or one that asks for anything else:
+        one line that says what and where.
+    """
+    if not path.is_file():
+        raise InputError(f"no network file '{path}'")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+        for beginning, what in _BEGINNINGS.items():
+            if start.startswith(beginning):
+                raise InputError(f"'{path}' {what}")
+        if not start.startswith(b"\x80"):
+            raise InputError(f"'{path}' is not a pickle, so not one of NVIDIA's network files")
+        file.seek(0)
+        machine = _Machine(size)
+        try:
+            root = machine.run(_Bounded(file, size))
+            _check_depth(root)
+        except _Refused as error:
+            raise InputError(f"'{path}' {error} (byte {machine.position})") from error
+    return root
+
+
+def as_array(value: Any) -> np.ndarray | None:
+    """A tensor, a NumPy array or a number of the pickle as an array; None for anything else."""
+    if isinstance(value, Object) and value.name == "numpy.ndarray":
+        value = value.state
+    if isinstance(value, (int, float)):
+        value = np.asarray(value)
+    return value if isinstance(value, np.ndarray) else None
+
+
+class _Bounded:
+    """A file that refuses to read, and so to allocate, more than it has."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file = file
+        self.size = size
+        self.tell = file.tell
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self.size - self.file.tell():
+            raise _Refused(_TRUNCATED)
+        return self.file.read(count)
+
+
+class _Machine:
+    """The stack machine. `position` is the byte at which it stands."""
+
+    def __init__(self, size: int):
+        self.position = 0
+        self.instructions_left = MAX_INSTRUCTIONS
+        self.bytes_left = size  # of arrays and copies that may still be made
+        self.calls: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": _ordered_dict,
+            "builtins.set": _set,
+            "builtins.bytes": _no_bytes,
+            "_codecs.encode": self._encoded,
+            PERSISTENT: _persistent,
+            "numpy.dtype": _dtype,
+            "numpy.core.multiarray._reconstruct": _unfinished_array,
+            "numpy.core.multiarray.scalar": self._scalar,
+            "torch.storage._load_from_bytes": self._storage,
+            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_parameter": _parameter,
+        }
+
+    def run(self, file: Any, persistent: Callable[[Any], Any] | None = None) -> Any:
+        """Interprets one pickle up to its STOP; `persistent` answers persistent ids."""
+        stack: list[Any] = []
+        marked: list[list[Any]] = []
+        memo: dict[int, Any] = {}
+
+        def pop(count: int = 1) -> list[Any]:
+            if len(stack) < count:
+                raise _Refused("is a damaged pickle: its stack is empty")
+            taken = stack[-count:]
+            del stack[-count:]
+            return taken
+
+        for name, argument in self._instructions(file, nested=persistent is not None):
+            if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            elif name in _LITERALS:
+                stack.append(argument)
+            elif name in _EMPTIES:
+                stack.append(_EMPTIES[name]())
+            elif name in _NUMBERED_TUPLES:
+                stack.append(tuple(pop(_NUMBERED_TUPLES[name])))
+            elif name == "MARK":
+                marked.append(stack)
+                stack = []
+            elif name in ("TUPLE", "SETITEMS", "APPENDS", "ADDITEMS"):
+                if not marked:
+                    raise _Refused("is a damaged pickle: a mark is missing")
+                items, stack = stack, marked.pop()
+                if name == "TUPLE":
+                    stack.append(tuple(items))
+                else:
+                    stack.append(_extended(pop()[0], items, name))
+            elif name in ("SETITEM", "APPEND"):
+                items = pop(2 if name == "SETITEM" else 1)
+                stack.append(_extended(pop()[0], items, f"{name}S"))
+            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                stack.extend(top := pop())
+                memo[len(memo) if argument is None else argument] = top[0]
+            elif name in ("BINGET", "LONG_BINGET"):
+                if argument not in memo:
+                    raise _Refused("is a damaged pickle: it recalls what it never stored")
+                stack.append(memo[argument])
+            elif name == "GLOBAL":
+                stack.append(_name(*argument.split(" ", 1)))
+            elif name == "STACK_GLOBAL":
+                stack.append(_name(*pop(2)))
+            elif name == "REDUCE":
+                function, arguments = pop(2)
+                stack.append(self._called(function, arguments))
+            elif name == "NEWOBJ":
+                stack.append(_new(*pop(2)))
+            elif name == "BUILD":
+                built, state = pop(2)
+                self._build(built, state)
+                stack.append(built)
+            elif name == "BINPERSID" and persistent is not None:
+                stack.append(persistent(pop()[0]))
+            elif name == "STOP":
+                return pop()[0]
+            elif name == "PROTO" and argument > 5:
+                raise _Refused(f"is a pickle of protocol {argument}; 2 to 5 can be read")
+            elif name not in ("PROTO", "FRAME"):
+                raise _Refused(f"uses the pickle instruction {name}, which no network file needs")
+        raise _Refused(_TRUNCATED)
+
+    def _instructions(self, file: Any, nested: bool) -> Iterator[tuple[str, Any]]:
+        try:
+            for opcode, argument, position in pickletools.genops(file):
+                if not nested:
+                    self.position = position or 0
+                self.instructions_left -= 1
+                if self.instructions_left < 0:
+                    raise _Refused(f"has more than {MAX_INSTRUCTIONS} pickle instructions")
+                yield opcode.name, argument
+        except ValueError as error:
+            raise _Refused("is a damaged pickle, or none") from error
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise _Refused("is a damaged pickle: it calls what is no function")
+        interpret = self.calls.get(function.dotted)
+        if interpret is None:
+            raise _asks_for(function)
+        try:
+            return interpret(*arguments)
+        except (TypeError, ValueError) as error:
+            # The interpretations check what they build; Python checks their number of arguments.
+            raise _Refused(f"has wrong arguments for {_shown(function)}") from error
+
+    def _build(self, built: Any, state: Any) -> None:
+        if not isinstance(built, Object) or built.name == PERSISTENT:
+            raise _Refused("sets the state of what is no object")
+        if built.name == NETWORK:
+            _require(isinstance(state, dict) and built.state is None, built)
+            built.state = state
+        elif built.name == "numpy.dtype":
+            _require(isinstance(state, tuple) and len(state) >= 5, built)
+            _require(state[1] in ("<", ">", "|", "=") and state[2:5] == (None, None, None), built)
+            built.state = built.state.newbyteorder(state[1])
+        else:
+            _require(isinstance(state, tuple) and len(state) == 5 and built.state is None, built)
+            _, shape, dtype, fortran, data = state
+            built.state = self._array(data, dtype, shape, "F" if fortran is True else "C")
+
+    def _array(self, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+        if not (isinstance(dtype, Object) and dtype.name == "numpy.dtype"):
+            raise _Refused("has an array without a type")
+        if not isinstance(data, (bytes, bytearray)) or not _are_sizes(shape):
+            raise _Refused("has an array that is not made of bytes")
+        if math.prod(shape) * dtype.state.itemsize != len(data):
+            raise _Refused(f"has an array of shape {shape} in {len(data)} bytes")
+        self._spend(len(data))
+        array = np.frombuffer(data, dtype.state).reshape(shape, order="F" if order == "F" else "C")
+        array.flags.writeable = False
+        return array
+
+    def _scalar(self, dtype: Any, data: Any) -> np.ndarray:
+        return self._array(data, dtype, (), "C")
+
+    def _encoded(self, text: Any, encoding: Any) -> bytes:
+        # How protocol 2 writes bytes.
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError
+        self._spend(len(text))
+        return text.encode("latin1")
+
+    def _storage(self, data: Any) -> np.ndarray:
+        """A storage as PyTorch saved it before 2020: five pickles, a count, the elements."""
+        if not isinstance(data, (bytes, bytearray)):
+            raise ValueError
+        file = io.BytesIO(data)
+        bounded = _Bounded(file, len(data))
+        named: list[tuple[np.dtype, str, int]] = []
+
+        def persistent(identity: Any) -> None:
+            kind, storage, key, _, count, *view = identity
+            if kind != "storage" or view not in ([], [None]) or not isinstance(storage, Name):
+                raise ValueError
+            if storage.dotted not in _STORAGES:
+                raise _asks_for(storage)
+            if type(count) is not int or not isinstance(key, str):
+                raise ValueError
+            named.append((np.dtype(_STORAGES[storage.dotted]), key, count))
+
+        magic, protocol, system, _, keys = (self.run(bounded, persistent) for _ in range(5))
+        if (magic, protocol) != (_TORCH_MAGIC, _TORCH_PROTOCOL):
+            raise _Refused("has a storage that is not PyTorch's")
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise _Refused("was written on a big-endian machine, which is not supported")
+        if len(named) != 1 or keys != [named[0][1]]:
+            raise _Refused("has a storage that is not exactly one")
+        dtype, _, count = named[0]
+        stated = int.from_bytes(bounded.read(8), "little")
+        if not stated == count == (len(data) - file.tell()) / dtype.itemsize:
+            raise _Refused(f"has a storage of {count} elements in {len(data)} bytes")
+        return np.frombuffer(bytes(data), dtype, count, file.tell())
+
+    def _tensor(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, *___: Any
+    ) -> np.ndarray:
+        if not isinstance(storage, np.ndarray) or storage.ndim != 1:
+            raise ValueError
+        if not (_are_sizes(shape) and _are_sizes(strides) and _are_sizes((offset,))):
+            raise ValueError
+        if len(shape) != len(strides):
+            raise ValueError
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        count = math.prod(shape)
+        if count > storage.size or (count and last >= storage.size):
+            raise _Refused(f"has a tensor of shape {shape} in {storage.size} elements")
+        self._spend(count * storage.itemsize)
+        steps = [step * storage.itemsize for step in strides]
+        start = storage[min(offset, storage.size) :]
+        return np.lib.stride_tricks.as_strided(start, shape, steps, writeable=False)
+
+    def _spend(self, count: int) -> None:
+        self.bytes_left -= count
+        if self.bytes_left < 0:
+            raise _Refused("has arrays that are larger than the file")
+
+
+def _asks_for(name: Name) -> _Refused:
+    return _Refused(f"asks for {_shown(name)}, which is neither a container nor an array")
+
+
+def _shown(name: Name) -> str:
+    # It is the file's text: it may be long, and may hold line ends.
+    return repr(name.dotted[:100])
+
+
+def _require(condition: bool, built: Object) -> None:
+    if not condition:
+        raise _Refused(f"has a damaged state of '{built.name}'")
+
+
+def _are_sizes(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(size) is int and 0 <= size < 2**48 for size in value)
+    )
+
+
+def _name(module: Any, name: Any = None) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise _Refused("is a damaged pickle: a name is not text")
+    # What moved or was renamed between versions of Python and NumPy.
+    module = "builtins" if module == "__builtin__" else module
+    return Name(f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1))
+
+
+def _new(kind: Any, arguments: Any) -> Any:
+    if not isinstance(kind, Name):
+        raise _Refused("is a damaged pickle: it makes an instance of what is no class")
+    if kind.dotted == "dnnlib.util.EasyDict" and arguments == ():
+        return {}
+    if kind.dotted == NETWORK and arguments == ():
+        return Object(NETWORK)
+    raise _asks_for(kind)
+
+
+def _extended(container: Any, items: list[Any], how: str) -> Any:
+    kind = {"SETITEMS": dict, "APPENDS": list, "ADDITEMS": set}[how]
+    if type(container) is not kind or (how == "SETITEMS" and len(items) % 2):
+        raise _Refused(f"is a damaged pickle: {how} without its {kind.__name__}")
+    if isinstance(container, dict):
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            container[_key(key)] = value
+    elif isinstance(container, list):
+        container.extend(items)
+    else:
+        container.update(map(_key, items))
+    return container
+
+
+def _key(value: Any) -> Any:
+    if not isinstance(value, (str, bytes, int, float, type(None))):
+        raise _Refused("is a damaged pickle: a key is neither text nor number")
+    return value
+
+
+def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
+    return {_key(key): value for key, value in items}
+
+
+def _set(items: Any = ()) -> set[Any]:
+    return set(map(_key, items))
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _persistent(meta: Any) -> Object:
+    if not isinstance(meta, dict):
+        raise ValueError
+    return Object(PERSISTENT, meta)
+
+
+def _dtype(code: Any, *_: Any) -> Object:
+    if code not in _DTYPES:
+        raise ValueError
+    return Object("numpy.dtype", np.dtype(code))
+
+
+def _unfinished_array(kind: Any, shape: Any, code: Any) -> Object:
+    if kind != Name("numpy.ndarray") or shape != (0,):
+        raise ValueError
+    return Object("numpy.ndarray")
+
+
+def _parameter(data: Any, *_: Any) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise ValueError
+    return data
+
+
+def _check_depth(root: Any) -> None:
+    """Refuses what contains itself and what nests too deep, so that others may recurse."""
+    heights: dict[int, int] = {}
+    unfinished: set[int] = set()
+    stack = [(root, False)]
+    while stack:
+        value, visited = stack.pop()
+        children = _children(value)
+        if not children:
+            continue
+        if visited:
+            unfinished.discard(id(value))
+            heights[id(value)] = 1 + max(heights.get(id(child), 0) for child in children)
+            if heights[id(value)] > MAX_DEPTH:
+                raise _Refused(f"nests more than {MAX_DEPTH} deep")
+        elif id(value) in unfinished:
+            raise _Refused("contains itself")
+        elif id(value) not in heights:
+            unfinished.add(id(value))
+            stack.append((value, True))
+            stack.extend((child, False) for child in children)
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [value.state] if isinstance(value, Object) else []
