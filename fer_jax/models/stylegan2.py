@@ -316,7 +316,7 @@ def map_latents(
 
 
 def truncate(
-    w: jax.Array, w_avg: jax.Array, num_ws: int, psi: jax.Array | float, cutoff: int | None = None
+    w: jax.Array, w_avg: jax.Array, num_ws: int, psi: jax.Array | float, cutoff: Any = None
 ) -> jax.Array:
     """Repeats w for every layer, pulled towards the mean (the truncation trick).
 
@@ -325,7 +325,7 @@ def truncate(
       w_avg: [w_dim], the mean, or [n, w_dim], one for each sample.
       num_ws: layers.
       psi: 1 leaves w as it is, 0 gives the mean.
-      cutoff: only the first so many layers are pulled; None: all.
+      cutoff: only so many of the first layers are pulled; None: all.
 
     Returns:
       [n, num_ws, w_dim].
@@ -333,6 +333,26 @@ def truncate(
     pulled = w_avg + (w - w_avg) * psi
     is_pulled = jnp.arange(num_ws) < (num_ws if cutoff is None else cutoff)
     return jnp.where(is_pulled[None, :, None], pulled[:, None], w[:, None])
+
+
+def random_noise(config: GeneratorConfig, keys: jax.Array) -> dict[str, jax.Array]:
+    """Standard normal noise for every layer.
+
+    Args:
+      config: of the generator.
+      keys: [n], one for each sample.
+
+    Returns:
+      By layer, [n, h, w, 1]; a sample's depends on its own key alone.
+    """
+    return {
+        f"b{size}_{name}": jax.vmap(
+            lambda key, index=index, size=size: jax.random.normal(
+                jax.random.fold_in(key, index), (size, size, 1)
+            )
+        )(keys)
+        for index, (size, name) in enumerate(config.convolutions)
+    }
 
 
 def synthesize(
@@ -396,7 +416,7 @@ def synthesis_blocks(
             )
             index += 1
         if shortcut is not None:
-            x = x + shortcut * gain
+            x = (_wide(x) + shortcut * gain).astype(dtype)
         if config.shows_image(size):
             # The image takes the w of the next block's first convolution.
             image = _to_image(config, block["torgb"], x, ws[:, index])
@@ -414,16 +434,16 @@ def _styled_conv(
     up: bool,
     gain: float,
 ) -> jax.Array:
+    dtype, weight = x.dtype, layer["weight"]
     style = _dense(layer["affine"], w)
-    weight = layer["weight"].astype(style.dtype)
-    norms = jnp.square(style) @ _tap_sum(jnp.square(weight)) + 1e-8
-    demodulation = jax.lax.rsqrt(norms).astype(x.dtype)[:, None, None]
-    x = x * style.astype(x.dtype)[:, None, None]
+    demodulation = jax.lax.rsqrt(jnp.square(style) @ _tap_sum(jnp.square(weight)) + 1e-8)
+    x = (_wide(x) * style[:, None, None]).astype(dtype)
     x = _up_conv(x, weight, config) if up else _conv(x, weight)
-    x = x * demodulation
+    x = _wide(x) * demodulation[:, None, None]
     if noise is not None and "noise_strength" in layer:
-        x = x + (noise * layer["noise_strength"]).astype(x.dtype)
-    return _activated(x, layer["bias"], config.activation, gain, config.conv_clamp)
+        x = x + noise * layer["noise_strength"]
+    x = _activated(x, layer["bias"], config.activation, gain, config.conv_clamp)
+    return x.astype(dtype)
 
 
 def _tap_sum(x: jax.Array) -> jax.Array:
@@ -432,11 +452,10 @@ def _tap_sum(x: jax.Array) -> jax.Array:
 
 
 def _to_image(config: GeneratorConfig, layer: Params, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Modulated but not demodulated; at least float32, whatever x is."""
-    style = _dense(layer["affine"], w) / math.sqrt(x.shape[-1])
-    x = _conv1x1(x * style.astype(x.dtype)[:, None, None], layer, gain=1.0)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return _activated(x, layer["bias"], "linear", 1.0, config.conv_clamp)
+    """Modulated but not demodulated."""
+    style = _dense(layer["affine"], w)[:, None, None]
+    x = _conv1x1((_wide(x) * style).astype(x.dtype), layer)
+    return _activated(x, layer["bias"], "linear", clamp=config.conv_clamp)
 
 
 def discriminate(
@@ -479,19 +498,18 @@ def discriminate(
         gain = 1.0
         if config.architecture == "resnet":
             gain = math.sqrt(0.5)
-            shortcut = _conv1x1(_downsampled(x, config), block["skip"])
+            shortcut = _conv1x1(_downsampled(x, config).astype(dtype), block["skip"])
         x = _plain_conv(block["conv0"], x, config.activation, clamp=config.conv_clamp)
-        x = _filtered(x, config, _margins_before_stride)
+        x = _filtered(x, config, _margins_before_stride).astype(dtype)
         x = _plain_conv(block["conv1"], x, config.activation, clamp=config.conv_clamp, gain=gain, stride=2)
         if shortcut is not None:
-            x = x + shortcut * gain
+            x = (_wide(x) + shortcut * gain).astype(dtype)
     x = _with_deviation(config, x)
     last = params["b4"]
     x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=config.conv_clamp)
     # The published dense layer counts channels before rows and columns.
     x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    x = _activated(_dense(last["fc"], x), None, config.epilogue_activation)
+    x = _activated(_dense(last["fc"], _wide(x)), None, config.epilogue_activation)
     x = _dense(last["out"], x)
     if config.mapping is not None:
         projection = map_latents(config.mapping, params["mapping"], None, c)
@@ -511,8 +529,9 @@ def _plain_conv(
     """Equalized convolution, bias, activation; with a stride the input is already padded."""
     weight = layer["weight"]
     weight = weight / math.sqrt(math.prod(weight.shape[:3]))
+    dtype = x.dtype
     x = _conv(x, weight) if stride == 1 else _conv(x, weight, "VALID", stride)
-    return _activated(x, layer["bias"], activation, gain, clamp)
+    return _activated(_wide(x), layer["bias"], activation, gain, clamp).astype(dtype)
 
 
 def _with_deviation(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
@@ -524,8 +543,7 @@ def _with_deviation(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
     group = min(config.mbstd_group_size or n, n)
     if n % group:
         raise InputError(f"a batch of {n} cannot be divided into groups of {group} samples")
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    y = y.reshape(group, n // group, height, width, features, channels // features)
+    y = _wide(x).reshape(group, n // group, height, width, features, channels // features)
     deviation = jnp.sqrt(jnp.mean(jnp.square(y - y.mean(0)), axis=0) + 1e-8)
     deviation = deviation.mean(axis=(1, 2, 4))
     deviation = jnp.tile(deviation, (group, 1))[:, None, None]
@@ -539,7 +557,7 @@ def _normalized(x: jax.Array) -> jax.Array:
 
 def _dense(layer: Params, x: jax.Array, lr_multiplier: float = 1.0) -> jax.Array:
     """[n, in] to [n, out], equalized: weights are stored with unit variance."""
-    gain = lr_multiplier / math.sqrt(layer["weight"].shape[0])
+    gain = lr_multiplier / math.sqrt(x.shape[-1])
     return x @ (layer["weight"] * gain) + layer["bias"] * lr_multiplier
 
 
@@ -551,36 +569,34 @@ def _activated(
     clamp: float | None = None,
 ) -> jax.Array:
     function, activation_gain = ACTIVATIONS[activation]
-    x = function(x if bias is None else x + bias.astype(x.dtype)) * (activation_gain * gain)
+    x = function(x if bias is None else x + bias) * (activation_gain * gain)
     return x if clamp is None else jnp.clip(x, -clamp * gain, clamp * gain)
 
 
-def _conv(
-    x: jax.Array,
-    weight: jax.Array,
-    padding: Any = "SAME",
-    stride: int = 1,
-    dilation: int = 1,
-) -> jax.Array:
+def _conv(x: jax.Array, weight: jax.Array, padding: Any = "SAME", stride: int = 1) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
         weight.astype(x.dtype),
         (stride, stride),
         padding,
-        lhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-def _conv1x1(x: jax.Array, layer: Params, gain: float | None = None) -> jax.Array:
-    """A matrix product, equalized unless a gain is given; no bias."""
-    weight = layer["weight"][0, 0]
-    weight = weight * (1 / math.sqrt(weight.shape[0]) if gain is None else gain)
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    product = jax.lax.dot_general(
-        x, weight.astype(x.dtype), (((3,), (0,)), ((), ())), preferred_element_type=accumulator
+def _wide(x: jax.Array) -> jax.Array:
+    """At least float32: between two convolutions nothing is rounded to less."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _conv1x1(x: jax.Array, layer: Params) -> jax.Array:
+    """Equalized, without bias: a matrix product that is at least float32."""
+    weight = layer["weight"][0, 0] / math.sqrt(x.shape[-1])
+    return jax.lax.dot_general(
+        x,
+        weight.astype(x.dtype),
+        (((3,), (0,)), ((), ())),
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
-    return product.astype(x.dtype)
 
 
 def _up_conv(x: jax.Array, weight: jax.Array, config: _ConvolutionConfig) -> jax.Array:
@@ -626,11 +642,7 @@ def _interleaved(
       [n, 2h, 2w, c].
     """
     n, height, width = shape[:3]
-    dtype = phases[0, 0].dtype
-    wide = {
-        place: phase.astype(jnp.promote_types(dtype, jnp.float32))
-        for place, phase in phases.items()
-    }
+    wide = {place: _wide(phase) for place, phase in phases.items()}
     zero = jnp.zeros((n, height, width, phases[0, 0].shape[-1]), wide[0, 0].dtype)
     totals: dict[tuple[int, int], jax.Array] = {}
     for rows, columns in _factors(config):
@@ -648,7 +660,7 @@ def _interleaved(
                     totals[row, column] = term if before is None else before + term
     quarters = [[totals.get((row, column), zero) for column in (0, 1)] for row in (0, 1)]
     x = jnp.stack([jnp.stack(pair, axis=3) for pair in quarters], axis=2)
-    return x.reshape(n, 2 * height, 2 * width, -1).astype(dtype)
+    return x.reshape(n, 2 * height, 2 * width, -1)
 
 
 def _phase(
@@ -703,9 +715,7 @@ def _filtered(
     factors = _factors(config)
     num_rows, num_columns = len(factors[0][0]), len(factors[0][1])
     edges = [(0, 0, 0), (*margins(num_rows), 0), (*margins(num_columns), 0), (0, 0, 0)]
-    dtype = x.dtype
-    x = jax.lax.pad(x, jnp.zeros((), dtype), edges)
-    x = x.astype(jnp.promote_types(dtype, jnp.float32))
+    x = _wide(jax.lax.pad(x, jnp.zeros((), x.dtype), edges))
     height, width = x.shape[1] - num_rows + 1, x.shape[2] - num_columns + 1
     total = None
     for rows, columns in factors:
@@ -714,7 +724,7 @@ def _filtered(
         term = sum(float(tap) * line[:, :, i : i + width] for i, tap in enumerate(columns[::-1]))
         total = term if total is None else total + term
     assert total is not None  # there is at least one factor
-    return total.astype(dtype)
+    return total
 
 
 def _factors(config: _ConvolutionConfig) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
@@ -88,6 +89,34 @@ def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
+def to_trees(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a network as `fer_jax.models.stylegan2` takes them.
+
+    Args:
+      network: a generator or a discriminator.
+
+    Returns:
+      (params, buffers). Params are nested by the dots in the names: "mapping" and "synthesis" of
+      a generator, "mapping", "b64", "b32", ... of a discriminator. Buffers are, of a generator
+      that has them, "w_avg" [w_dim] and "noise" with "b4_conv1" [1, 4, 4, 1] and so on.
+    """
+    params: dict[str, Any] = {}
+    buffers: dict[str, Any] = {"noise": {}}
+    for name, array in network.arrays.items():
+        value = jnp.asarray(to_our_layout(name, array))
+        *blocks, last = name.split(".")
+        if last == "w_avg":
+            buffers["w_avg"] = value
+        elif last == "noise_const":
+            buffers["noise"]["_".join(blocks[1:])] = value
+        else:
+            place = params
+            for block in blocks:
+                place = place.setdefault(block, {})
+            place[last] = value
+    return params, buffers
+
+
 def _networks(root: Any) -> dict[str, pickles.Object]:
     if isinstance(root, dict):
         return {
@@ -110,14 +139,18 @@ def _network(name: str, value: pickles.Object) -> Network:
             config, arrays = _from_tensorflow(name, value)
         else:
             raise InputError("is no network")
-        return Network(config, _checked(config, arrays))
+        return checked(config, arrays)
     except InputError as error:
         raise InputError(f"({name}) {error}") from error
 
 
-def _checked(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Exactly the arrays that the config asks for, in its order, as float32."""
-    checked = {}
+def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
+    """A network of exactly the arrays that its config asks for, in its order, as float32.
+
+    Raises:
+      InputError: names the first array that is missing, too many, or of another shape.
+    """
+    arrays, wanted = dict(arrays), {}
     for name, shape in stylegan2.shapes(config).items():
         array = arrays.pop(name, None)
         if array is None:
@@ -129,11 +162,11 @@ def _checked(config: Config, arrays: dict[str, np.ndarray]) -> dict[str, np.ndar
             )
         if array.dtype.kind != "f":
             raise InputError(f"has {name} of type {array.dtype}, not floating point")
-        checked[name] = array.astype(np.float32, copy=False)
+        wanted[name] = array.astype(np.float32, copy=False)
     for name in arrays:
         if not _IGNORED.fullmatch(name):
             raise InputError(f"has parameters that StyleGAN2 does not: {_shown(name)}")
-    return checked
+    return Network(config, wanted)
 
 
 class _Options:

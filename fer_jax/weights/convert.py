@@ -1,0 +1,148 @@
+"""The verb `convert`: somebody's network file becomes safetensors and a config.json.
+
+The folder holds exactly what the reader of the original file returns, in open formats:
+`config.json` with the options of every network, and `arrays.safetensors` with its arrays under
+"<network>/<name>", in the layouts of `fer_jax.weights.nvidia`. Whatever works with networks
+takes the folder or the original file, and comes through here.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fer_jax.config import OneLineParser
+from fer_jax.errors import InputError
+from fer_jax.models import stylegan2
+from fer_jax.weights import nvidia
+from fer_jax.weights.nvidia import Config, Network
+
+FORMAT = "fer_jax.stylegan2"
+CONFIG, ARRAYS = "config.json", "arrays.safetensors"
+
+
+def convert(source: Path, out: Path) -> dict[str, Network]:
+    """Writes the networks of a file into a folder.
+
+    Args:
+      source: one of NVIDIA's StyleGAN2 pickles.
+      out: made if it is not there; it may hold an earlier conversion, and nothing else.
+
+    Returns:
+      The networks by name.
+
+    Raises:
+      InputError: anything that `nvidia.read_networks` refuses, or a folder of something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"'{out}' is a file; name a folder")
+    others = {path.name for path in out.iterdir()} - {CONFIG, ARRAYS} if out.is_dir() else set()
+    if others:
+        raise InputError(f"'{out}' holds something else ({min(others)}); name a new folder")
+    networks = nvidia.read_networks(source)
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    arrays = {
+        f"{name}/{key}": np.asarray(array, order="C")
+        for name, network in networks.items()
+        for key, array in network.arrays.items()
+    }
+    config = {
+        "format": FORMAT,
+        "source": {"file": source.name, "sha256": digest},
+        "networks": {name: dataclasses.asdict(network.config) for name, network in networks.items()},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # The config comes last, and each file takes its place only when complete.
+        (out / CONFIG).unlink(missing_ok=True)
+        save_file(arrays, out / f"{ARRAYS}.part")
+        os.replace(out / f"{ARRAYS}.part", out / ARRAYS)
+        (out / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(out / f"{CONFIG}.part", out / CONFIG)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write into '{out}': {error}") from error
+    return networks
+
+
+def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
+    """Reads a network file, or a folder that `convert` wrote.
+
+    Args:
+      path: of either.
+      names: some of `nvidia.NAMES`; empty: all that are there.
+
+    Returns:
+      By name; the same from both.
+
+    Raises:
+      InputError: neither of the two, damaged, or without one of the names: one line.
+    """
+    if not path.is_dir():
+        return nvidia.read_networks(path, names)
+    if not (path / CONFIG).is_file() or not (path / ARRAYS).is_file():
+        raise InputError(f"'{path}' has no {CONFIG} and {ARRAYS}: fer-jax convert writes them")
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        blocks = config["networks"] if config["format"] == FORMAT else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"'{path / CONFIG}' is not what fer-jax convert writes") from error
+    if not isinstance(blocks, dict):
+        raise InputError(f"'{path / CONFIG}' is not of the format {FORMAT}")
+    networks = {}
+    try:
+        with safe_open(path / ARRAYS, framework="numpy") as file:
+            stored = set(file.keys())
+            for name in names or tuple(blocks):
+                if name not in blocks:
+                    raise InputError(f"holds no network {name}; it has {', '.join(blocks)}")
+                keys = [key for key in stored if key.startswith(f"{name}/")]
+                arrays = {key.partition("/")[2]: file.get_tensor(key) for key in keys}
+                networks[name] = nvidia.checked(_from_json(name, blocks[name]), arrays)
+    except SafetensorError as error:
+        raise InputError(f"'{path / ARRAYS}' is damaged: {error}") from error
+    except InputError as error:
+        raise InputError(f"'{path}' {error}") from error
+    return networks
+
+
+def _from_json(name: str, block: Any) -> Config:
+    kind = stylegan2.DiscriminatorConfig if name == "D" else stylegan2.GeneratorConfig
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    try:
+        options = {key: tuples(value) for key, value in block.items()}
+        mapping = options.pop("mapping")
+        mapping = None if mapping is None else stylegan2.MappingConfig(**mapping)
+        return kind(mapping=mapping, **options)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"({name}) has a config.json that was changed: {error}") from error
+
+
+def main(argv: list[str]) -> None:
+    """The verb `convert`."""
+    parser = OneLineParser(
+        prog="fer-jax convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="FILE.pkl")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    arguments = parser.parse_args(argv)
+    for name, network in convert(arguments.source, arguments.out).items():
+        config, count = network.config, sum(array.size for array in network.arrays.values())
+        classes = config.mapping.c_dim if config.mapping else 0
+        conditional = f", {classes} classes" if classes else ""
+        print(f"{name}: {config.resolution} px, {config.architecture}{conditional}, {count:,} numbers")
+    print(f"{arguments.out / CONFIG} and {ARRAYS}")
