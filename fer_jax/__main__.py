@@ -16,6 +16,7 @@ VERBS = {
     "build": ("fer_jax.data.build", "turn a source into a dataset of records"),
     "audit": ("fer_jax.data.audit", "does anything of one side of a split stand on another"),
     "train": ("fer_jax.training.train", "train on a mixture of datasets"),
+    "convert": ("fer_jax.weights.convert", "turn a network file into safetensors and a config"),
     "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
     "report": ("fer_jax.study.report", "write report.html from a scored run"),
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),

@@ -10,6 +10,7 @@ import io
 import math
 import pickle
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ import numpy as np
 
 from fer_jax.models import stylegan2
 
-SOURCE_TEXT = "raise RuntimeError('the text of a network file was executed')\n"
+# What the hostile goldens leave behind, too, when somebody runs them.
+CANARY = Path(tempfile.gettempdir()) / "PWNED"
+SOURCE_TEXT = f"open({str(CANARY)!r}, 'w').close()\nraise RuntimeError('this text was run')\n"
 
 
 def random_arrays(config: Any, seed: int = 0) -> dict[str, np.ndarray]:
@@ -80,7 +83,9 @@ class Storage:
 
 def storage_bytes(array: np.ndarray, count: int | None = None) -> bytes:
     """The legacy format; `count` is a lie about the number of elements."""
-    kind = getattr(sys.modules["torch"], {"f": "FloatStorage", "e": "HalfStorage"}[array.dtype.char])
+    kind = getattr(
+        sys.modules["torch"], {"f": "FloatStorage", "e": "HalfStorage"}[array.dtype.char]
+    )
     count = array.size if count is None else count
 
     class WithStorage(pickle.Pickler):
@@ -169,13 +174,17 @@ def torch_kwargs(config: Any) -> dict[str, Any]:
         "img_channels": config.img_channels,
     }
     sizes = {"channel_base": config.channel_base, "channel_max": config.channel_max}
-    mapping = {
-        "num_layers": config.mapping.num_layers,
-        "embed_features": config.mapping.embed_features or None,
-        "layer_features": config.mapping.layer_features,
-        "activation": config.mapping.activation,
-        "lr_multiplier": config.mapping.lr_multiplier,
-    } if config.mapping else {}
+    mapping = (
+        {
+            "num_layers": config.mapping.num_layers,
+            "embed_features": config.mapping.embed_features or None,
+            "layer_features": config.mapping.layer_features,
+            "activation": config.mapping.activation,
+            "lr_multiplier": config.mapping.lr_multiplier,
+        }
+        if config.mapping
+        else {}
+    )
     taps = np.asarray(config.resample_filter).tolist()
     if isinstance(config, stylegan2.GeneratorConfig):
         return shared | {
@@ -195,21 +204,25 @@ def torch_kwargs(config: Any) -> dict[str, Any]:
                 }
             ),
         }
-    return shared | sizes | {
-        "c_dim": config.mapping.c_dim if config.mapping else 0,
-        "cmap_dim": config.mapping.w_dim if config.mapping else None,
-        "architecture": config.architecture,
-        "conv_clamp": config.conv_clamp,
-        "block_kwargs": easy({"activation": config.activation, "resample_filter": taps}),
-        "mapping_kwargs": easy(mapping),
-        "epilogue_kwargs": easy(
-            {
-                "mbstd_group_size": config.mbstd_group_size,
-                "mbstd_num_channels": config.mbstd_num_channels,
-                "activation": config.epilogue_activation,
-            }
-        ),
-    }
+    return (
+        shared
+        | sizes
+        | {
+            "c_dim": config.mapping.c_dim if config.mapping else 0,
+            "cmap_dim": config.mapping.w_dim if config.mapping else None,
+            "architecture": config.architecture,
+            "conv_clamp": config.conv_clamp,
+            "block_kwargs": easy({"activation": config.activation, "resample_filter": taps}),
+            "mapping_kwargs": easy(mapping),
+            "epilogue_kwargs": easy(
+                {
+                    "mbstd_group_size": config.mbstd_group_size,
+                    "mbstd_num_channels": config.mbstd_num_channels,
+                    "activation": config.epilogue_activation,
+                }
+            ),
+        }
+    )
 
 
 def easy(values: dict[str, Any]) -> Any:

@@ -44,8 +44,10 @@ class Golden:
             lambda params: stylegan2.map_latents(config.mapping, params, self.outputs["z"], self.c)
         )
         self.blocks = functools.cache(self._blocks)
+        critic = self.networks["D"].config
+        assert isinstance(critic, stylegan2.DiscriminatorConfig)
         self.discriminate = compiled(
-            functools.partial(stylegan2.discriminate, self.networks["D"].config),
+            functools.partial(stylegan2.discriminate, critic),
             static_argnums=3,
         )
 
@@ -339,7 +341,7 @@ def deviations(config: Any, x: np.ndarray) -> np.ndarray:
     return found
 
 
-MAPPING = {
+MAPPING: dict[str, Any] = {
     "z_dim": 6,
     "c_dim": 0,
     "w_dim": 7,
@@ -348,11 +350,11 @@ MAPPING = {
     "layer_features": 5,
     "lr_multiplier": 0.5,
 }
-SMALL = {"resolution": 16, "channel_base": 64, "channel_max": 5}
+SMALL: dict[str, Any] = {"resolution": 16, "channel_base": 64, "channel_max": 5}
 ASYMMETRIC = (1.0, 2.0, 4.0, 1.5, 0.5)
 NOT_SEPARABLE = ((1.0, 2.0, 0.0), (0.0, 3.0, 1.0))
-CLASSES = {"c_dim": 3, "embed_features": 4}
-KINDS = [
+CLASSES: dict[str, Any] = {"c_dim": 3, "embed_features": 4}
+KINDS: list[dict[str, Any]] = [
     {"architecture": "skip", "resample_filter": ASYMMETRIC, "conv_clamp": 0.7},
     {"architecture": "resnet", "conv_clamp": 0.5, "mapping": CLASSES},
     {"architecture": "resnet", "resample_filter": (1.0,), "activation": "relu"},
@@ -370,7 +372,7 @@ def in_float64(network: Network) -> tuple[Any, Any]:
 @pytest.mark.parametrize("kind", [*KINDS[:-1], {**KINDS[-1], "use_noise": False}], ids=str)
 def test_every_kind_of_generator_is_the_papers(kind: dict[str, Any]):
     mapping = stylegan2.MappingConfig(**MAPPING | kind.get("mapping", {}))
-    config = stylegan2.GeneratorConfig(**SMALL | kind | {"mapping": mapping})
+    config = stylegan2.GeneratorConfig(**{**SMALL, **kind, "mapping": mapping})
     arrays = random_arrays(config)
     exact = {name: array.astype(np.float64) for name, array in arrays.items()}
     rng = np.random.default_rng(1)
@@ -394,7 +396,7 @@ def test_every_kind_of_generator_is_the_papers(kind: dict[str, Any]):
         np.testing.assert_allclose(found[sample], image.transpose(1, 2, 0), atol=1e-10, rtol=0)
 
 
-DISCRIMINATORS = [
+DISCRIMINATORS: list[dict[str, Any]] = [
     {**KINDS[0], "epilogue_activation": "relu", "mbstd_num_channels": 5},
     {**KINDS[1], "mbstd_group_size": 2},
     {**KINDS[2], "mbstd_num_channels": 0},
@@ -409,14 +411,16 @@ def test_every_kind_of_discriminator_is_the_papers(kind: dict[str, Any]):
     mapping = None
     if "mapping" in kind:
         mapping = stylegan2.MappingConfig(**MAPPING | kind["mapping"] | {"z_dim": 0})
-    config = stylegan2.DiscriminatorConfig(**SMALL | kind | {"mapping": mapping})
+    config = stylegan2.DiscriminatorConfig(**{**SMALL, **kind, "mapping": mapping})
     arrays = random_arrays(config)
     exact = {name: array.astype(np.float64) for name, array in arrays.items()}
     images = np.random.default_rng(1).standard_normal((4, 16, 16, config.img_channels))
     c = np.eye(3)[[2, 0, 0, 1]]
     with jax.enable_x64(True):
         params, _ = in_float64(nvidia.checked(config, arrays))
-        run = compiled(lambda p, x: stylegan2.discriminate(config, p, x, jnp.asarray(c), jnp.float64))
+        run = compiled(
+            lambda p, x: stylegan2.discriminate(config, p, x, jnp.asarray(c), jnp.float64)
+        )
         found = run(params, images)
     expected = paper_discriminator(config, exact, images.transpose(0, 3, 1, 2), c)
     assert expected.std() > 1e-3
@@ -427,7 +431,11 @@ def test_every_kind_of_discriminator_is_the_papers(kind: dict[str, Any]):
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 def test_every_resolution_has_its_shapes(resolution: int, architecture: str):
     mapping = stylegan2.MappingConfig(**MAPPING)
-    options = {"resolution": resolution, "architecture": architecture, "channel_max": 64}
+    options: dict[str, Any] = {
+        "resolution": resolution,
+        "architecture": architecture,
+        "channel_max": 64,
+    }
     config = stylegan2.GeneratorConfig(mapping=mapping, **options)
     assert config.num_ws == 2 * round(math.log2(resolution)) - 2
     trees = jax.eval_shape(lambda: to_trees(blank(config)))
@@ -444,7 +452,9 @@ def test_every_resolution_has_its_shapes(resolution: int, architecture: str):
 def blank(config: Any) -> Network:
     # One number stands for all: nothing is allocated.
     zero = np.float32(0)
-    arrays = {name: np.broadcast_to(zero, shape) for name, shape in stylegan2.shapes(config).items()}
+    arrays = {
+        name: np.broadcast_to(zero, shape) for name, shape in stylegan2.shapes(config).items()
+    }
     return Network(config, {name: to_published(name, array) for name, array in arrays.items()})
 
 
@@ -459,3 +469,48 @@ def test_the_published_sizes():
     assert sum(counted) == 30_370_060
     discriminator = stylegan2.shapes(stylegan2.DiscriminatorConfig(resolution=1024))
     assert sum(map(math.prod, discriminator.values())) == 29_012_513
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"resolution": 48}, "power of two from 8 to 4096, not 48"),
+        ({"resolution": 4}, "power of two"),
+        ({"channel_base": 8}, "without channels"),
+        ({"architecture": "skipp"}, "architecture cannot be 'skipp'; did you mean 'skip'"),
+        ({"activation": "gelu"}, "activation cannot be 'gelu'"),
+        ({"conv_clamp": float("nan")}, "conv_clamp must be above 0"),
+        ({"resample_filter": ()}, "resample_filter cannot be"),
+        ({"resample_filter": (1.0,) * 65}, "more than 64 taps"),
+        ({"mbstd_num_channels": 4}, "mbstd_num_channels 4 must divide 5"),
+        ({"mbstd_group_size": 0}, "mbstd_group_size must be at least 1"),
+        ({"epilogue_activation": "x"}, "epilogue_activation cannot be"),
+        ({"mapping": stylegan2.MappingConfig(**MAPPING)}, "maps classes, and only classes"),
+    ],
+)
+def test_what_makes_no_network_is_refused(wrong: dict[str, Any], match: str):
+    with pytest.raises(InputError, match=match):
+        stylegan2.DiscriminatorConfig(**SMALL | wrong)
+
+
+def test_what_makes_no_mapping_is_refused():
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"num_layers": 101}, "num_layers cannot be 101"),
+        ({"num_layers": 0}, "without layers cannot be 7 wide"),
+        ({"z_dim": 0}, "needs an input"),
+        ({"lr_multiplier": 0.0}, "lr_multiplier must be above 0"),
+    ]
+    for wrong, match in cases:
+        with pytest.raises(InputError, match=match):
+            stylegan2.MappingConfig(**MAPPING | wrong)
+    mapping = stylegan2.MappingConfig(**MAPPING)
+    with pytest.raises(InputError, match=r"w_avg_beta must be in \[0, 1\]"):
+        stylegan2.GeneratorConfig(**SMALL, mapping=mapping, w_avg_beta=2.0)
+
+
+def test_a_batch_that_makes_no_groups_is_refused():
+    config = stylegan2.DiscriminatorConfig(**SMALL)
+    params, _ = jax.eval_shape(lambda: to_trees(blank(config)))
+    run = functools.partial(stylegan2.discriminate, config)
+    with pytest.raises(InputError, match="batch of 6 cannot be divided into groups of 4"):
+        jax.eval_shape(run, params, jax.ShapeDtypeStruct((6, 16, 16, 3), jnp.float32))

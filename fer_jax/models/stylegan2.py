@@ -12,7 +12,9 @@ for every sample, for a fraction of the memory and time.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -78,6 +80,10 @@ class MappingConfig:
             raise InputError(f"mapping.num_layers cannot be {self.num_layers}")
         if self.w_dim < 1 or self.layer_features < 1 or self.z_dim + self.c_dim < 1:
             raise InputError("a mapping needs an input and widths of at least 1")
+        if not 0 < self.lr_multiplier < math.inf:
+            raise InputError(f"mapping.lr_multiplier must be above 0, not {self.lr_multiplier}")
+        if not self.num_layers and self.widths() != [self.w_dim]:
+            raise InputError(f"a mapping without layers cannot be {self.w_dim} wide")
 
     def widths(self) -> list[int]:
         """Inputs of every layer, and the last one's outputs: num_layers + 1 numbers."""
@@ -163,6 +169,12 @@ class GeneratorConfig(_ConvolutionConfig):
     mapping: MappingConfig
     use_noise: bool = True
     w_avg_beta: float | None = 0.995
+
+    def __post_init__(self):
+        """Refuses what makes no network."""
+        super().__post_init__()
+        if self.w_avg_beta is not None and not 0 <= self.w_avg_beta <= 1:
+            raise InputError(f"w_avg_beta must be in [0, 1], not {self.w_avg_beta}")
 
     @property
     def convolutions(self) -> list[tuple[int, str]]:
@@ -375,9 +387,7 @@ def synthesize(
     Returns:
       [n, resolution, resolution, img_channels], around [-1, 1], not clipped.
     """
-    images = None
-    for _, _, images in synthesis_blocks(config, params, ws, noise, dtype):
-        pass
+    *_, (_, _, images) = synthesis_blocks(config, params, ws, noise, dtype)
     assert images is not None  # the last block always writes it
     return images
 
@@ -448,7 +458,11 @@ def _styled_conv(
 
 def _tap_sum(x: jax.Array) -> jax.Array:
     # XLA:CPU sums the leading axes of an array one number at a time: ten times slower.
-    return sum(x[i, j] for i in range(x.shape[0]) for j in range(x.shape[1]))
+    return _added([x[i, j] for i in range(x.shape[0]) for j in range(x.shape[1])])
+
+
+def _added(terms: list[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, terms)
 
 
 def _to_image(config: GeneratorConfig, layer: Params, x: jax.Array, w: jax.Array) -> jax.Array:
@@ -501,9 +515,12 @@ def discriminate(
             shortcut = _conv1x1(_downsampled(x, config).astype(dtype), block["skip"])
         x = _plain_conv(block["conv0"], x, config.activation, clamp=config.conv_clamp)
         x = _filtered(x, config, _margins_before_stride).astype(dtype)
-        x = _plain_conv(block["conv1"], x, config.activation, clamp=config.conv_clamp, gain=gain, stride=2)
+        x = _plain_conv(
+            block["conv1"], x, config.activation, clamp=config.conv_clamp, gain=gain, stride=2
+        )
         if shortcut is not None:
             x = (_wide(x) + shortcut * gain).astype(dtype)
+    assert x is not None  # as above
     x = _with_deviation(config, x)
     last = params["b4"]
     x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=config.conv_clamp)
@@ -717,14 +734,13 @@ def _filtered(
     edges = [(0, 0, 0), (*margins(num_rows), 0), (*margins(num_columns), 0), (0, 0, 0)]
     x = _wide(jax.lax.pad(x, jnp.zeros((), x.dtype), edges))
     height, width = x.shape[1] - num_rows + 1, x.shape[2] - num_columns + 1
-    total = None
+    terms = []
     for rows, columns in factors:
         # A convolution turns its filter: the last tap meets the first pixel.
-        line = sum(float(tap) * x[:, i : i + height] for i, tap in enumerate(rows[::-1]))
-        term = sum(float(tap) * line[:, :, i : i + width] for i, tap in enumerate(columns[::-1]))
-        total = term if total is None else total + term
-    assert total is not None  # there is at least one factor
-    return total
+        lines = [float(tap) * x[:, i : i + height] for i, tap in enumerate(rows[::-1])]
+        line = _added(lines)
+        terms += [float(tap) * line[:, :, i : i + width] for i, tap in enumerate(columns[::-1])]
+    return _added(terms)
 
 
 def _factors(config: _ConvolutionConfig) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -734,6 +750,4 @@ def _factors(config: _ConvolutionConfig) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(taps / taps.sum(), taps / taps.sum())]
     left, sizes, right = np.linalg.svd(taps / taps.sum())
     kept = sizes > 1e-7 * sizes[0]
-    return [
-        (left[:, i] * sizes[i], right[i]) for i in range(len(sizes)) if kept[i]
-    ]
+    return [(left[:, i] * sizes[i], right[i]) for i in range(len(sizes)) if kept[i]]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,7 @@ NOISE = ("const", "none", "random")
 DTYPES = ("float32", "bfloat16")
 
 
-def load_generator(
-    path: str | Path, network: str = "G_ema", dtype: str = "float32"
-) -> "Generator":
+def load_generator(path: str | Path, network: str = "G_ema", dtype: str = "float32") -> "Generator":
     """Loads a generator.
 
     Args:
@@ -127,10 +126,10 @@ class Generator:
             psi that is not finite, or truncation by a network without a mean w.
         """
         z = _floats("z", z, ("n", self.z_dim))
-        if not isinstance(truncation_psi, (int, float)) or not math.isfinite(truncation_psi):
+        if not isinstance(truncation_psi, numbers.Real) or not math.isfinite(truncation_psi):
             raise InputError(f"truncation_psi must be a finite number, not {truncation_psi!r}")
         if truncation_cutoff is not None and (
-            not isinstance(truncation_cutoff, int) or truncation_cutoff < 0
+            not isinstance(truncation_cutoff, numbers.Integral) or truncation_cutoff < 0
         ):
             raise InputError(
                 f"truncation_cutoff is a number of layers or None, not {truncation_cutoff!r}"
@@ -141,9 +140,10 @@ class Generator:
             if truncation_psi != 1:
                 raise InputError("the network has no mean w: truncation_psi must be 1")
             w_avg = jnp.zeros(self.w_dim)
-        cutoff = self.num_ws if truncation_cutoff is None else truncation_cutoff
+        cutoff = self.num_ws if truncation_cutoff is None else min(truncation_cutoff, self.num_ws)
         mapping = self.params.get("mapping", {})
-        return _map(self.config, mapping, z, classes, w_avg, truncation_psi, cutoff)
+        # One type each, so that another value compiles nothing.
+        return _map(self.config, mapping, z, classes, w_avg, float(truncation_psi), int(cutoff))
 
     def synthesize(
         self, ws: Any, noise: str | Mapping[str, Any] = "const", key: jax.Array | None = None
@@ -200,6 +200,8 @@ class Generator:
         return jax.nn.one_hot(np.broadcast_to(indices, (n,)), self.c_dim)
 
     def _noise_arrays(self, noise: Mapping[str, Any], n: int) -> dict[str, jax.Array]:
+        if not self.config.use_noise:
+            raise InputError("the network takes no noise")
         sizes = {f"b{size}_{name}": size for size, name in self.config.convolutions}
         arrays = {}
         for name, array in noise.items():

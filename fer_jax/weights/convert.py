@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fer_jax.weights.nvidia import Config, Network
 
 FORMAT = "fer_jax.stylegan2"
 CONFIG, ARRAYS = "config.json", "arrays.safetensors"
+OWN = {CONFIG, ARRAYS, f"{CONFIG}.part", f"{ARRAYS}.part"}  # parts: of a conversion that was cut
 
 
 def convert(source: Path, out: Path) -> dict[str, Network]:
@@ -43,7 +45,7 @@ def convert(source: Path, out: Path) -> dict[str, Network]:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"'{out}' is a file; name a folder")
-    others = {path.name for path in out.iterdir()} - {CONFIG, ARRAYS} if out.is_dir() else set()
+    others = {path.name for path in out.iterdir()} - OWN if out.is_dir() else set()
     if others:
         raise InputError(f"'{out}' holds something else ({min(others)}); name a new folder")
     networks = nvidia.read_networks(source)
@@ -57,15 +59,19 @@ def convert(source: Path, out: Path) -> dict[str, Network]:
     config = {
         "format": FORMAT,
         "source": {"file": source.name, "sha256": digest},
-        "networks": {name: dataclasses.asdict(network.config) for name, network in networks.items()},
+        "networks": {
+            name: dataclasses.asdict(network.config) for name, network in networks.items()
+        },
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
         # The config comes last, and each file takes its place only when complete.
         (out / CONFIG).unlink(missing_ok=True)
-        save_file(arrays, out / f"{ARRAYS}.part")
-        os.replace(out / f"{ARRAYS}.part", out / ARRAYS)
         (out / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(arrays, out / f"{ARRAYS}.part")
+        # It was written for its owner alone.
+        shutil.copymode(out / f"{CONFIG}.part", out / f"{ARRAYS}.part")
+        os.replace(out / f"{ARRAYS}.part", out / ARRAYS)
         os.replace(out / f"{CONFIG}.part", out / CONFIG)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write into '{out}': {error}") from error
@@ -114,7 +120,7 @@ def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]
 
 
 def _from_json(name: str, block: Any) -> Config:
-    kind = stylegan2.DiscriminatorConfig if name == "D" else stylegan2.GeneratorConfig
+    kind: Any = stylegan2.DiscriminatorConfig if name == "D" else stylegan2.GeneratorConfig
 
     def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
@@ -144,5 +150,7 @@ def main(argv: list[str]) -> None:
         config, count = network.config, sum(array.size for array in network.arrays.values())
         classes = config.mapping.c_dim if config.mapping else 0
         conditional = f", {classes} classes" if classes else ""
-        print(f"{name}: {config.resolution} px, {config.architecture}{conditional}, {count:,} numbers")
+        print(
+            f"{name}: {config.resolution} px, {config.architecture}{conditional}, {count:,} numbers"
+        )
     print(f"{arguments.out / CONFIG} and {ARRAYS}")

@@ -21,8 +21,11 @@ from fer_jax.models import stylegan2
 from fer_jax.weights import pickles
 
 NAMES = ("G_ema", "G", "D")
-# A published 1024 px network has about 80.
+# A published 1024 px network has about 80 modules with at most 30 entries and short names. A
+# hostile file can let the same few modules contain each other a million times.
 MAX_MODULES = 2000
+MAX_ENTRIES = 1000
+MAX_NAME = 100
 # The filters of layers that do not resample are there, and are not used.
 _IGNORED = re.compile(r".*\.resample_filter")
 
@@ -125,7 +128,7 @@ def _networks(root: Any) -> dict[str, pickles.Object]:
             if isinstance(root.get(name), pickles.Object) and root[name].state is not None
         }
     if isinstance(root, tuple) and len(root) == 3:
-        named = dict(zip(("G", "D", "G_ema"), root, strict=True))
+        named: dict[str, Any] = dict(zip(("G", "D", "G_ema"), root, strict=True))
         if all(isinstance(value, pickles.Object) for value in named.values()):
             return named
     raise InputError("is a pickle, but neither a dict nor a triple of networks")
@@ -162,11 +165,13 @@ def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
             )
         if array.dtype.kind != "f":
             raise InputError(f"has {name} of type {array.dtype}, not floating point")
-        wanted[name] = array.astype(np.float32, copy=False)
+        wanted[name] = array
+    if len({id(array) for array in wanted.values()}) < len(wanted):
+        raise InputError("uses the same array for several parameters")
     for name in arrays:
         if not _IGNORED.fullmatch(name):
             raise InputError(f"has parameters that StyleGAN2 does not: {_shown(name)}")
-    return Network(config, wanted)
+    return Network(config, {name: a.astype(np.float32, copy=False) for name, a in wanted.items()})
 
 
 class _Options:
@@ -188,6 +193,8 @@ class _Options:
         kinds = kinds or (type(default),)
         if float in kinds and type(value) is int:
             value = float(value)
+        if int in kinds and type(value) is float and value.is_integer():
+            value = int(value)
         if type(value) not in kinds:
             wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
             raise InputError(f"has {self.where} {name}={_shown(value)}, which should be {wanted}")
@@ -197,11 +204,11 @@ class _Options:
         """Options within an option."""
         return _Options(self.options.pop(name, {}), name)
 
-    def filter(self, name: str) -> stylegan2.Filter:
-        """A low-pass filter; None stands for no filter, which is one tap."""
+    def filter(self, name: str, none: list[float]) -> stylegan2.Filter:
+        """A low-pass filter, and what it is where the file says None."""
         value = self.options.pop(name, [1, 3, 3, 1])
         array = pickles.as_array(value)
-        return _filter(np.ones(1) if value is None else value if array is None else array)
+        return _filter(none if value is None else value if array is None else array)
 
     def ignore(self, *names: str) -> None:
         """Options that change no number in float32."""
@@ -236,7 +243,9 @@ def _filter(value: Any) -> stylegan2.Filter:
 
 def _shown(value: Any) -> str:
     # It is the file's text: it may be long, and may hold line ends.
-    return repr(value)[:100] if isinstance(value, (str, int, float, bool)) else type(value).__name__
+    if isinstance(value, str):
+        return repr(value[:80])
+    return repr(value) if isinstance(value, (int, float)) else type(value).__name__
 
 
 # PyTorch
@@ -272,25 +281,28 @@ def _modules(root: pickles.Object) -> dict[str, _Module]:
                 if array is not None:
                     arrays[name] = array
         modules[path] = _Module(kind, state, arrays)
-        if len(modules) > MAX_MODULES:
-            raise InputError(f"has more than {MAX_MODULES} modules")
         for name, child in _entries(state, "_modules", path):
             if child is not None:
                 waiting.append((f"{path}.{name}" if path else name, child))
+        if len(modules) + len(waiting) > MAX_MODULES:
+            raise InputError(f"has more than {MAX_MODULES} modules")
     return modules
 
 
 def _entries(state: dict[str, Any], group: str, path: str) -> Iterator[tuple[str, Any]]:
     entries = state.get(group)
-    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise InputError(f"has a module {_shown(path)} without {group}")
-    yield from entries.items()
+    if not isinstance(entries, dict) or len(entries) > MAX_ENTRIES:
+        raise InputError(f"has a module {_shown(path)} without readable {group}")
+    for name, entry in entries.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise InputError(f"has a module {_shown(path)} with a name {_shown(name)}")
+        yield name, entry
 
 
 def _from_torch(name: str, value: pickles.Object) -> tuple[Config, dict[str, np.ndarray]]:
+    if _is_stylegan3(value):
+        raise InputError("is a StyleGAN3 network; only StyleGAN2 can be read")
     modules = _modules(value)
-    if "synthesis.input" in modules:
-        raise InputError("is a StyleGAN3 network; StyleGAN2 ones can be read")
     wanted = "Discriminator" if name == "D" else "Generator"
     if modules[""].kind != wanted:
         raise InputError(f"is a {_shown(modules[''].kind)}, not StyleGAN2's {wanted}")
@@ -304,6 +316,20 @@ def _from_torch(name: str, value: pickles.Object) -> tuple[Config, dict[str, np.
         for name, array in module.arrays.items()
     }
     return config, arrays
+
+
+def _is_stylegan3(value: pickles.Object) -> bool:
+    """By the text that the file carries (read, never run), or by the first module."""
+    place: Any = value
+    for step in ("state", "_modules", "synthesis", "state", "_modules"):
+        meta = place.state if isinstance(place, pickles.Object) else place
+        if not isinstance(meta, dict):
+            return False
+        text = meta.get("module_src")
+        if isinstance(text, str) and "class SynthesisInput" in text:
+            return True
+        place = meta.get(step)
+    return isinstance(place, dict) and "input" in place
 
 
 def _init_options(modules: dict[str, _Module], positional: tuple[str, ...]) -> _Options:
@@ -382,7 +408,7 @@ def _torch_generator(modules: dict[str, _Module]) -> stylegan2.GeneratorConfig:
     activation = synthesis.take("activation", "lrelu")
     conv_clamp = synthesis.take("conv_clamp", None, float, type(None))
     use_noise = synthesis.take("use_noise", True)
-    taps = synthesis.filter("resample_filter")
+    taps = synthesis.filter("resample_filter", [1])
     config = stylegan2.GeneratorConfig(
         mapping=_torch_mapping(modules, mapping, z_dim, c_dim, w_dim),
         w_avg_beta=mapping.take("w_avg_beta", 0.995, float, type(None)),
@@ -423,7 +449,7 @@ def _torch_discriminator(modules: dict[str, _Module]) -> stylegan2.Discriminator
     options.ignore("num_fp16_res")
     options.finish()
     activation = blocks.take("activation", "lrelu")
-    taps = blocks.filter("resample_filter")
+    taps = blocks.filter("resample_filter", [1])
     blocks.ignore("freeze_layers", "use_fp16", "fp16_channels_last")
     blocks.finish()
     group_size = epilogue.take("mbstd_group_size", 4, int, type(None))
@@ -546,7 +572,7 @@ def _tf_shared(options: _Options) -> dict[str, Any]:
         "channel_max": options.take("fmap_max", 512),
         "activation": options.take("nonlinearity", "lrelu"),
         "conv_clamp": options.take("conv_clamp", None, float, type(None)),
-        "resample_filter": options.filter("resample_kernel"),
+        "resample_filter": options.filter("resample_kernel", [1, 1]),
     }
 
 
@@ -558,7 +584,8 @@ def _tf_generator(options: _Options) -> stylegan2.GeneratorConfig:
         **_tf_shared(options),
         architecture=options.take("architecture", "skip"),
         use_noise=options.take("use_noise", True),
-        w_avg_beta=options.take("dlatent_avg_beta", 0.995, float, type(None)),
+        # Without a beta the mean stands still, but it is there.
+        w_avg_beta=options.take("dlatent_avg_beta", 0.995, float, type(None)) or 1.0,
         mapping=stylegan2.MappingConfig(
             z_dim=options.take("latent_size", 512),
             c_dim=c_dim,
@@ -582,14 +609,18 @@ def _tf_discriminator(options: _Options, state: dict[str, Any]) -> stylegan2.Dis
         features = min(shared["channel_base"] // 4, shared["channel_max"])
     num_layers = options.take("mapping_layers", 0)
     lr_multiplier = options.take("mapping_lrmul", 0.1)
-    # The whole batch was one group from version 5 on, unless the options said otherwise.
+    # From version 5 on the whole batch is one group, unless the options say otherwise.
     group_size = 4 if state["version"] < 5 else None
+    group_size = options.take("mbstd_group_size", group_size, int, type(None))
+    num_channels = options.take("mbstd_num_features", 1)
+    if group_size is not None and group_size < 2 and state["version"] < 5:
+        group_size, num_channels = None, 0
     return stylegan2.DiscriminatorConfig(
         **shared,
         architecture=options.take("architecture", "resnet"),
         epilogue_activation=shared["activation"],
-        mbstd_group_size=options.take("mbstd_group_size", group_size, int, type(None)),
-        mbstd_num_channels=options.take("mbstd_num_features", 1),
+        mbstd_group_size=group_size,
+        mbstd_num_channels=num_channels,
         mapping=stylegan2.MappingConfig(
             z_dim=0,
             c_dim=c_dim,

@@ -104,6 +104,8 @@ def read_pickle(path: Path) -> Any:
         for beginning, what in _BEGINNINGS.items():
             if start.startswith(beginning):
                 raise InputError(f"'{path}' {what}")
+        if not size:
+            raise InputError(f"'{path}' is empty")
         if not start.startswith(b"\x80"):
             raise InputError(f"'{path}' is not a pickle, so not one of NVIDIA's network files")
         file.seek(0)
@@ -214,9 +216,7 @@ class _Machine:
             elif name == "NEWOBJ":
                 stack.append(_new(*pop(2)))
             elif name == "BUILD":
-                built, state = pop(2)
-                self._build(built, state)
-                stack.append(built)
+                stack.append(self._build(*pop(2)))
             elif name == "BINPERSID" and persistent is not None:
                 stack.append(persistent(pop()[0]))
             elif name == "STOP":
@@ -245,24 +245,24 @@ class _Machine:
         interpret = self.calls.get(function.dotted)
         if interpret is None:
             raise _asks_for(function)
-        try:
-            return interpret(*arguments)
-        except (TypeError, ValueError) as error:
-            # The interpretations check what they build; Python checks their number of arguments.
-            raise _Refused(f"has wrong arguments for {_shown(function)}") from error
+        return _interpreted(function.dotted, interpret, *arguments)
 
-    def _build(self, built: Any, state: Any) -> None:
+    def _build(self, built: Any, state: Any) -> Any:
         if not isinstance(built, Object) or built.name == PERSISTENT:
             raise _Refused("sets the state of what is no object")
+        _interpreted(built.name, self._set_state, built, state)
+        return built
+
+    def _set_state(self, built: Object, state: Any) -> None:
         if built.name == NETWORK:
-            _require(isinstance(state, dict) and built.state is None, built)
+            _require(isinstance(state, dict) and built.state is None)
             built.state = state
         elif built.name == "numpy.dtype":
-            _require(isinstance(state, tuple) and len(state) >= 5, built)
-            _require(state[1] in ("<", ">", "|", "=") and state[2:5] == (None, None, None), built)
-            built.state = built.state.newbyteorder(state[1])
+            _, order, *plain = state[:5]
+            _require(order in ("<", ">", "|", "=") and plain == [None, None, None])
+            built.state = built.state.newbyteorder(order)
         else:
-            _require(isinstance(state, tuple) and len(state) == 5 and built.state is None, built)
+            _require(built.state is None)
             _, shape, dtype, fortran, data = state
             built.state = self._array(data, dtype, shape, "F" if fortran is True else "C")
 
@@ -283,27 +283,23 @@ class _Machine:
 
     def _encoded(self, text: Any, encoding: Any) -> bytes:
         # How protocol 2 writes bytes.
-        if not isinstance(text, str) or encoding != "latin1":
-            raise ValueError
+        _require(isinstance(text, str) and encoding == "latin1")
         self._spend(len(text))
         return text.encode("latin1")
 
     def _storage(self, data: Any) -> np.ndarray:
         """A storage as PyTorch saved it before 2020: five pickles, a count, the elements."""
-        if not isinstance(data, (bytes, bytearray)):
-            raise ValueError
+        _require(isinstance(data, (bytes, bytearray)))
         file = io.BytesIO(data)
         bounded = _Bounded(file, len(data))
         named: list[tuple[np.dtype, str, int]] = []
 
         def persistent(identity: Any) -> None:
             kind, storage, key, _, count, *view = identity
-            if kind != "storage" or view not in ([], [None]) or not isinstance(storage, Name):
-                raise ValueError
+            _require(kind == "storage" and view in ([], [None]) and isinstance(storage, Name))
             if storage.dotted not in _STORAGES:
                 raise _asks_for(storage)
-            if type(count) is not int or not isinstance(key, str):
-                raise ValueError
+            _require(_are_sizes((count,)) and isinstance(key, str))
             named.append((np.dtype(_STORAGES[storage.dotted]), key, count))
 
         magic, protocol, system, _, keys = (self.run(bounded, persistent) for _ in range(5))
@@ -322,12 +318,9 @@ class _Machine:
     def _tensor(
         self, storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, *___: Any
     ) -> np.ndarray:
-        if not isinstance(storage, np.ndarray) or storage.ndim != 1:
-            raise ValueError
-        if not (_are_sizes(shape) and _are_sizes(strides) and _are_sizes((offset,))):
-            raise ValueError
-        if len(shape) != len(strides):
-            raise ValueError
+        _require(isinstance(storage, np.ndarray) and storage.ndim == 1)
+        _require(_are_sizes(shape) and _are_sizes(strides) and _are_sizes((offset,)))
+        _require(len(shape) == len(strides))
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         count = math.prod(shape)
         if count > storage.size or (count and last >= storage.size):
@@ -352,9 +345,17 @@ def _shown(name: Name) -> str:
     return repr(name.dotted[:100])
 
 
-def _require(condition: bool, built: Object) -> None:
+def _require(condition: bool) -> None:
     if not condition:
-        raise _Refused(f"has a damaged state of '{built.name}'")
+        raise ValueError
+
+
+def _interpreted(name: str, interpret: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return interpret(*arguments)
+    except (TypeError, ValueError) as error:
+        # What is interpreted is checked as it is used; anything may stand in its place.
+        raise _Refused(f"has wrong arguments for {_shown(Name(name))}") from error
 
 
 def _are_sizes(value: Any) -> bool:
@@ -376,9 +377,10 @@ def _name(module: Any, name: Any = None) -> Name:
 def _new(kind: Any, arguments: Any) -> Any:
     if not isinstance(kind, Name):
         raise _Refused("is a damaged pickle: it makes an instance of what is no class")
-    if kind.dotted == "dnnlib.util.EasyDict" and arguments == ():
+    plain = isinstance(arguments, tuple) and not arguments
+    if kind.dotted == "dnnlib.util.EasyDict" and plain:
         return {}
-    if kind.dotted == NETWORK and arguments == ():
+    if kind.dotted == NETWORK and plain:
         return Object(NETWORK)
     raise _asks_for(kind)
 
@@ -416,26 +418,22 @@ def _no_bytes() -> bytes:
 
 
 def _persistent(meta: Any) -> Object:
-    if not isinstance(meta, dict):
-        raise ValueError
+    _require(isinstance(meta, dict))
     return Object(PERSISTENT, meta)
 
 
 def _dtype(code: Any, *_: Any) -> Object:
-    if code not in _DTYPES:
-        raise ValueError
+    _require(code in _DTYPES)
     return Object("numpy.dtype", np.dtype(code))
 
 
 def _unfinished_array(kind: Any, shape: Any, code: Any) -> Object:
-    if kind != Name("numpy.ndarray") or shape != (0,):
-        raise ValueError
+    _require(kind == Name("numpy.ndarray") and shape == (0,))
     return Object("numpy.ndarray")
 
 
 def _parameter(data: Any, *_: Any) -> np.ndarray:
-    if not isinstance(data, np.ndarray):
-        raise ValueError
+    _require(isinstance(data, np.ndarray))
     return data
 
 
