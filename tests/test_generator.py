@@ -150,12 +150,17 @@ def test_bfloat16_is_near(file: Path, generator: Generator):
 
 
 def test_another_psi_compiles_nothing(generator: Generator):
+    def compilations() -> list[int]:
+        jitted: list[Any] = [_map, _synthesize]
+        return [function._cache_size() for function in jitted]
+
     z = latents(range(3), generator.z_dim)
     generator.synthesize(generator.map(z, 0, 1.0))
-    before = _map._cache_size(), _synthesize._cache_size()
-    for psi, cutoff, c in ((0.5, None, 1), (np.float32(-0.3), 2, [0, 1, 2]), (0, 0, np.eye(3))):
+    before = compilations()
+    settings: list[Any] = [(0.5, None, 1), (np.float32(-0.3), 2, [0, 1, 2]), (0, 0, np.eye(3))]
+    for psi, cutoff, c in settings:
         generator.synthesize(generator.map(z, c, psi, cutoff))
-    assert (_map._cache_size(), _synthesize._cache_size()) == before
+    assert compilations() == before
 
 
 Z = np.zeros((2, 6), np.float32)

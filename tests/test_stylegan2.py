@@ -352,7 +352,7 @@ MAPPING: dict[str, Any] = {
 }
 SMALL: dict[str, Any] = {"resolution": 16, "channel_base": 64, "channel_max": 5}
 ASYMMETRIC = (1.0, 2.0, 4.0, 1.5, 0.5)
-NOT_SEPARABLE = ((1.0, 2.0, 0.0), (0.0, 3.0, 1.0))
+NOT_SEPARABLE = ((1.0, 2.0, 0.0, 1.0, 0.0), (0.0, 3.0, 1.0, 0.0, 2.0))
 CLASSES: dict[str, Any] = {"c_dim": 3, "embed_features": 4}
 KINDS: list[dict[str, Any]] = [
     {"architecture": "skip", "resample_filter": ASYMMETRIC, "conv_clamp": 0.7},
@@ -456,6 +456,32 @@ def blank(config: Any) -> Network:
         name: np.broadcast_to(zero, shape) for name, shape in stylegan2.shapes(config).items()
     }
     return Network(config, {name: to_published(name, array) for name, array in arrays.items()})
+
+
+def test_random_noise_is_independent_and_normal():
+    config = stylegan2.GeneratorConfig(resolution=32, mapping=stylegan2.MappingConfig(**MAPPING))
+    noise = stylegan2.random_noise(config, jax.random.split(jax.random.key(0), 4))
+    assert [array.shape[:3] for array in noise.values()] == [
+        (4, size, size) for size in (4, 8, 8, 16, 16, 32, 32)
+    ]
+    numbers = np.concatenate([np.ravel(array) for array in noise.values()])
+    assert len(np.unique(numbers)) > 0.99 * len(numbers)
+    # Four standard errors.
+    assert abs(numbers.mean()) < 4 / len(numbers) ** 0.5
+    assert abs(numbers.std() - 1) < 4 / (2 * len(numbers)) ** 0.5
+
+
+def test_a_network_without_noise_has_no_arrays_for_it():
+    mapping = stylegan2.MappingConfig(**MAPPING)
+    names = {
+        use_noise: set(
+            stylegan2.shapes(
+                stylegan2.GeneratorConfig(**SMALL, mapping=mapping, use_noise=use_noise)
+            )
+        )
+        for use_noise in (True, False)
+    }
+    assert len(names[True] - names[False]) == 2 * 5 and names[False] < names[True]
 
 
 def test_the_published_sizes():

@@ -492,38 +492,31 @@ def discriminate(
       Logits [n, 1]. They depend on the grouping of samples: sample i shares a standard
       deviation with i + n / group, i + 2 n / group, ...
     """
-    x = None
-    for size in reversed(config.resolutions):
+    clamp = config.conv_clamp
+    x = jnp.zeros((), dtype)  # the first block adds the image to it
+    for size in reversed(config.resolutions[1:]):
         block = params[f"b{size}"]
         if config.shows_image(size):
-            read = _plain_conv(
-                block["fromrgb"],
-                images.astype(dtype),
-                config.activation if size > 4 else config.epilogue_activation,
-                clamp=config.conv_clamp if size > 4 else None,
-            )
-            x = read if x is None else x + read
-            if config.architecture == "skip" and size > 4:
-                images = _downsampled(images, config)
-        assert x is not None  # the first block reads the image
-        if size == 4:
-            break
-        shortcut = None
+            read = images.astype(dtype)
+            x = x + _plain_conv(block["fromrgb"], read, config.activation, clamp=clamp)
+        if config.architecture == "skip":
+            images = _downsampled(images, config)
         gain = 1.0
+        shortcut = None
         if config.architecture == "resnet":
             gain = math.sqrt(0.5)
             shortcut = _conv1x1(_downsampled(x, config).astype(dtype), block["skip"])
-        x = _plain_conv(block["conv0"], x, config.activation, clamp=config.conv_clamp)
+        x = _plain_conv(block["conv0"], x, config.activation, clamp=clamp)
         x = _filtered(x, config, _margins_before_stride).astype(dtype)
-        x = _plain_conv(
-            block["conv1"], x, config.activation, clamp=config.conv_clamp, gain=gain, stride=2
-        )
+        x = _plain_conv(block["conv1"], x, config.activation, clamp=clamp, gain=gain, stride=2)
         if shortcut is not None:
             x = (_wide(x) + shortcut * gain).astype(dtype)
-    assert x is not None  # as above
-    x = _with_deviation(config, x)
     last = params["b4"]
-    x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=config.conv_clamp)
+    if config.architecture == "skip":
+        read = images.astype(dtype)
+        x = x + _plain_conv(last["fromrgb"], read, config.epilogue_activation, clamp=None)
+    x = _with_deviation(config, x)
+    x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=clamp)
     # The published dense layer counts channels before rows and columns.
     x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
     x = _activated(_dense(last["fc"], _wide(x)), None, config.epilogue_activation)

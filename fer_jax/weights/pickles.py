@@ -134,12 +134,17 @@ class _Bounded:
         self.file = file
         self.size = size
         self.tell = file.tell
-        self.readline = file.readline
 
     def read(self, count: int) -> bytes:
         if count > self.size - self.file.tell():
             raise _Refused(_TRUNCATED)
         return self.file.read(count)
+
+    def readline(self) -> bytes:
+        line = self.file.readline()
+        if not line.endswith(b"\n"):
+            raise _Refused(_TRUNCATED)
+        return line
 
 
 class _Machine:
