@@ -427,8 +427,13 @@ def test_every_kind_of_discriminator_is_the_papers(kind: dict[str, Any]):
     np.testing.assert_allclose(found[:, 0], expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("resolution", [32, 64, 128, 256, 512, 1024])
-@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+@pytest.mark.parametrize(
+    ("resolution", "architecture"),
+    [
+        *((size, "skip") for size in (32, 64, 128, 256, 512, 1024)),
+        *((1024, architecture) for architecture in ("resnet", "orig")),
+    ],
+)
 def test_every_resolution_has_its_shapes(resolution: int, architecture: str):
     mapping = stylegan2.MappingConfig(**MAPPING)
     options: dict[str, Any] = {
