@@ -430,7 +430,10 @@ def write_torch(
 
 
 def write_tensorflow(
-    path: Path, configs: dict[str, Any], arrays: dict[str, dict[str, np.ndarray]]
+    path: Path,
+    configs: dict[str, Any],
+    arrays: dict[str, dict[str, np.ndarray]],
+    protocol: int = 3,
 ) -> Path:
     """A file of the TensorFlow family."""
     with stand_ins():
@@ -443,5 +446,5 @@ def write_tensorflow(
                 if name != "D"
             }
             networks.append(tf_network(name, variables[""], kwargs, components))
-        path.write_bytes(pickle.dumps(tuple(networks), protocol=3))
+        path.write_bytes(pickle.dumps(tuple(networks), protocol=protocol))
     return path

@@ -170,14 +170,16 @@ def test_every_kind_of_pytorch_file(kind: Any, protocol: int, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_every_kind_of_tensorflow_file(kind: Any, tmp_path: Path):
+@pytest.mark.parametrize("protocol", [3, 5])
+def test_every_kind_of_tensorflow_file(kind: Any, protocol: int, tmp_path: Path):
     made, arrays = contents(kind)
     # The numbers are those after TensorFlow's "- 1" and back again.
     for network in arrays.values():
         for name in network:
             if name.endswith("affine.bias"):
                 network[name] = (network[name] - np.float32(1)) + np.float32(1)
-    networks = nvidia.read_networks(write_tensorflow(tmp_path / "x.pkl", made, arrays))
+    path = write_tensorflow(tmp_path / "x.pkl", made, arrays, protocol)
+    networks = nvidia.read_networks(path)
     for name, config in made.items():
         same(networks[name], config, arrays[name])
 
@@ -208,11 +210,14 @@ def test_layers_know_better_than_the_options(tmp_path: Path):
         name: {"conv_clamp": 256, "activation": "linear" if "torgb" in name else "relu"}
         for name in layers
     }
+    attributes["mapping"] = {"w_avg_beta": 0.998}
     attributes["mapping.fc0"] = {"bias_gain": 0.25, "activation": "tanh"}
     path = generator_file(tmp_path / "x.pkl", attributes=attributes)
     config = nvidia.read_networks(path)["G_ema"].config
+    assert isinstance(config, stylegan2.GeneratorConfig)
     assert config.conv_clamp == 256 and config.activation == "relu"
-    assert config.mapping and config.mapping.activation == "tanh"
+    assert config.w_avg_beta == 0.998
+    assert config.mapping.activation == "tanh"
     assert config.mapping.lr_multiplier == 0.25
     attributes["synthesis.b8.conv1"]["conv_clamp"] = 2
     refused(generator_file(tmp_path / "y.pkl", attributes=attributes), "different conv_clamp")
@@ -231,6 +236,19 @@ def test_options_without_names_and_defaults(tmp_path: Path):
         kwargs=sizes,
     )
     same(nvidia.read_networks(path)["G_ema"], config, random_arrays(config))
+
+
+def test_synthesis_options_one_level_up(tmp_path: Path):
+    # As StyleGAN3's code writes its StyleGAN2 networks.
+    made, arrays = contents(KINDS[1])
+
+    def make() -> Any:
+        kwargs = torch_kwargs(made["G_ema"])
+        kwargs |= kwargs.pop("synthesis_kwargs")
+        return {"G_ema": torch_module("Generator", arrays["G_ema"], kwargs)}
+
+    found = nvidia.read_networks(write(tmp_path / "x.pkl", make))
+    same(found["G_ema"], made["G_ema"], arrays["G_ema"])
 
 
 def test_a_filter_of_the_layers_and_its_size(tmp_path: Path):
@@ -300,7 +318,7 @@ def test_what_is_not_exactly_the_network_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda k: k.update(magnitude_ema_beta=0.5), "option 'magnitude_ema_beta'=0.5, which"),
+        (lambda k: k.update(magnitude_ema_beta=0.5), "'magnitude_ema_beta'=0.5, which StyleGAN2"),
         (lambda k: k.update(z_dim="6"), "option z_dim='6', which should be int"),
         (lambda k: k.update(img_resolution=48), "resolution must be a power of two"),
         (lambda k: k["synthesis_kwargs"].update(architecture="unet"), "architecture cannot be"),
@@ -396,6 +414,7 @@ def test_hostile_files_run_nothing(files: Path):
 
 
 HOSTILE = {
+    "a name of more than 200 letters": b"\x8c\xff" + b"a" * 255 + b"\x94\x8c\x01a\x93.",
     "asks for 'posix.system'": b"cposix\nsystem\n(X\x02\x00\x00\x00idtR.",
     "'posix.system', which is": b"cposix\nsystem\n)\x81.",
     "instruction INST": b"(iposix\nsystem\n.",
@@ -437,7 +456,7 @@ def test_hostile_instructions_are_refused(match: str, tmp_path: Path):
 
 def test_a_name_from_the_file_stays_on_one_line(tmp_path: Path):
     path = tmp_path / "x.pkl"
-    name = b"a\nb" * 100_000
+    name = b"a\nb" * 50
     path.write_bytes(b"\x80\x04X" + struct.pack("<I", len(name)) + name + b"\x8c\x01a\x93)R.")
     refused(path, "asks for")
 
@@ -488,7 +507,7 @@ def test_arrays_are_together_no_larger_than_the_file(tmp_path: Path):
         one = storage_bytes(np.zeros(1000, np.float32))
         return {"G": [tensor(one, 0, (1000,), (1,)) for _ in range(500)]}
 
-    refused(write(tmp_path / "x.pkl", make), "arrays that are larger than the file")
+    refused(write(tmp_path / "x.pkl", make), "arrays that are together larger than the file")
 
 
 @pytest.mark.parametrize(
@@ -516,6 +535,25 @@ def test_a_storage_cannot_claim_more_than_it_has(tmp_path: Path):
         return {"G": tensor(storage_bytes(np.ones(3, np.float32), 2**40), 0, (3,), (1,))}
 
     refused(write(tmp_path / "x.pkl", make), "storage of 1099511627776 elements")
+
+
+def test_what_is_recalled_counts_each_time(tmp_path: Path, monkeypatch: Any):
+    path = tmp_path / "x.pkl"
+    text = b"X" + struct.pack("<I", 9000) + b"a" * 9000 + b"\x94"
+    encode = b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86R"
+    path.write_bytes(b"\x80\x04" + text + encode * 3 + b".")
+    refused(path, "copies that are together larger than the file")
+    monkeypatch.setattr(pickles, "MAX_INSTRUCTIONS", 5000)
+    path.write_bytes(b"\x80\x04]\x94(" + b"K\x01" * 2000 + b"e" + b"cbuiltins\nset\nh\x00\x85R" * 3)
+    refused(path, "more than 5000 pickle instructions")
+
+
+def test_protocol_2_needs_its_bytes_twice(tmp_path: Path):
+    # As text in the file and decoded, beside the arrays.
+    config = stylegan2.DiscriminatorConfig(resolution=16, channel_max=64)
+    arrays = random_arrays(config)
+    path = write_torch(tmp_path / "x.pkl", {"D": config}, {"D": arrays}, protocol=2)
+    same(nvidia.read_networks(path)["D"], config, arrays)
 
 
 def test_modules_cannot_multiply(tmp_path: Path):

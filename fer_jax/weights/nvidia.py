@@ -402,16 +402,18 @@ def _torch_generator(modules: dict[str, _Module]) -> stylegan2.GeneratorConfig:
         options.take(name, None, int) for name in positional
     )
     mapping, synthesis = options.block("mapping_kwargs"), options.block("synthesis_kwargs")
-    options.finish()
+    # Files of StyleGAN3's code, which makes StyleGAN2 too, have these options one level up.
+    synthesis.options |= options.options
     layers, convolutions = r"synthesis\.b\d+\.(conv\d|torgb)", r"synthesis\.b\d+\.conv\d"
     architecture = synthesis.take("architecture", "skip")
     activation = synthesis.take("activation", "lrelu")
     conv_clamp = synthesis.take("conv_clamp", None, float, type(None))
     use_noise = synthesis.take("use_noise", True)
+    w_avg_beta = mapping.take("w_avg_beta", 0.995, float, type(None))
     taps = synthesis.filter("resample_filter", [1])
     config = stylegan2.GeneratorConfig(
         mapping=_torch_mapping(modules, mapping, z_dim, c_dim, w_dim),
-        w_avg_beta=mapping.take("w_avg_beta", 0.995, float, type(None)),
+        w_avg_beta=_attribute(modules, "mapping", "w_avg_beta", w_avg_beta, float, type(None)),
         resolution=resolution,
         img_channels=img_channels,
         channel_base=synthesis.take("channel_base", 32768),

@@ -20,9 +20,10 @@ from fer_jax.errors import InputError
 
 # A published 1024 px file has about 60,000 and nests about 20 deep. An instruction is as short
 # as one byte and can make an object of 200.
-MAX_INSTRUCTIONS = 1_000_000
+MAX_INSTRUCTIONS = 300_000
 MAX_DEPTH = 100
 MAX_DIMENSIONS = 8
+MAX_NAME = 200
 
 # Classes whose instances are returned as `Object`.
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -153,16 +154,17 @@ class _Machine:
     def __init__(self, size: int):
         self.position = 0
         self.instructions_left = MAX_INSTRUCTIONS
-        self.bytes_left = size  # of arrays and copies that may still be made
+        self.left = {"arrays": size, "copies": size}  # bytes that may still be made
         self.calls: dict[str, Callable[..., Any]] = {
             "collections.OrderedDict": _ordered_dict,
-            "builtins.set": _set,
+            "builtins.set": self._set,
             "builtins.bytes": _no_bytes,
             "_codecs.encode": self._encoded,
             PERSISTENT: _persistent,
             "numpy.dtype": _dtype,
             "numpy.core.multiarray._reconstruct": _unfinished_array,
             "numpy.core.multiarray.scalar": self._scalar,
+            "numpy.core.numeric._frombuffer": self._buffered_array,
             "torch.storage._load_from_bytes": self._storage,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": _parameter,
@@ -278,23 +280,36 @@ class _Machine:
             raise _Refused("has an array that is not made of bytes")
         if math.prod(shape) * dtype.state.itemsize != len(data):
             raise _Refused(f"has an array of shape {shape} in {len(data)} bytes")
-        self._spend(len(data))
+        self._spend("arrays", len(data))
         array = np.frombuffer(data, dtype.state).reshape(shape, order="F" if order == "F" else "C")
         array.flags.writeable = False
         return array
 
+    def _buffered_array(
+        self, data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+    ) -> np.ndarray:
+        # How protocol 5 writes arrays; the axes are given where they are neither C's nor Fortran's.
+        array = self._array(data, dtype, shape, order)
+        return array if axes is None else array.transpose(axes)
+
     def _scalar(self, dtype: Any, data: Any) -> np.ndarray:
         return self._array(data, dtype, (), "C")
+
+    def _set(self, items: Any) -> set[Any]:
+        # The same list may be asked for again and again: it counts each time.
+        _require(isinstance(items, list))
+        self.instructions_left -= len(items)
+        return set(map(_key, items))
 
     def _encoded(self, text: Any, encoding: Any) -> bytes:
         # How protocol 2 writes bytes.
         _require(isinstance(text, str) and encoding == "latin1")
-        self._spend(len(text))
+        self._spend("copies", len(text))
         return text.encode("latin1")
 
     def _storage(self, data: Any) -> np.ndarray:
         """A storage as PyTorch saved it before 2020: five pickles, a count, the elements."""
-        _require(isinstance(data, (bytes, bytearray)))
+        _require(isinstance(data, bytes))
         file = io.BytesIO(data)
         bounded = _Bounded(file, len(data))
         named: list[tuple[np.dtype, str, int]] = []
@@ -318,7 +333,7 @@ class _Machine:
         stated = int.from_bytes(bounded.read(8), "little")
         if not stated == count == (len(data) - file.tell()) / dtype.itemsize:
             raise _Refused(f"has a storage of {count} elements in {len(data)} bytes")
-        return np.frombuffer(bytes(data), dtype, count, file.tell())
+        return np.frombuffer(data, dtype, count, file.tell())
 
     def _tensor(
         self, storage: Any, offset: Any, shape: Any, strides: Any, _: Any, __: Any, *___: Any
@@ -330,15 +345,15 @@ class _Machine:
         count = math.prod(shape)
         if count > storage.size or (count and last >= storage.size):
             raise _Refused(f"has a tensor of shape {shape} in {storage.size} elements")
-        self._spend(count * storage.itemsize)
+        self._spend("arrays", count * storage.itemsize)
         steps = [step * storage.itemsize for step in strides]
         start = storage[min(offset, storage.size) :]
         return np.lib.stride_tricks.as_strided(start, shape, steps, writeable=False)
 
-    def _spend(self, count: int) -> None:
-        self.bytes_left -= count
-        if self.bytes_left < 0:
-            raise _Refused("has arrays that are larger than the file")
+    def _spend(self, what: str, count: int) -> None:
+        self.left[what] -= count
+        if self.left[what] < 0:
+            raise _Refused(f"has {what} that are together larger than the file")
 
 
 def _asks_for(name: Name) -> _Refused:
@@ -374,6 +389,8 @@ def _are_sizes(value: Any) -> bool:
 def _name(module: Any, name: Any = None) -> Name:
     if not isinstance(module, str) or not isinstance(name, str):
         raise _Refused("is a damaged pickle: a name is not text")
+    if len(module) + len(name) > MAX_NAME:
+        raise _Refused(f"has a name of more than {MAX_NAME} letters: {(module + name)[:40]!r}")
     # What moved or was renamed between versions of Python and NumPy.
     module = "builtins" if module == "__builtin__" else module
     return Name(f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1))
@@ -410,12 +427,8 @@ def _key(value: Any) -> Any:
     return value
 
 
-def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    return {_key(key): value for key, value in items}
-
-
-def _set(items: Any = ()) -> set[Any]:
-    return set(map(_key, items))
+def _ordered_dict() -> dict[Any, Any]:
+    return {}
 
 
 def _no_bytes() -> bytes:
