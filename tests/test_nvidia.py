@@ -315,6 +315,14 @@ def test_what_is_not_exactly_the_network_is_refused(tmp_path: Path):
     refused(write(path, make), "the same array for several")
 
 
+def deep_list() -> list[Any]:
+    """Few lists in the file, many numbers for whoever unfolds them."""
+    numbers: list[Any] = [1]
+    for _ in range(3):
+        numbers = [numbers] * 50
+    return numbers
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -326,7 +334,10 @@ def test_what_is_not_exactly_the_network_is_refused(tmp_path: Path):
         (lambda k: k["synthesis_kwargs"].update(conv_clamp=-1), "conv_clamp must be above 0"),
         (lambda k: k["synthesis_kwargs"].update(kernel_size=5), "'kernel_size'=5, which"),
         (lambda k: k["synthesis_kwargs"].update(resample_filter="box"), "resample filter 'box'"),
-        (lambda k: k["synthesis_kwargs"].update(resample_filter=[1] * 99), "shape \\(99,\\)"),
+        (lambda k: k["synthesis_kwargs"].update(resample_filter=[1] * 99), "at most 64 numbers"),
+        (lambda k: k["synthesis_kwargs"].update(resample_filter=deep_list()), "at most 64 numbers"),
+        (lambda k: k["synthesis_kwargs"].update(resample_filter=[2**600]), "more than 80 bits"),
+        (lambda k: k["synthesis_kwargs"].update(conv_clamp=2**70), "should be float or None"),
         (lambda k: k["synthesis_kwargs"].update(resample_filter=[1, -1]), "must not sum to 0"),
         (lambda k: k["mapping_kwargs"].update(num_layers=10**9), "num_layers cannot be"),
         (lambda k: k["mapping_kwargs"].update(lr_multiplier=0), "lr_multiplier must be above 0"),

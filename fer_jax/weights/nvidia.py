@@ -185,20 +185,8 @@ class _Options:
 
     def take(self, name: str, default: Any, *kinds: type) -> Any:
         """The value of an option, which must be of one of the kinds (default: the default's)."""
-        value = self.options.pop(name, default)
-        if isinstance(value, (np.ndarray, pickles.Object)):
-            array = pickles.as_array(value)
-            if array is not None and array.ndim == 0:
-                value = array.item()
         kinds = kinds or (type(default),)
-        if float in kinds and type(value) is int:
-            value = float(value)
-        if int in kinds and type(value) is float and value.is_integer():
-            value = int(value)
-        if type(value) not in kinds:
-            wanted = " or ".join(sorted(kind.__name__ for kind in kinds))
-            raise InputError(f"has {self.where} {name}={_shown(value)}, which should be {wanted}")
-        return value
+        return _typed(self.options.pop(name, default), f"{self.where} {name}", kinds)
 
     def block(self, name: str) -> "_Options":
         """Options within an option."""
@@ -223,17 +211,40 @@ class _Options:
             )
 
 
+def _typed(value: Any, what: str, kinds: tuple[type, ...]) -> Any:
+    """A value of one of the kinds; whole numbers and NumPy's are taken for Python's."""
+    if isinstance(value, (np.ndarray, pickles.Object)):
+        array = pickles.as_array(value)
+        if array is not None and array.ndim == 0:
+            value = array.item()
+    if float in kinds and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if int in kinds and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) not in kinds:
+        words = {type(None): "None", str: "text", bool: "true or false"}
+        wanted = " or ".join(words.get(kind, kind.__name__) for kind in kinds)
+        raise InputError(f"has {what}={_shown(value)}, which should be {wanted}")
+    return value
+
+
 def _filter(value: Any) -> stylegan2.Filter:
+    """Taps for both axes, or rows of a 2-d filter that is not the same along both."""
+    limit = stylegan2.MAX_TAPS
+    if isinstance(value, (list, tuple)):
+        # Measured before NumPy is asked: lists that hold each other can stand for anything.
+        rows = [row if isinstance(row, (list, tuple)) else [row] for row in value[: limit + 1]]
+        numbers = [type(tap) in (int, float) for row in rows for tap in row[: limit + 1]]
+        if not all(numbers) or len(rows) > limit or any(len(row) > limit for row in rows):
+            raise InputError(f"has a resample filter that is not at most {limit} numbers a side")
     try:
-        taps = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
+        taps = np.atleast_1d(np.asarray(value, np.float64))
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"has a resample filter {_shown(value)}") from error
-    if taps.ndim == 0:
-        taps = taps[None]
-    if taps.ndim > 2 or max(taps.shape, default=0) > stylegan2.MAX_TAPS:
+    if taps.ndim > 2 or max(taps.shape) > limit:
         raise InputError(f"has a resample filter of shape {taps.shape}")
-    if taps.ndim == 2:
-        taps = taps / (taps.sum() or 1.0)
+    if taps.ndim == 2 and np.isfinite(taps).all() and abs(taps.sum()) > 1e-6:
+        taps = taps / taps.sum()
         rows = taps.sum(1)
         if taps.shape[0] != taps.shape[1] or not np.allclose(taps, np.outer(rows, rows), atol=1e-7):
             return tuple(tuple(row) for row in taps.tolist())
@@ -352,7 +363,7 @@ def _attribute(
     what it was made with.
     """
     values = [
-        _Options(module.attributes, f"layer {path}:").take(name, default, *kinds)
+        _typed(module.attributes[name], f"layer {path}: {name}", kinds)
         for path, module in modules.items()
         if re.fullmatch(pattern, path) and name in module.attributes
     ]
@@ -461,7 +472,10 @@ def _torch_discriminator(modules: dict[str, _Module]) -> stylegan2.Discriminator
     convolutions = r"b\d+\.(conv\d|conv)"
     if cmap_dim is None:
         cmap_dim = min(channel_base // 4, channel_max)
-    projection = _torch_mapping(modules, mapping, 0, c_dim, cmap_dim) if c_dim else None
+    projection = None
+    if c_dim:
+        projection = _torch_mapping(modules, mapping, 0, c_dim, cmap_dim)
+        mapping.finish()
     return stylegan2.DiscriminatorConfig(
         mapping=projection,
         resolution=resolution,
@@ -512,8 +526,8 @@ def _from_tensorflow(name: str, value: pickles.Object) -> tuple[Config, dict[str
     else:
         for part in ("synthesis", "mapping"):
             component = _tf_state(state["components"].get(part), part)
-            # The parent's options are handed down; a component may have more.
-            state["static_kwargs"] = component["static_kwargs"] | state["static_kwargs"]
+            # The parent's options are handed down; a component may have its own.
+            state["static_kwargs"] = state["static_kwargs"] | component["static_kwargs"]
             variables |= _tf_variables(component, f"{part}/")
         options = _Options(state["static_kwargs"], "option")
         config = _tf_generator(options)

@@ -24,6 +24,7 @@ MAX_INSTRUCTIONS = 300_000
 MAX_DEPTH = 100
 MAX_DIMENSIONS = 8
 MAX_NAME = 200
+MAX_BITS = 80  # PyTorch's magic number has 77
 
 # Classes whose instances are returned as `Object`.
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
@@ -187,6 +188,8 @@ class _Machine:
             if name in _CONSTANTS:
                 stack.append(_CONSTANTS[name])
             elif name in _LITERALS:
+                if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
+                    raise _Refused(f"has a whole number of more than {MAX_BITS} bits")
                 stack.append(argument)
             elif name in _EMPTIES:
                 stack.append(_EMPTIES[name]())
