@@ -38,7 +38,8 @@ class Network:
 
     Attributes:
       config: everything but the arrays.
-      arrays: float32, read-only, by the dotted names of `stylegan2.shapes`, in NVIDIA's layouts.
+      arrays: float32, by the dotted names of `stylegan2.shapes`, in NVIDIA's layouts; views of a
+        file, so nobody writes to them.
     """
 
     config: Config
