@@ -242,6 +242,42 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: P
     assert one == other and one["records"] == 24
 
 
+STARTING = """
+import os, sys, time
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    open(f"{GO}.{os.getpid()}", "w").close()
+    while not os.path.exists(GO):
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_processes_that_are_just_starting_take_ctrl_c_in_silence(source: Path, tmp_path: Path):
+    go, start, log = tmp_path / "go", tmp_path / "start", tmp_path / "log"
+    start.mkdir()
+    (start / "sitecustomize.py").write_text(f"GO = {str(go)!r}\n{STARTING}")
+    with log.open("w") as text:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fer_jax", *words(source, tmp_path / "data", "--processes=2")],
+            env=os.environ | {"PYTHONPATH": f"{start}{os.pathsep}{ROOT}"},
+            stdout=text,
+            stderr=text,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: len(list(tmp_path.glob("go.*"))) == 2)
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+        go.touch()
+        assert process.wait(60) == 130
+    finally:
+        go.touch()
+        process.kill()
+        process.wait()
+    assert log.read_text() == "fer-jax: interrupted; the same command continues\n"
+
+
 def test_another_split_of_the_same_clips_decodes_nothing(source: Path, tmp_path: Path):
     data = tmp_path / "data"
     assert main(words(source, data)) == 0

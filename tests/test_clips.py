@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -181,6 +182,25 @@ def test_a_box_outside_the_picture_is_no_face(tmp_path: Path):
         assert (found.item, found.reason, len(found.faces)) == ("set/x", reason, not reason)
 
 
+def test_of_a_photo_one_face_or_all_are_taken(tmp_path: Path):
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    rows = [("x.jpg", 0, 10, 10, 20, 20), ("x.jpg", 0, 60, 20, 50, 50)]
+    extraction = write_boxes(tmp_path / "boxes.csv", rows)
+
+    def found(**options: Any) -> tuple[list[tuple[int | None, tuple[int, ...]]], str]:
+        chosen = dataclasses.replace(extraction, **options)
+        one = clips.faces_in_photo(image, "x", "x.jpg", chosen)
+        return [(f["_number"], picture(f["image"]).shape) for f in one.faces], one.reason
+
+    assert found() == ([(None, (50, 50, 3))], "")
+    assert found(choice="all") == ([(0, (50, 50, 3)), (1, (20, 20, 3))], "")
+    assert found(margin=0.5) == ([(None, (75, 75, 3))], "")
+    assert found(one_face=True) == ([], "several faces")
+    assert found(min_size=51, choice="all") == ([], "size below 51")
+    other = write_boxes(tmp_path / "other.csv", [("y.jpg", 0, 10, 10, 20, 20)])
+    assert found(boxes=other.boxes) == ([], "no face")
+
+
 def test_a_file_that_cannot_be_opened_is_one_reason(tmp_path: Path):
     (tmp_path / "x.mp4").write_text("no video")
     clip = done(Job(str(tmp_path / "x.mp4"), "set/x"), WHOLE, tmp_path)
@@ -229,7 +249,7 @@ def test_what_is_kept_is_for_this_file_and_this_extraction_only(
     }
     fields = {field.name for field in dataclasses.fields(Extraction)}
     assert other.keys() == fields - {"detector_model", "boxes"}
-    keys = [key(), key(extraction=boxes)]
+    keys = [key()]
     keys += [key(extraction=dataclasses.replace(WHOLE, **{k: v})) for k, v in other.items()]
     keys += [key(job._replace(item="y")), key(job._replace(start_s=1.0))]
     keys += [key(job._replace(end_s=1.0)), key(job._replace(path=str(tmp_path / "y.avi")))]
@@ -240,6 +260,7 @@ def test_what_is_kept_is_for_this_file_and_this_extraction_only(
     path.write_bytes(path.read_bytes() + b"0")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     keys.append(key())
+    keys.append(key(extraction=boxes))
     with Path(boxes.boxes).open("a") as text:
         text.write("\nx.avi,1,1,1,9,9\n")
     clips.from_arguments(options("--detector=boxes", f"--boxes={boxes.boxes}"))

@@ -68,6 +68,29 @@ def test_eyes_and_nose_land_where_the_framing_has_them(eyes_apart: float, degree
     np.testing.assert_allclose(spots(crop), EYES_AND_NOSE, atol=0.1 / len(crop))
 
 
+@pytest.mark.parametrize("eyes_apart", [60.0, 200.0, 390.0])
+@pytest.mark.parametrize("degrees", [0.0, 45.0, 200.0])
+def test_all_of_a_crop_is_where_it_was_in_the_picture(eyes_apart: float, degrees: float):
+    landmarks = placed(eyes_apart, degrees, (2.3 * eyes_apart, 2.3 * eyes_apart))
+    size = math.ceil(4.6 * eyes_apart)
+
+    def wave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        period = eyes_apart / 4
+        return 127 + 100 * np.sin(x / period) * np.cos(y / period)
+
+    y, x = np.mgrid[:size, :size]
+    picture = np.repeat(np.round(wave(x, y)).astype(np.uint8)[..., None], 3, axis=2)
+    crop = faces.align(picture, Face((0, 0, 1, 1), 1.0, landmarks))
+    # Where each of its pixels was: the framing in distances between the eyes, turned.
+    share = (np.arange(len(crop)) + 0.5) / len(crop)
+    right, down = np.meshgrid((share - 0.5) / 0.38, (share - 0.38) / 0.38)
+    angle = math.radians(degrees)
+    x = 2.3 * eyes_apart + eyes_apart * (math.cos(angle) * right - math.sin(angle) * down)
+    y = 2.3 * eyes_apart + eyes_apart * (math.sin(angle) * right + math.cos(angle) * down)
+    # Averaging over the pixels of a crop's pixel flattens the wave by a level or two.
+    assert np.abs(crop[..., 0] - wave(x, y)).max() < 4
+
+
 @pytest.mark.parametrize("eyes_apart", [50.0, 300.0])
 def test_a_margin_widens_about_the_same_middle(eyes_apart: float):
     landmarks = placed(eyes_apart, 12.0, (2.5 * eyes_apart, 2 * eyes_apart))

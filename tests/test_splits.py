@@ -60,3 +60,18 @@ def test_an_empty_part_is_refused():
     splits.check_parts(["train", "test"], ["train", "test"])
     with pytest.raises(InputError, match="validation would be empty.*'folds'"):
         splits.check_parts(["train", "test"], splits.PARTS)
+
+
+def test_a_part_and_a_content_group_are_named_once():
+    text = "train=food_market, car_tech;Testing=cosmetics_fashion"
+    parts = {"train": ["food_market", "car_tech"], "test": ["cosmetics_fashion"]}
+    assert splits.content_parts(text) == parts
+    for wrong, says in (
+        ("train=a;training=b", "names train twice"),
+        ("train=a,b;test=b", "puts 'b' twice"),
+        ("train=a,a;test=b", "puts 'a' twice"),
+        ("train", "is PART=GROUP,GROUP;PART=GROUP"),
+        ("holdout=a", "'holdout' names no part"),
+    ):
+        with pytest.raises(InputError, match=says):
+            splits.content_parts(wrong)

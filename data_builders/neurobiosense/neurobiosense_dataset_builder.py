@@ -279,19 +279,17 @@ def read_people(file: Path) -> dict[str, list[Person]]:
         # Opened here: openpyxl leaves open what it cannot read.
         with file.open("rb") as data:
             with zipfile.ZipFile(data) as archive:
-                unpacked = sum(info.file_size for info in archive.infolist())
-            if unpacked > MAX_TABLE_BYTES:
-                sheets = []
-            else:
-                book = openpyxl.load_workbook(data, read_only=True, data_only=True)
-                sheets = [_cells(sheet) for sheet in book.worksheets]
+                if sum(info.file_size for info in archive.infolist()) > MAX_TABLE_BYTES:
+                    raise InputError(f"'{file}' is over {MAX_TABLE_BYTES // 2**20} MiB")
+            book = openpyxl.load_workbook(data, read_only=True, data_only=True)
+            sheets = [_cells(sheet) for sheet in book.worksheets]
+    except InputError:
+        raise
     except (
         *(zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
         *(KeyError, ValueError, TypeError, OSError),
     ) as error:
         raise InputError(f"'{file}' is not a spreadsheet (.xlsx)") from error
-    if unpacked > MAX_TABLE_BYTES:
-        raise InputError(f"'{file}' is over {MAX_TABLE_BYTES // 2**20} MiB")
     seen: list[str] = []
     for rows in sheets:
         for number, header in enumerate(rows[:HEADER_ROWS]):

@@ -116,7 +116,8 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], list[tup
     files, refused = [], []
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        linked_folder = path.is_symlink() and path.is_dir()
+        linked = path.is_symlink()
+        linked_folder = linked and path.is_dir()
         if not linked_folder and path.suffix.lower() not in suffixes:
             continue
         try:
@@ -127,9 +128,9 @@ def files_in(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], list[tup
             continue
         if linked_folder:
             refused.append((name, "a link to a folder"))
-        elif path.is_symlink() and not path.exists():
+        elif linked and not path.exists():
             refused.append((name, "a link to nothing"))
-        elif path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        elif linked and not path.resolve().is_relative_to(folder.resolve()):
             refused.append((name, "a link out of the folder"))
         elif path.is_file():
             files.append(name)

@@ -5,6 +5,7 @@ else the clip, else the image itself.
 """
 
 import argparse
+import collections
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -197,12 +198,18 @@ def content_parts(text: str) -> dict[str, list[str]]:
     """Reads --content_parts: part -> the content groups in it.
 
     Raises:
-      InputError: not of the form PART=GROUP,GROUP;PART=GROUP.
+      InputError: not of the form PART=GROUP,GROUP;PART=GROUP, or a part or a group occurs twice.
     """
-    parts = {}
+    parts: dict[str, list[str]] = {}
     for piece in text.split(";"):
         part, equals, groups = piece.partition("=")
         if not equals:
             raise InputError(f"--content_parts is PART=GROUP,GROUP;PART=GROUP, not '{text}'")
+        if given(part) in parts:
+            raise InputError(f"--content_parts names {given(part)} twice: '{text}'")
         parts[given(part)] = [group.strip() for group in groups.split(",")]
+    groups = collections.Counter(group for part in parts.values() for group in part)
+    twice = [group for group, count in groups.items() if count > 1]
+    if twice:
+        raise InputError(f"--content_parts puts '{twice[0]}' twice: '{text}'")
     return parts

@@ -190,7 +190,8 @@ def _detect(image: np.ndarray, name: str, frame: int, extraction: Extraction) ->
         found = next((boxes[end, frame] for end in ends if (end, frame) in boxes), [])
     else:
         detect = faces.make_detector(extraction.detector, extraction.detector_model)
-        size = faces.ALL_FACES if extraction.choice == "all" else faces.LARGE_FACES
+        every_one = extraction.choice == "all" or extraction.one_face
+        size = faces.ALL_FACES if every_one else faces.LARGE_FACES
         found = detect(image, size)
     return sorted(found, key=lambda face: -face.box[2] * face.box[3])
 
@@ -398,11 +399,11 @@ def _in_processes(
     running: dict[concurrent.futures.Future[Path], Job] = {}
     lost: list[Job] = []
     try:
-        started = pool.submit(os.getpid)
+        started = _submit(pool, os.getpid)
         while not lost and (waiting or running):
             while waiting and len(running) < 2 * processes:
                 try:
-                    future = pool.submit(finish_clip, waiting[0], extraction, folder)
+                    future = _submit(pool, finish_clip, waiting[0], extraction, folder)
                 except BrokenProcessPool:
                     break  # the futures in flight say so too
                 running[future] = waiting.popleft()
@@ -424,6 +425,16 @@ def _in_processes(
     finally:
         # Clips that processes have, or have next, are finished and kept; no other is begun.
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: concurrent.futures.ProcessPoolExecutor, *call: Any) -> Any:
+    """Submits a call; a process that is started for it is deaf to Ctrl-C from its first moment."""
+    held = {signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        return pool.submit(*call)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
 
 def _start_worker() -> None:

@@ -4,6 +4,7 @@ Frames are decoded from the first to the last in order: seeking lands on other f
 containers, and only counting tells how many there really are.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,11 +154,10 @@ class Video:
         if not self.claimed or start_s > 0 or end_s < math.inf:
             # The container does not say how many there are (streams, cut recordings), or which
             # ones are in the window (rates vary): all are looked at once before.
-            inside = [
-                index
-                for index, timestamp_s, _ in self._expected()
-                if start_s <= timestamp_s + ROUNDING_S < end_s
-            ]
+            before_end = itertools.takewhile(
+                lambda frame: frame[1] + ROUNDING_S < end_s, self._expected()
+            )
+            inside = [index for index, time_s, _ in before_end if start_s <= time_s + ROUNDING_S]
             self.close()
             self._open()
         if len(inside) <= count:
