@@ -136,6 +136,8 @@ def test_every_command_without_a_placeholder_works_as_pasted(
     assert (checkout / "runs/audit/audit.html").is_file()
 
     for snippet in blocks(README, "python"):
+        if PLACEHOLDER.search(snippet):
+            continue
         config = default_config()
         exec(compile(snippet, str(README), "exec"), {"config": config})
         check_config(config)
