@@ -221,7 +221,8 @@ def _read_columns(serialized: Iterable[bytes]) -> dict[str, np.ndarray]:
             values = feature[key]
             integer = np.issubdtype(dtype, np.integer)
             rows[key].append((values.int64_list if integer else values.float_list).value[0])
-        votes.append(feature["emotion_probabilities"].float_list.value)
+        # As a list of its own: a view would keep the whole record alive, image and all.
+        votes.append(list(feature["emotion_probabilities"].float_list.value))
     columns: dict[str, np.ndarray] = {key: np.asarray(rows[key], np.str_) for key in TEXT_COLUMNS}
     columns |= {key: np.asarray(rows[key], dtype) for key, dtype in NUMBER_COLUMNS.items()}
     columns["emotion_probabilities"] = np.asarray(votes, np.float32).reshape(-1, len(EMOTIONS))
