@@ -306,7 +306,7 @@ def from_json(text: str) -> Config:
 
 
 def read_config(workdir: Path) -> Config:
-    """The config of a run.
+    """The config of a run; a field that came after the run has its default.
 
     Raises:
       InputError: the folder holds no run, or its config.json is damaged.
@@ -315,9 +315,19 @@ def read_config(workdir: Path) -> Config:
     if not file.is_file():
         raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
     try:
-        return from_json(file.read_text())
+        config = from_json(file.read_text())
     except ValueError as error:
         raise InputError(f"'{file}' is damaged ({error}); choose another workdir") from error
+    _fill(config, default_config())
+    return config
+
+
+def _fill(config: Any, defaults: Any) -> None:
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            _fill(config[name], value)
 
 
 class OneLineParser(argparse.ArgumentParser):

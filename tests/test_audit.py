@@ -1,6 +1,7 @@
 """What stands on two sides is found, named, and can be left out."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,66 @@ def test_one_picture_under_two_labels_on_one_side_is_a_warning(tmp_path: Path):
     assert found["hashes"]["confirmed"] == 1
 
 
+def test_unknown_labels_contradict_nothing(tmp_path: Path):
+    rows = [row | {"subject_id": "", "clip_id": "", "url": "", "seed": 4} for row in CLEAN[:2]]
+    rows[0] |= {"interest": 1, "emotion": 2}
+    rows[1] |= {"interest": -1, "emotion": 2, "_face": saved_again(0)}
+    dataset(tmp_path, rows)
+    code, found = run(tmp_path, "x")
+    assert (code, found["leaks"], found["warnings"]) == (0, {}, {})
+
+
+def test_photographs_of_one_person_are_no_copies(shared: Path, tmp_path: Path):
+    """JAFFE's sessions: hundreds of pictures of one person that differ in the mouth alone."""
+    source = f"--source={shared / 'data' / 'faces' / 'jaffe.zip'}"
+    words = [source, f"--data_dir={tmp_path}", "--name=jaffe"]
+    assert main(["build", "face_folder/folds", *words]) == 0
+    code, found = run(tmp_path, "jaffe")
+    assert (code, found["leaks"], found["warnings"]) == (0, {}, {})
+
+
+def test_the_drawn_people_are_told_apart(tmp_path: Path):
+    for source in ("controlled", "synthetic"):
+        plan = demo.plan(source, None)  # pyright: ignore[reportArgumentType] (no options)
+        write(dataclasses.replace(plan, rows=plan.rows[::8]), tmp_path)
+    # The name alone stands for both.
+    code, found = run(tmp_path, "demo")
+    assert (code, found["leaks"]) == (0, {})
+    assert found["datasets"] == ["demo/controlled", "demo/synthetic"]
+    assert set(found["warnings"]) <= {"shared_stimulus"}
+    assert found["hashes"]["candidates"] > 100
+
+
+def test_ways_of_splitting_one_set_are_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    dataset(tmp_path, CLEAN)
+    dataset(tmp_path, CLEAN, config="content")
+    assert main(["audit", "x", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'audit'}"]) == 2
+    assert "built in several ways" in capsys.readouterr().err
+
+
+def test_findings_and_counts_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [*CLEAN, *({"split": "test", "_face": saved_again(i)} for i in range(3))]
+    rows += [{"split": "test", "_face": face(i)} for i in range(2)]
+    blank = encode_jpeg(np.zeros((72, 72, 3), np.uint8))
+    dataset(tmp_path, [*rows, {"split": "train", "_face": blank}])
+    _, found = run(tmp_path, "x")
+    # Faces 0 to 2 were saved again; 0 and 1 are there byte for byte too, which is told at once.
+    assert found["leaks"] == {"image": 5}
+    keys = [finding["key"] for finding in found["findings"] if finding["kind"] == "image"]
+    assert keys.count("equal byte for byte") == 2
+    # One picture has two labels within the test part, twice.
+    assert found["warnings"] == {"image_labels": 2}
+    assert found["hashes"]["confirmed"] == 3 + 2
+    assert found["hashes"]["blank"] == 1
+    said = "1 pictures show nothing and were not compared"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "audit" / "audit.html").read_text()
+    assert sum((found["leaks"] | found["warnings"]).values()) == len(found["findings"])
+    assert sum(side["records"] for side in found["sides"].values()) == len(rows) + 1
+
+
 def test_people_are_followed_across_datasets_and_seeds_are_not(tmp_path: Path):
     dataset(tmp_path, [row | {"seed": i, "emotion": 1} for i, row in enumerate(CLEAN)])
     rows = [
@@ -181,6 +242,62 @@ def test_parts_that_overlap_share_their_records(tmp_path: Path):
     assert code == 1 and found["leaks"]["record"] == 1
 
 
+def test_a_named_protocol_claims_its_content_however_it_is_named(tmp_path: Path):
+    dataset(tmp_path, CLEAN, config="content")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(test='"x",'))
+    code, found = run(tmp_path, f"--config={config}")
+    assert (code, found["leaks"]) == (1, {"content": 1})
+
+
+def test_records_without_a_label_for_the_task_leak_nothing(tmp_path: Path):
+    rows = [*CLEAN, {"split": "train", "subject_id": "x/c", "emotion": -1, "interest": 1}]
+    dataset(tmp_path, rows)
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(test='"x",'))
+    assert run(tmp_path, f"--config={config}")[0] == 0
+    config.write_text(
+        CONFIG.format(test='"x",').replace("test_sets", "task = 'interest'\n    config.test_sets")
+    )
+    rows = [row | {"interest": 0} for row in rows]
+    rows[-1]["interest"] = 1
+    dataset(tmp_path / "other", rows)
+    code, found = run(tmp_path / "other", f"--config={config}")
+    assert (code, found["leaks"]) == (1, {"subject": 1})
+
+
+def test_a_misspelled_split_of_a_test_set_is_not_taken_for_an_absent_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    dataset(tmp_path, CLEAN)
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(test='{"name": "x", "test": "tset"},'))
+    words = [f"--config={config}", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'audit'}"]
+    assert main(["audit", *words]) == 2
+    assert "has no split 'tset'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"dataset,id\nx,0\n", "lacks the columns"),
+        (b"dataset,record_id\nx/grouped\n", "record 1: no dataset or no record_id"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_exclusions_that_cannot_be_read_are_one_line(
+    tmp_path: Path, content: bytes, says: str, capsys: pytest.CaptureFixture[str]
+):
+    dataset(tmp_path, CLEAN)
+    config, file = tmp_path / "config.py", tmp_path / "leave_out.csv"
+    config.write_text(CONFIG.format(test=""))
+    file.write_bytes(content)
+    words = [f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'audit'}"]
+    assert main(["audit", f"--config={config}", f"--config.exclusions={file}", *words]) == 2
+    printed = capsys.readouterr().err
+    assert says in printed and printed.count("\n") == 1
+
+
 def leaking(tmp_path: Path) -> list[str]:
     """A dataset whose test person is in its training part; the words that train on it."""
     rows = [{"split": "train", "subject_id": f"x/{i}", "_face": i} for i in range(8)]
@@ -234,6 +351,35 @@ def test_training_leaves_out_what_is_excluded(
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
     assert main(["report", f"--workdir={tmp_path / 'run'}"]) == 0
     assert 'role="alert"' not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_training_refuses_a_picture_that_is_in_the_test_byte_for_byte(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    words = leaking(tmp_path / "first")
+    rows = [{"split": "train", "_face": i} for i in range(8)]
+    rows += [{"split": "validation", "_face": 20}, {"split": "test", "_face": 3, "emotion": 3}]
+    dataset(tmp_path, rows)
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert main(["train", *words, f"--data_dir={tmp_path}"]) == 2
+    assert "1 x the same picture on two sides" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_exclusions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    words, exclusions = leaking(tmp_path), tmp_path / "leave_out.csv"
+    exclusions.write_text("dataset,record_id,reason\nx,x/3,seen\n")
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert main(["train", *words, f"--config.exclusions={exclusions}"]) == 0
+    exclusions.write_text("dataset,record_id,reason\nx,x/3,seen\nx,x/4,seen\n")
+    assert main(["train", *words, f"--config.exclusions={exclusions}"]) == 2
+    assert "other exclusions" in capsys.readouterr().err
+    # What was left out is known without the file, and where the training data is not, that too.
+    exclusions.unlink()
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert main(["evaluate", workdir]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["sets"][0]["leaks"] == {}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Config files, overrides and the mistakes people make with them."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,15 @@ def test_a_damaged_config_of_a_run_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="config.json' is damaged") as error:
         read_config(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_before_a_field_has_its_default(tmp_path: Path):
+    config = default_config()
+    config.seed = 7
+    text = json.loads(to_json(config))
+    del text["allow_leaks"], text["model"]["dropout"]
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    assert dict(fields(read_config(tmp_path))) == dict(fields(config))
 
 
 def test_a_config_file_with_a_misspelled_field_is_refused(tmp_path: Path):

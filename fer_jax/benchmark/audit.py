@@ -26,15 +26,14 @@ def run(options: argparse.Namespace) -> list[Row]:
     if options.pictures < 200:
         raise InputError(f"--pictures must be at least 200, not {options.pictures}")
     thumbnails, copies = _pictures(options.pictures)
-    side = np.zeros((len(thumbnails), 1), np.int64)
-    side[len(thumbnails) - len(copies) :] = 1
+    is_copy = np.arange(len(thumbnails)) >= len(thumbnails) - len(copies)
     started, used = time.perf_counter(), cpu_seconds()
     duplicates.perceptual_hashes(thumbnails)
     hashing, hashing_cpu = time.perf_counter() - started, cpu_seconds() - used
     started, used = time.perf_counter(), cpu_seconds()
-    pairs, candidates = duplicates.same_pictures(thumbnails, side)
+    same = duplicates.same_pictures(thumbnails, lambda i, j, _: is_copy[i] != is_copy[j])
     searching, searching_cpu = time.perf_counter() - started, cpu_seconds() - used
-    found = {(i, j) for i, j, _ in pairs}
+    found = {(i, j) for i, j, _ in same.pairs}
     wanted = {(one, len(thumbnails) - len(copies) + n) for n, one in enumerate(copies.tolist())}
     what = f"of {options.pictures} pictures"
     return [
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         single(f"hashes {what}", hashing_cpu, "CPU-seconds"),
         single(f"hashes and all pairs {what}", searching, "s"),
         single(f"hashes and all pairs {what}", searching_cpu, "CPU-seconds"),
-        single("candidates that were looked at", candidates, "pairs"),
+        single("candidates that were looked at", same.num_candidates, "pairs"),
         single("copies found", len(found & wanted) / len(wanted), "of all", bar="1"),
         single("other pairs called copies", len(found - wanted), "pairs", bar="0"),
         single("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MB"),

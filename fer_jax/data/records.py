@@ -5,6 +5,7 @@ Reads the array_record shards that the builders wrote, without TensorFlow.
 
 import csv
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -90,14 +91,17 @@ class Records:
     Attributes:
       name: the dataset.
       split: the split expression.
-      columns: everything but the images, one array of length n each.
+      columns: everything but the images, one array of length n each; of an image only
+        "image_digest", uint64, equal where two are equal byte for byte.
       serialized: random access to the n records as bytes.
+      config: how the dataset was built, such as "grouped" or "content".
     """
 
     name: str
     split: str
     columns: dict[str, np.ndarray]
     serialized: Sequence[bytes]
+    config: str = ""
 
     def __len__(self) -> int:
         return len(self.serialized)
@@ -152,6 +156,14 @@ def _parse(serialized: bytes) -> Mapping[str, Any]:
     return example.features.feature
 
 
+def built_datasets(data_dir: Path) -> dict[str, Path]:
+    """Every prepared dataset, "dataset/config", and the folder of its newest version."""
+    return {
+        "/".join(info.parent.relative_to(data_dir).parts[:-1]): info.parent
+        for info in sorted(data_dir.glob("*/*/*/dataset_info.json"))
+    }
+
+
 def dataset_directory(name: str, data_dir: Path) -> Path:
     """The folder of a prepared dataset's newest version.
 
@@ -162,10 +174,7 @@ def dataset_directory(name: str, data_dir: Path) -> Path:
     Raises:
       InputError: not built there; names what is.
     """
-    built = {
-        "/".join(info.parent.relative_to(data_dir).parts[:-1]): info.parent
-        for info in sorted(data_dir.glob("*/*/*/dataset_info.json"))
-    }
+    built = built_datasets(data_dir)
     configs = [known for known in built if known == name or known.split("/")[0] == name]
     if name in built:
         return built[name]
@@ -207,12 +216,13 @@ def open_records(name: str, split: str, data_dir: Path) -> Records:
         raise InputError(f"'{name}' has no split '{split}'; it has {known}") from error
     if count == 0:
         raise InputError(f"split '{split}' of '{name}' is empty")
-    return Records(name, split, _read_columns(serialized), serialized)
+    config = directory.parent.name
+    return Records(name, split, _read_columns(serialized), serialized, config)
 
 
 def _read_columns(serialized: Iterable[bytes]) -> dict[str, np.ndarray]:
     rows: dict[str, list[Any]] = {key: [] for key in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-    votes = []
+    votes, digests = [], []
     for record in serialized:
         feature = _parse(record)
         for key in TEXT_COLUMNS:
@@ -223,8 +233,11 @@ def _read_columns(serialized: Iterable[bytes]) -> dict[str, np.ndarray]:
             rows[key].append((values.int64_list if integer else values.float_list).value[0])
         # As a list of its own: a view would keep the whole record alive, image and all.
         votes.append(list(feature["emotion_probabilities"].float_list.value))
+        jpeg = feature["image"].bytes_list.value[0]
+        digests.append(int.from_bytes(hashlib.blake2b(jpeg, digest_size=8).digest()))
     columns: dict[str, np.ndarray] = {key: np.asarray(rows[key], np.str_) for key in TEXT_COLUMNS}
     columns |= {key: np.asarray(rows[key], dtype) for key, dtype in NUMBER_COLUMNS.items()}
+    columns["image_digest"] = np.asarray(digests, np.uint64)
     columns["emotion_probabilities"] = np.asarray(votes, np.float32).reshape(-1, len(EMOTIONS))
     return columns
 
@@ -276,13 +289,16 @@ def without(records: Records, excluded: set[tuple[str, str]]) -> tuple[Records, 
     dataset = records.name.split("/")[0]
     ids = records.columns["record_id"].tolist()
     kept = np.flatnonzero([(dataset, name) not in excluded for name in ids])
-    if len(kept) == len(records):
-        return records, 0
     if not len(kept):
         raise InputError(f"config.exclusions leaves nothing of {records.name} {records.split}")
-    columns = {name: values[kept] for name, values in records.columns.items()}
-    chosen = _Chosen(records.serialized, kept)
-    return Records(records.name, records.split, columns, chosen), len(records) - len(kept)
+    return only(records, kept), len(records) - len(kept)
+
+
+def only(records: Records, rows: np.ndarray) -> Records:
+    """Some of a split's records, by their rows, int64 [m]."""
+    columns = {name: values[rows] for name, values in records.columns.items()}
+    chosen = _Chosen(records.serialized, rows)
+    return dataclasses.replace(records, columns=columns, serialized=chosen)
 
 
 def read_exclusions(file: str) -> set[tuple[str, str]]:
@@ -292,14 +308,23 @@ def read_exclusions(file: str) -> set[tuple[str, str]]:
       (dataset without its config, record_id) pairs.
 
     Raises:
-      InputError: no such file, or one with other columns.
+      InputError: no such file, or it is no CSV with these columns.
     """
     if not file:
         return set()
+    wrong = f"config.exclusions: '{file}'"
     if not Path(file).is_file():
-        raise InputError(f"config.exclusions: '{file}' does not exist")
-    with Path(file).open(newline="", encoding="utf-8") as text:
-        reader = csv.DictReader(text)
-        if not {"dataset", "record_id"} <= set(reader.fieldnames or ()):
-            raise InputError(f"config.exclusions: '{file}' lacks the columns dataset, record_id")
-        return {(row["dataset"].split("/")[0], row["record_id"]) for row in reader}
+        raise InputError(f"{wrong} does not exist")
+    try:
+        with Path(file).open(newline="", encoding="utf-8-sig") as text:
+            reader = csv.DictReader(text, strict=True)
+            if not {"dataset", "record_id"} <= set(reader.fieldnames or ()):
+                raise InputError(f"{wrong} lacks the columns dataset, record_id")
+            rows = [(row["dataset"], row["record_id"]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{wrong} cannot be read: {str(error).splitlines()[0]}") from error
+    # A record that is named in half would be left out of nothing, without a word.
+    for number, row in enumerate(rows, 1):
+        if not all(row):
+            raise InputError(f"{wrong}, record {number}: no dataset or no record_id")
+    return {(dataset.split("/")[0], record_id) for dataset, record_id in rows}

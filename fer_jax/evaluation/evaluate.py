@@ -9,7 +9,7 @@ import numpy as np
 
 from fer_jax import checkpoints
 from fer_jax.config import OneLineParser, default_data_dir, read_config
-from fer_jax.data.audit import leaks_into
+from fer_jax.data.audit import leaks_into, open_trained
 from fer_jax.data.records import as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
@@ -63,6 +63,7 @@ def evaluate(
     print(f"checkpoint of step {step}")
     score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
     (workdir / "predictions").mkdir(exist_ok=True)
+    trained = open_trained(config, data_dir, workdir)
     leaks = results.read_leaks(workdir)
     for records, labelled in zip(opened, num_labelled, strict=True):
         # Every image is in the table; those without a label are in no score.
@@ -79,7 +80,7 @@ def evaluate(
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
         predictions.write(file, table, TASKS[config.task])
-        leaks[file.name] = leaks_into(config, records, data_dir)
+        leaks[file.name] = leaks_into(trained, records) if trained else None
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from fer_jax import checkpoints
 from fer_jax.config import Config, fields, read_config
+from fer_jax.data.audit import EXCLUSIONS_FILE
 from fer_jax.errors import InputError
 from fer_jax.training.step import TrainState, network_of, training_of
 from fer_jax.weights.keras import load_xception
@@ -18,6 +19,7 @@ from fer_jax.weights.keras import load_xception
 # What may differ when a run is continued; everything else makes it another run.
 CHANGEABLE = (
     "test_sets",
+    "allow_leaks",
     "num_epochs",
     "log_every_steps",
     "early_stopping_patience",
@@ -29,7 +31,7 @@ def check_continues(config: Config, workdir: Path) -> None:
     """Refuses to continue a run with a config that would make it another run.
 
     Raises:
-      InputError: names every field that differs, and both values.
+      InputError: names every field that differs, and both values; or the exclusions changed.
     """
     # Without a checkpoint there is nothing to continue: a start that failed is only replaced.
     if not any((workdir / "checkpoints").glob("[0-9]*")):
@@ -44,6 +46,12 @@ def check_continues(config: Config, workdir: Path) -> None:
         raise InputError(
             f"'{workdir}' holds a run with another config: {'; '.join(differing)}; "
             "choose another workdir or the same config"
+        )
+    kept, given = workdir / EXCLUSIONS_FILE, Path(config.exclusions)
+    if given.is_file() and kept.is_file() and kept.read_bytes() != given.read_bytes():
+        raise InputError(
+            f"'{workdir}' holds a run with other exclusions than '{given}' has now; choose another "
+            "workdir or the same exclusions"
         )
 
 

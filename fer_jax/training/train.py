@@ -4,6 +4,7 @@ Read `train` from top to bottom: data, shapes, shardings, state, the step, the l
 """
 
 import functools
+import shutil
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fer_jax.config import (
     to_json,
 )
 from fer_jax.data import batches
-from fer_jax.data.audit import allowed_leaks, open_experiment
+from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.records import as_source
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
@@ -127,6 +128,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
+    if config.exclusions:
+        shutil.copyfile(config.exclusions, workdir / EXCLUSIONS_FILE)
     write_environment(workdir, data_dir, experiment, leaks)
     manager = checkpoints.open_checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.selection_metric
