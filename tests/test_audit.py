@@ -234,6 +234,44 @@ def test_an_experiments_sides_and_its_exclusions(
     assert found["sides"]["train"]["records"] == 1
 
 
+def test_what_is_found_only_after_leaving_out_is_left_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Hashes depend on what is usual: the search is asked again, here with another outcome."""
+    dataset(
+        tmp_path, [*changed(3, _face=saved_again(0)), {"split": "train", "_face": saved_again(2)}]
+    )
+    config, exclusions = tmp_path / "config.py", tmp_path / "leave_out.csv"
+    config.write_text(CONFIG.format(test='"x",'))
+    same_pictures = audit.duplicates.same_pictures
+
+    def blind(thumbnails: np.ndarray, *arguments: Any) -> Any:
+        found = same_pictures(thumbnails, *arguments)
+        return found._replace(pairs=found.pairs[:1])
+
+    monkeypatch.setattr(audit.duplicates, "same_pictures", blind)
+    words = f"--config={config}", f"--write_exclusions={exclusions}"
+    assert run(tmp_path, *words)[0] == 1
+    with exclusions.open() as file:
+        assert [row["record_id"] for row in csv.DictReader(file)] == ["x/0", "x/4"]
+    # A new list goes on leaving out what the old one did.
+    again = tmp_path / "again.csv"
+    words = f"--config={config}", f"--config.exclusions={exclusions}", f"--write_exclusions={again}"
+    assert run(tmp_path, *words)[0] == 0
+    with again.open() as file:
+        assert [row["record_id"] for row in csv.DictReader(file)] == ["x/0", "x/4"]
+
+
+def test_a_seed_under_two_labels_takes_nothing_out_of_a_test(tmp_path: Path):
+    rows = [{"split": split, "seed": 7, "emotion": i} for i, split in enumerate(("train", "test"))]
+    dataset(tmp_path, rows)
+    exclusions = tmp_path / "leave_out.csv"
+    _, found = run(tmp_path, "x", f"--write_exclusions={exclusions}")
+    assert found["leaks"] == {"seed": 1, "seed_labels": 1}
+    with exclusions.open() as file:
+        assert [row["record_id"] for row in csv.DictReader(file)] == ["x/0"]
+
+
 def test_parts_that_overlap_share_their_records(tmp_path: Path):
     dataset(tmp_path, CLEAN)
     config = tmp_path / "config.py"
