@@ -47,7 +47,7 @@ def test_a_picture_is_measured_as_a_whole_and_its_largest_face_cut_out():
     image = np.full((200, 160, 3), 90, np.uint8)
     image[20:100, 30:110] = picture(0, 80)
     found = [Face((120.0, 150.0, 80.0, 40.0), 0.9, None), Face((30.0, 20.0, 80.0, 80.0), 0.8, None)]
-    one = quality.examine(image, lambda _: found)
+    one = quality.examine(image, lambda *_: found)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     assert (one.size, one.num_faces) == (160, 2)
     assert one.contrast == pytest.approx(grey.std())
@@ -56,13 +56,13 @@ def test_a_picture_is_measured_as_a_whole_and_its_largest_face_cut_out():
     expected = faces.align(np.ascontiguousarray(image[..., ::-1]), found[1])[..., ::-1]
     np.testing.assert_array_equal(one.crop, expected)
     # Of a box that leaves the picture the part inside counts.
-    out = quality.examine(image, lambda _: found[:1])
+    out = quality.examine(image, lambda *_: found[:1])
     assert out.face_share == pytest.approx(40 * 40 / 32000)
 
 
 def test_the_detector_gets_its_blue_first():
     seen = []
-    quality.examine(picture(0), lambda image: seen.append(image) or [])
+    quality.examine(picture(0), lambda image, _: seen.append(image) or [])
     np.testing.assert_array_equal(seen[0][..., ::-1], picture(0))
 
 

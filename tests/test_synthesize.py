@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_runs import SIZE, small_generator, write_dataset, write_network, write_run
@@ -586,7 +587,9 @@ def test_sheets_and_a_video(tmp_path: Path, capsys):
     renderer = make_renderer(load_generator(network), make_mesh(jax.devices()[:1]), psi=0.7)
     stations = np.asarray(renderer.ws([1, 2, 3], [0] * 3))
     path = [stations[0], 0.6 * stations[0] + 0.4 * stations[1], stations[1], stations[2]]
-    drawn = np.asarray(renderer.images(np.stack(path), [1] * 4))[..., ::-1].astype(float)
+    drawn = np.asarray(renderer.images(jnp.asarray(np.stack(path)), [1] * 4))[..., ::-1].astype(
+        float
+    )
     errors = [[np.abs(frames[i] - one).mean() for one in drawn] for i in (0, 2, 5, 10)]
     assert np.argmin(errors, axis=1).tolist() == [0, 1, 2, 3], errors
     # Faces can follow in the same folder.

@@ -9,9 +9,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from small_runs import picture, small_generator
+from small_runs import picture, small_generator, write_dataset
 
 from fer_jax.__main__ import main
+from fer_jax.config import default_config
 from fer_jax.data import generated
 from fer_jax.data.build import find_builder
 from fer_jax.data.records import build_summary, open_records
@@ -20,6 +21,7 @@ from fer_jax.schema import EMOTIONS
 from fer_jax.synthesis import request, synthesize
 from fer_jax.synthesis.quality import Gates
 from fer_jax.synthesis.request import Request
+from fer_jax.training.train import train
 
 NETWORK = "0123456789abcdef" * 4
 
@@ -204,6 +206,46 @@ def test_the_folder_that_synthesize_leaves(tmp_path: Path):
     assert collections.Counter(records.columns["emotion"].tolist()) == {0: 20, 1: 20, 2: 20}
     network = synthesize.generator_fingerprint(generator)[:16]
     assert str(records.columns["subject_id"][0]).startswith(f"stylegan/{network}/seed_")
+
+
+def test_training_on_labels_of_a_teacher_that_saw_the_test_people_is_refused(
+    tmp_path: Path, capsys
+):
+    rows = [{"label": EMOTIONS[n % 7]} for n in range(60)]
+    saw = [
+        {"dataset": "nameless/grouped", "split": "train[:4]"},
+        {"dataset": "gone", "split": "train"},
+    ]
+    teacher = {"subjects": ["lab/x0", "lab/y"], "saw": saw}
+    source = folder(tmp_path / "made", rows, teacher=teacher)
+    data = tmp_path / "data"
+    assert build(source, data) == 0
+    people = {"test": [(f"x{n}", n) for n in range(7)], "other": [("z", n) for n in range(7)]}
+    write_dataset(data, "lab", people)
+    write_dataset(
+        data, "nameless", {part: [("", n) for n in range(7)] for part in ("train", "test")}
+    )
+    opened = {part: open_records("lab", part, data) for part in people}
+    pictures = {part: open_records("nameless", part, data) for part in ("train", "test")}
+    made = open_records("synthetic/grouped", "train", data)
+    said = "that labelled synthetic/grouped saw 1 of the subjects of the test set lab test"
+    with pytest.raises(InputError, match=f"{said} .such as 'lab/x0'"):
+        generated.check_teachers([made], [opened["test"]], data, allow=False)
+    with pytest.raises(InputError, match="saw 4 of the records of the test set nameless train"):
+        generated.check_teachers([made], [*pictures.values()], data, allow=False)
+    for part, test in (
+        (made, opened["other"]), (opened["other"], opened["test"]), (made, pictures["test"])
+    ):  # fmt: skip
+        generated.check_teachers([part], [test], data, allow=False)
+    capsys.readouterr()
+    generated.check_teachers([made], [opened["test"]], data, allow=True)
+    assert said in capsys.readouterr().out
+    # The training program asks before it trains.
+    config = default_config()
+    config.sources, config.test_sets = ("synthetic/grouped",), ("lab",)
+    with pytest.raises(InputError, match=said):
+        train(config, tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_builder_refuses_a_name_that_is_no_name(tmp_path: Path):

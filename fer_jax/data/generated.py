@@ -1,8 +1,8 @@
-"""A folder of generated faces: its two tables, written so that a stopped run can go on.
+"""Generated faces on disk: a folder's two tables, and whom the teacher of its labels saw.
 
 `records.csv` has a row for every face that is kept, `rejected.csv` for every one that is not. An
 image is written before its row, and a row is there when its line ends: what a later step reads
-is whole, whenever the run was stopped.
+is whole, whenever the run was stopped, and the run can go on.
 """
 
 import csv
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fer_jax.data.records import Records, build_summary, open_records
+from fer_jax.data.splits import group_key
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.schema import LABEL_SOURCES, TASKS
 
@@ -141,15 +143,6 @@ def group_of(row: Mapping[str, Any]) -> str:
     return row["label"] or row["class"]
 
 
-def task_of(rows: Sequence[Row]) -> str:
-    """The task that the labels of a records.csv are about, by its probability columns."""
-    for task, classes in TASKS.items():
-        if rows and all(f"p_{name}" in rows[0] for name in classes):
-            return task
-    known = "; ".join(f"{task}: p_{', p_'.join(classes)}" for task, classes in TASKS.items())
-    raise InputError(f"{RECORDS} has no column of probabilities for each class ({known})")
-
-
 def probabilities(row: Row, task: str) -> list[float] | None:
     """The teacher's probabilities of a row; None where it had no teacher.
 
@@ -189,3 +182,56 @@ def label_source(word: str) -> str:
     if word not in LABEL_SOURCES:
         raise InputError(f"label_source '{word}'{did_you_mean(word, LABEL_SOURCES)}")
     return word
+
+
+def identities(records: Records) -> set[str]:
+    """Who or what is in the records: people, else clips, else the images themselves."""
+    columns = (records.columns[name] for name in ("subject_id", "clip_id", "record_id"))
+    return {
+        group_key("", subject=str(subject), clip=str(clip), record=str(record))
+        for subject, clip, record in zip(*columns, strict=True)
+    }
+
+
+def check_teachers(
+    train: Iterable[Records], test: Sequence[Records], data_dir: Path, *, allow: bool
+) -> None:
+    """Refuses training on labels of a teacher that saw people of the test sets.
+
+    Args:
+      train: what is trained on.
+      test: what will be tested on.
+      data_dir: where these are built.
+      allow: `config.allow_leaks`: only says so.
+
+    Raises:
+      InputError: names the datasets and one of the people.
+    """
+    for part in train:
+        teacher = build_summary(part.name, data_dir).get("options", {}).get("teacher", {})
+        named = {
+            group_key("", subject=who, clip="", record="") for who in teacher.get("subjects", [])
+        }
+        for tested in test:
+            # Where nobody is named, the pictures themselves are what was seen.
+            saw = named.union(
+                *(
+                    identities(open_records(one["dataset"], one["split"], data_dir))
+                    for one in teacher.get("saw", [])
+                    if one["dataset"].split("/")[0] == tested.name.split("/")[0]
+                )
+            )
+            shared = sorted(saw & identities(tested))
+            if not shared:
+                continue
+            kind, _, name = shared[0].removeprefix("/").partition("/")
+            found = (
+                f"the teacher that labelled {part.name} saw {len(shared)} of the {kind}s of the "
+                f"test set {tested.name} {tested.split} (such as '{name}')"
+            )
+            if not allow:
+                raise InputError(
+                    f"{found}; test on others, label with another teacher, or say "
+                    "--config.allow_leaks=true"
+                )
+            print(f"  LEAK, as config.allow_leaks allows: {found}")

@@ -16,8 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fer_jax.data import splits
-from fer_jax.data.generated import write_whole
+from fer_jax.data.generated import identities, write_whole
 from fer_jax.data.records import Records, as_source, labelled_rows, open_records
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import metrics
@@ -172,15 +171,6 @@ def _scored(model: Model, parts: Sequence[Records]) -> tuple[np.ndarray, np.ndar
     return np.concatenate(labels), np.concatenate(probabilities)
 
 
-def _groups(records: Records) -> set[str]:
-    """Who or what is in the records: people, else clips, else the images themselves."""
-    columns = (records.columns[name] for name in ("subject_id", "clip_id", "record_id"))
-    return {
-        splits.group_key("", subject=str(subject), clip=str(clip), record=str(record))
-        for subject, clip, record in zip(*columns, strict=True)
-    }
-
-
 def check_unseen(teacher: Path, seen: Sequence[Records], test: Records) -> None:
     """Refuses a teacher that saw somebody of a test set: its labels would carry them over.
 
@@ -192,9 +182,9 @@ def check_unseen(teacher: Path, seen: Sequence[Records], test: Records) -> None:
     Raises:
       InputError: says how many, and names one.
     """
-    tested = _groups(test)
+    tested = identities(test)
     for part in seen:
-        shared = sorted(_groups(part) & tested)
+        shared = sorted(identities(part) & tested)
         if shared:
             kind, _, name = shared[0].removeprefix("/").partition("/")
             raise InputError(

@@ -73,7 +73,7 @@ def examine(image: np.ndarray, detector: Detector | None) -> Examined:
     if detector is None:
         return Examined(**measured, num_faces=-1, face_share=np.nan, crop=images.square(image)[0])
     picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    found = detector(picture)
+    found = detector(picture, faces.ALL_FACES)
     if not found:
         return Examined(**measured, num_faces=0, face_share=0.0, crop=None)
     face = max(found, key=lambda face: face.box[2] * face.box[3])
