@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from fer_jax.errors import InputError, did_you_mean
+from fer_jax.media.images import resized
 from fer_jax.schema import EMOTIONS, TASKS, UNKNOWN
 
 TEXT_COLUMNS = (
@@ -125,10 +126,7 @@ class Records:
         rows = [int(row) for row in rows]
         out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
         for slot, row in enumerate(rows):
-            face = self.image(row)
-            shrinks = face.shape[0] > image_size
-            interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            cv2.resize(face, (image_size, image_size), dst=out[slot], interpolation=interpolation)
+            resized(self.image(row), image_size, out=out[slot])
         return out
 
     def image(self, row: int) -> np.ndarray:

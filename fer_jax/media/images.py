@@ -70,3 +70,15 @@ def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, fl
     if side > MAX_IMAGE_SIZE:
         face = cv2.resize(face, (MAX_IMAGE_SIZE, MAX_IMAGE_SIZE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(face), (float(left), float(top), float(side), float(side))
+
+
+def resized(face: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
+    """A face at the network's size: averaged where it shrinks, linear where it grows.
+
+    Args:
+      face: uint8 [height, width, 3].
+      size: pixels a side.
+      out: uint8 [size, size, 3] that receives it.
+    """
+    interpolation = cv2.INTER_AREA if face.shape[0] > size else cv2.INTER_LINEAR
+    return cv2.resize(face, (size, size), dst=out, interpolation=interpolation)

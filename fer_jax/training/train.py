@@ -23,6 +23,7 @@ from fer_jax.config import (
 )
 from fer_jax.data import batches
 from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
+from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import as_source
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
@@ -70,6 +71,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     check_batch_size(config.batch_size, config.accumulation_steps, mesh)
     experiment = open_experiment(config, data_dir)
     leaks = allowed_leaks(experiment.sides, allow=config.allow_leaks)
+    check_teachers(experiment.train, experiment.test, data_dir, allow=config.allow_leaks)
     mixture = batches.mix(
         experiment.train,
         config.task,

@@ -1,0 +1,1 @@
+"""A trained run, used on whatever faces there are."""

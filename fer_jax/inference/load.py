@@ -1,0 +1,183 @@
+"""A trained run, loaded: faces in, class probabilities and features out."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from fer_jax import checkpoints
+from fer_jax.config import Config
+from fer_jax.data.augment import normalize
+from fer_jax.evaluation.evaluate import read_config
+from fer_jax.evaluation.predict import PredictStep, compile_predict_step, model_arguments
+from fer_jax.media.images import resized
+from fer_jax.models import xception
+from fer_jax.schema import TASKS
+from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
+
+BATCH_SIZE = 64
+BATCHES_IN_FLIGHT = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with its parameters on the devices.
+
+    Attributes:
+      workdir: where it came from.
+      step: of its checkpoint.
+      config: of its run.
+      network: {"params", "batch_stats", "ema"}.
+      mesh: the devices that share a batch.
+      batch_size: images at once, over all devices.
+      score: (network, images) to probabilities.
+      pool: (network, images) to features.
+    """
+
+    workdir: Path
+    step: int
+    config: Config
+    network: dict[str, Any]
+    mesh: Mesh
+    batch_size: int
+    score: PredictStep
+    pool: Callable[[dict[str, Any], jax.Array], jax.Array]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the probabilities are of."""
+        return TASKS[self.config.task]
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the network's input."""
+        return self.config.model.image_size
+
+    def probabilities(self, faces: Iterable[np.ndarray]) -> np.ndarray:
+        """Class probabilities.
+
+        Args:
+          faces: uint8 RGB [n, h, w, 3], or n faces [h, w, 3] of any sizes: aligned square
+            crops, as in the records. They are brought to the network's size as records are.
+
+        Returns:
+          float64 [n, classes], rows sum to 1.
+        """
+        return self._run(self.score, faces).reshape(-1, len(self.classes))
+
+    def features(self, faces: Iterable[np.ndarray]) -> np.ndarray:
+        """The last activations, averaged over the face.
+
+        Args:
+          faces: as for `probabilities`.
+
+        Returns:
+          float64 [n, 2048 * width].
+        """
+        return self._run(self.pool, faces)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the arrays that are used, in hexadecimal: which network this is."""
+        arrays = {
+            "params": self.network["ema"] or self.network["params"],
+            "batch_stats": self.network["batch_stats"],
+        }
+        return fingerprint(arrays)
+
+    def _run(self, step: Any, faces: Iterable[np.ndarray]) -> np.ndarray:
+        done: list[jax.Array] = []
+        counts: list[int] = []
+        for batch, count in self._batches(faces):
+            done.append(step(self.network, to_devices(batch, self.mesh)))
+            counts.append(count)
+            # Resizing runs ahead of the device, but no further than memory allows.
+            if len(done) > BATCHES_IN_FLIGHT:
+                done[-BATCHES_IN_FLIGHT].block_until_ready()
+        rows = [np.asarray(out, np.float64)[:n] for out, n in zip(done, counts, strict=True)]
+        return np.concatenate(rows) if rows else np.zeros((0, 0))
+
+    def _batches(self, faces: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+        """uint8 [batch_size, s, s, 3], filled up with black, and how many are faces."""
+        size = self.image_size
+        batch, count = np.zeros((self.batch_size, size, size, 3), np.uint8), 0
+        for face in faces:
+            resized(face, size, out=batch[count])
+            count += 1
+            if count == self.batch_size:
+                yield batch, count
+                batch, count = np.zeros_like(batch), 0
+        if count:
+            yield batch, count
+
+
+def load(workdir: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_SIZE) -> Model:
+    """Loads a trained run.
+
+    Args:
+      workdir: of the run.
+      checkpoint: "best" by the run's selection metric, "last", or a step.
+      batch_size: images at once; rounded up to a multiple of the devices.
+
+    Raises:
+      InputError: no run, no such checkpoint, or one of another architecture.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    mesh = make_mesh()
+    model = model_arguments(config)
+    params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
+    shapes = {
+        "params": params,
+        "batch_stats": batch_stats,
+        "ema": params if config.ema_decay else {},
+    }
+    sharding = jax.tree.map(lambda _: replicated(mesh), shapes)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
+    )
+    step, network = checkpoints.restore_network(
+        workdir, checkpoint, target, config.selection_metric
+    )
+    graphdef = xception.graphdef(**model)
+    pool = jax.jit(
+        functools.partial(_pooled, graphdef=graphdef),
+        in_shardings=(sharding, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    return Model(
+        workdir=workdir,
+        step=step,
+        config=config,
+        network=network,
+        mesh=mesh,
+        batch_size=-(-batch_size // mesh.size) * mesh.size,
+        score=compile_predict_step(graphdef, sharding, mesh),
+        pool=pool,
+    )
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over a tree's names, shapes and numbers (as float32), in hexadecimal."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in _leaves(tree)):
+        array = np.ascontiguousarray(np.asarray(leaf), np.float32)
+        digest.update(f"{path}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _leaves(tree: Any) -> Sequence[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _pooled(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:
+    parameters = network["ema"] or network["params"]
+    merged = nnx.merge(graphdef, parameters, network["batch_stats"])
+    return merged.features(normalize(images)).astype("float32").mean(axis=(1, 2))

@@ -1,0 +1,130 @@
+"""A small generator, a small trained run and a small dataset, made in moments."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+from nvidia_files import random_arrays
+from safetensors.numpy import save_file
+
+from fer_jax import checkpoints, schema
+from fer_jax.config import default_config, to_json
+from fer_jax.data.build import Plan, write
+from fer_jax.evaluation.predict import model_arguments
+from fer_jax.media.clips import Found
+from fer_jax.media.images import encode_jpeg
+from fer_jax.models import stylegan2, xception
+from fer_jax.synthesis.generator import Generator
+from fer_jax.weights.nvidia import Network, to_trees
+
+SIZE = 16
+
+
+def generator_config(c_dim: int, resolution: int = SIZE) -> stylegan2.GeneratorConfig:
+    mapping = stylegan2.MappingConfig(
+        z_dim=12, c_dim=c_dim, w_dim=16, num_layers=2, embed_features=16, layer_features=16
+    )
+    return stylegan2.GeneratorConfig(
+        resolution=resolution, channel_base=256, channel_max=8, mapping=mapping
+    )
+
+
+def arrays_of(config: stylegan2.GeneratorConfig, seed: int) -> dict[str, np.ndarray]:
+    """Random, but with colours within the range and a mapping that leaves w of the usual size."""
+    arrays = random_arrays(config, seed)
+    for name, array in arrays.items():
+        if ".fc" in name or ".embed" in name:
+            arrays[name] = array / (0.01 if name.endswith("weight") else 1.0)
+        if "torgb.weight" in name:
+            arrays[name] = array * 0.2
+        if "torgb.bias" in name:
+            arrays[name] = array * 0.0
+        if "noise_strength" in name:
+            arrays[name] = array * 0.1
+    return arrays
+
+
+def small_generator(c_dim: int = 0, seed: int = 0, resolution: int = SIZE) -> Generator:
+    config = generator_config(c_dim, resolution)
+    return Generator(config, *to_trees(Network(config, arrays_of(config, seed))))
+
+
+def write_network(folder: Path, c_dim: int = 0, seed: int = 0) -> Path:
+    """The same network as a folder that `convert` could have written."""
+    config = generator_config(c_dim)
+    folder.mkdir(parents=True)
+    arrays = arrays_of(config, seed)
+    save_file(
+        {f"G_ema/{key}": np.array(a, order="C") for key, a in arrays.items()},
+        folder / "arrays.safetensors",
+    )
+    about = {"format": "fer_jax.stylegan2", "networks": {"G_ema": dataclasses.asdict(config)}}
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+def write_run(workdir: Path, data_dir: Path, task: str = "emotion", **config_fields: Any) -> Path:
+    """A run with a checkpoint of an untrained network whose opinions differ between pictures."""
+    config = default_config()
+    config.task = task
+    config.model.update({"width": 0.03, "num_middle_blocks": 1, "image_size": 71})
+    config.update(config_fields)
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(to_json(config))
+    (workdir / "environment.json").write_text(json.dumps({"data_dir": str(data_dir)}))
+    params, batch_stats = xception.init(jax.random.key(0), **model_arguments(config))
+    params["logits"]["kernel"] = params["logits"]["kernel"] * 20
+    manager = checkpoints.open_checkpoints(workdir, keep=1, metric="validation_accuracy")
+    history = [{"step": 1, config.selection_metric: 0.5, "validation_accuracy": 0.5}]
+    checkpoints.save(
+        manager,
+        1,
+        network={"params": params, "batch_stats": batch_stats, "ema": {}},
+        training={"step": np.zeros((), np.int32)},
+        loop={"history": history},
+        metrics=history[-1],
+    )
+    manager.wait_until_finished()
+    manager.close()
+    return workdir
+
+
+def picture(seed: int, size: int = 32) -> np.ndarray:
+    """A blurred pattern, uint8 [size, size, 3]; another one for each seed."""
+    noise = np.random.default_rng(seed).standard_normal((size, size, 3))
+    smooth = cv2.GaussianBlur(noise, (0, 0), size / 12)
+    return np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+def write_dataset(
+    data_dir: Path,
+    name: str,
+    rows: dict[str, list[tuple[str, int]]],
+    first: int = 0,
+    grey: bool = False,
+) -> Path:
+    """A dataset of patterns: split -> (subject, emotion) of each picture."""
+
+    def read(row: dict[str, Any]) -> list[Found]:
+        image = picture(row["_picture"])
+        image = np.repeat(image[..., :1], 3, axis=2) if grey else image
+        return [Found(row["record_id"], [{"image": encode_jpeg(image)}])]
+
+    planned = [
+        {
+            "record_id": f"{name}/{split}_{index}",
+            "source": name,
+            "subject_id": f"{name}/{subject}" if subject else "",
+            "emotion": emotion,
+            "interest": schema.UNKNOWN,
+            "split": split,
+            "_picture": first + 1000 * number + index,
+        }
+        for number, (split, entries) in enumerate(rows.items())
+        for index, (subject, emotion) in enumerate(entries)
+    ]
+    return write(Plan(name, "grouped", planned, [], {}, read=read), data_dir)
