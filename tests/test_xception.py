@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fer_jax.errors import InputError
-from fer_jax.models import layers, xception
+from fer_jax.models import separable, xception
 
 SMALL = {"num_classes": 7, "width": 0.03, "num_middle_blocks": 1, "image_size": 71}
 
@@ -47,7 +47,7 @@ def test_the_depthwise_convolution_is_the_plain_one(shape: tuple[int, ...]):
             return y, *pull(jnp.asarray(weight))
 
         for ours, theirs in zip(
-            value_and_gradients(layers.depthwise_conv3x3), value_and_gradients(plain), strict=True
+            value_and_gradients(separable.depthwise_conv3x3), value_and_gradients(plain), strict=True
         ):
             np.testing.assert_allclose(ours, theirs, atol=1e-12, rtol=1e-12)
 
@@ -56,7 +56,7 @@ def test_the_pointwise_convolution_is_a_matrix_product():
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(5, 6))
     with jax.enable_x64(True):
-        found = layers.pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
+        found = separable.pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
         np.testing.assert_allclose(found, x @ kernel, atol=1e-12)
 
 

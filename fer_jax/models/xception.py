@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.models.layers import Convolution, Pointwise, Separable, max_pool3x3
+from fer_jax.models.layers import Convolution, max_pool3x3
+from fer_jax.models.normalization import affine
+from fer_jax.models.separable import Pointwise, Separable
 
 MIN_IMAGE_SIZE = 71
 HEADS = ("gap", "mlp")
@@ -22,19 +24,15 @@ class EntryBlock(nnx.Module):
     """Two separable convolutions and a max-pool, beside a strided 1x1 shortcut."""
 
     def __init__(self, channels: int, middle: int, filters: int, *, first_relu: bool, **norm: Any):
-        self.first_relu = first_relu
         self.shortcut = Pointwise(channels, filters, stride=2, **norm)
-        self.separable1 = Separable(channels, middle, **norm)
+        self.separable1 = Separable(channels, middle, relu=first_relu, **norm)
         self.separable2 = Separable(middle, filters, **norm)
 
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
         """[b, h, w, channels] to [b, h / 2, w / 2, filters]."""
         shortcut = self.shortcut(x, use_running_average)
-        if self.first_relu:
-            x = nnx.relu(x)
-        x = self.separable1(x, use_running_average)
-        x = self.separable2(nnx.relu(x), use_running_average)
-        return max_pool3x3(x) + shortcut
+        y = self.separable2(self.separable1(x, use_running_average), use_running_average)
+        return max_pool3x3(affine(y)) + affine(shortcut)
 
 
 class MiddleBlock(nnx.Module):
@@ -47,9 +45,8 @@ class MiddleBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
         """[b, h, w, channels] to the same."""
-        y = self.separable1(nnx.relu(x), use_running_average)
-        y = self.separable2(nnx.relu(y), use_running_average)
-        return x + self.separable3(nnx.relu(y), use_running_average)
+        y = self.separable2(self.separable1(x, use_running_average), use_running_average)
+        return x + affine(self.separable3(y, use_running_average))
 
 
 class Xception(nnx.Module):
@@ -103,7 +100,7 @@ class Xception(nnx.Module):
         self.head = head
         self.num_middle_blocks = num_middle_blocks
         self.dropout = nnx.Dropout(dropout)
-        norm = {"momentum": batch_norm_momentum, "dtype": self.dtype, "rngs": rngs}
+        norm = {"momentum": batch_norm_momentum, "rngs": rngs}
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = map(
             channels, (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
@@ -116,7 +113,7 @@ class Xception(nnx.Module):
         for number in range(1, num_middle_blocks + 1):
             setattr(self, f"middle{number}", MiddleBlock(c728, **norm))
         self.exit1 = EntryBlock(c728, c728, c1024, first_relu=True, **norm)
-        self.exit2 = Separable(c1024, c1536, **norm)
+        self.exit2 = Separable(c1024, c1536, relu=False, **norm)
         self.exit3 = Separable(c1536, c2048, **norm)
 
         def dense(inputs: int, outputs: int) -> nnx.Linear:
@@ -150,8 +147,7 @@ class Xception(nnx.Module):
         for number in range(1, self.num_middle_blocks + 1):
             x = getattr(self, f"middle{number}")(x, known)
         x = self.exit1(x, known)
-        x = nnx.relu(self.exit2(x, known))
-        return nnx.relu(self.exit3(x, known))
+        return nnx.relu(affine(self.exit3(self.exit2(x, known), known)))
 
     def __call__(
         self,
