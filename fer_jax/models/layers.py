@@ -1,15 +1,10 @@
-"""The stem's convolution and the max-pool, in the forms that XLA runs fast. NHWC."""
+"""The stem's convolution."""
 
 import jax
 from flax import nnx
 
 from fer_jax.models.initialization import glorot
 from fer_jax.models.normalization import BatchNorm, affine
-
-
-def max_pool3x3(x: jax.Array) -> jax.Array:
-    """3x3 maximum with stride 2, padded so that ceil(size / 2) remains."""
-    return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
 
 
 class Convolution(nnx.Module):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.models.layers import Convolution, max_pool3x3
+from fer_jax.models.layers import Convolution
 from fer_jax.models.normalization import affine
+from fer_jax.models.pooling import max_pool3x3
 from fer_jax.models.separable import Pointwise, Separable
 
 MIN_IMAGE_SIZE = 71
