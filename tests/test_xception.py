@@ -1,4 +1,4 @@
-"""The network's form, its layers' gradients, and what training changes in it."""
+"""The network's form, and what training changes in it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fer_jax.errors import InputError
-from fer_jax.models import separable, xception
+from fer_jax.models import xception
 
 SMALL = {"num_classes": 7, "width": 0.03, "num_middle_blocks": 1, "image_size": 71}
 
@@ -23,41 +23,6 @@ def test_it_has_the_published_number_of_parameters():
     assert count(shapes[1]) == 54_528
     assert count(shapes[0]) - count(shapes[0]["logits"]) == 20_806_952
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
-
-
-@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 1, 1, 8), (3, 9, 4, 1)])
-def test_the_depthwise_convolution_is_the_plain_one(shape: tuple[int, ...]):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        x, weight = rng.normal(size=shape), rng.normal(size=shape)
-        kernel = rng.normal(size=(3, 3, shape[-1]))
-
-        def plain(x: Any, kernel: Any) -> Any:
-            return jax.lax.conv_general_dilated(
-                x,
-                kernel[:, :, None],
-                (1, 1),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=shape[-1],
-            )
-
-        def value_and_gradients(f: Any) -> Any:
-            y, pull = jax.vjp(f, x, kernel)
-            return y, *pull(jnp.asarray(weight))
-
-        for ours, theirs in zip(
-            value_and_gradients(separable.depthwise_conv3x3), value_and_gradients(plain), strict=True
-        ):
-            np.testing.assert_allclose(ours, theirs, atol=1e-12, rtol=1e-12)
-
-
-def test_the_pointwise_convolution_is_a_matrix_product():
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(5, 6))
-    with jax.enable_x64(True):
-        found = separable.pointwise_conv(jnp.asarray(x), jnp.asarray(kernel))
-        np.testing.assert_allclose(found, x @ kernel, atol=1e-12)
 
 
 @pytest.fixture(scope="module")

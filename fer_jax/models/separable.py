@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from fer_jax.models.initialization import glorot
 from fer_jax.models.normalization import (
@@ -156,9 +155,11 @@ def _pointwise_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax
     of_input = _product(gradient, kernel.astype(x.dtype), ((3,), (1,))).astype(x.dtype)
     rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        # A sum over rows reaches the bf16 unit only where the left side is really transposed.
-        turned = with_layout_constraint(rows.T, Layout((0, 1)))
-        of_kernel = _product(turned, gradients, ((1,), (0,)))
+        # A sum over rows reaches the bf16 instructions only where the left side is really
+        # transposed, and the compiler drops a transposition that nothing follows: hence a row
+        # of zeros. (A layout constraint does it too, but gathers a sharded batch.)
+        turned = jnp.pad(rows.T, ((0, 1), (0, 0)))
+        of_kernel = _product(turned, gradients, ((1,), (0,)))[:-1]
     else:
         of_kernel = _product(rows, gradients, ((0,), (0,)))
     return of_input, of_kernel.astype(kernel.dtype)
