@@ -106,7 +106,7 @@ moments.defvjp(_moments_forward, _moments_backward)
 
 @jax.custom_vjp
 def affine(x: Unnormalized) -> jax.Array:
-    """values * scale + offset in the values' dtype; the gradient takes two sums."""
+    """Values * scale + offset in the values' dtype; the gradient takes two sums."""
     return (x.values * x.scale + x.offset).astype(x.values.dtype)
 
 
