@@ -25,3 +25,8 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
   "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
   echo "$wanted" > .venv/installed
 fi
+
+# A training step on CPU allocates a gigabyte and frees it; glibc hands it back to the kernel,
+# which then clears every page again: 310 CPU-ms per image instead of 238 (Xception at 224 px,
+# batch 8, float32). Keeping it is as fast as tcmalloc. Other C libraries ignore this.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736}

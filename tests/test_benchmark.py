@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fer_jax.__main__ import main
-from fer_jax.benchmark import benchmark
+from fer_jax.benchmark import benchmark, model, model_side
 
 
 def stepping(times: list[float]) -> Callable[[], float]:
@@ -57,12 +57,36 @@ def test_audits_search_finds_every_planted_copy(tmp_path: Path):
     assert written["hardware"]["cores"] and written["versions"]["numpy"]
 
 
+def test_models_rows_and_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_side, "missing", lambda side: "torch")
+    small = ["--width=0.01", "--image_size=71", "--batches=2", "--repeats=1"]
+    modes = ["--modes=inference", "--dtypes=float32", "--peers=PyTorch eager"]
+    assert main(["benchmark", "model", f"--workdir={tmp_path}", *small, *modes]) == 0
+    rows = json.loads((tmp_path / "benchmark_model.json").read_text())["rows"]
+    assert "torch is not installed" in rows[0]["skipped"]
+    values = {row["what"].rpartition(": ")[2]: row["ours"] for row in rows[1:]}
+    assert 0 < values["share of that limit"] < 1
+    assert values["peak memory"] > 100 and values["until the first"] > 0
+
+
+def test_models_operations_are_counted_from_the_shapes():
+    operations, moved = model.count(224, 1.0, "float32")
+    # Other tools count 4.55 and 8.4 thousand million multiply-adds at 224 and 299 pixels.
+    assert operations == pytest.approx(9.10e9, rel=1e-3)
+    assert model.count(299, 1.0, "float32")[0] / 2 == pytest.approx(8.36e9, rel=0.01)
+    assert model.count(224, 1.0, "bfloat16") == (operations, moved // 2)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["medai"], "did you mean 'media'"),
         (["audit", "--repeats=0"], "at least 1"),
         (["audit", "--pictures=1"], "at least 200"),
+        (["model", "--dtypes=float23"], "did you mean 'float32'"),
+        (["model", "--peers=PyTorch"], "--peers cannot be 'PyTorch'"),
+        (["model", "--batches=0"], "at least 1"),
+        (["model", "--image_size=70"], "at least 71"),
         ([], "required"),
     ],
 )
