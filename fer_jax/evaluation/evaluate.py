@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from fer_jax import checkpoints
-from fer_jax.config import OneLineParser, default_data_dir, read_config
+from fer_jax.config import Config, OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import leaks_into
-from fer_jax.data.records import as_source, labelled_rows, open_records
+from fer_jax.data.records import Records, as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import predictions, results
+from fer_jax.evaluation import calibration, predictions, results
 from fer_jax.evaluation.predict import (
     compile_predict_step,
     model_arguments,
@@ -25,15 +25,22 @@ from fer_jax.sharding import make_mesh, replicated
 
 
 def evaluate(
-    workdir: Path, data_dir: Path, test_sets: list[tuple[str, str]], *, checkpoint: str = "best"
+    workdir: Path,
+    data_dir: Path,
+    test_sets: list[tuple[str, str]],
+    *,
+    checkpoint: str = "best",
+    label_shift: bool = False,
 ) -> Path:
-    """Scores a run on test sets.
+    """Scores a run on test sets, and on its validation parts, which calibrate it.
 
     Args:
       workdir: of the run.
       data_dir: where the datasets were built.
       test_sets: (dataset, split expression) pairs.
       checkpoint: "best" by the run's selection metric, "last", or a step.
+      label_shift: also writes each test set's variant that is corrected for the shares of its
+        classes, as `calibration.write_label_shift` says.
 
     Returns:
       The path of results.json, which covers every table in workdir/predictions.
@@ -44,6 +51,7 @@ def evaluate(
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
     opened = [open_records(name, split, data_dir) for name, split in test_sets]
+    opened += _validation_records(config, data_dir, besides=test_sets)
     num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
     mesh = make_mesh()
     model = model_arguments(config)
@@ -84,7 +92,27 @@ def evaluate(
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
     (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
+    if label_shift:
+        fitted = results.read_calibration(workdir, config)
+        if fitted is None:
+            raise InputError("--label_shift needs the run's validation parts, to calibrate on")
+        for name, split in test_sets:
+            file = workdir / "predictions" / predictions.file_name(name, split)
+            print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
     return results.write(workdir)
+
+
+def _validation_records(
+    config: Config, data_dir: Path, *, besides: list[tuple[str, str]]
+) -> list[Records]:
+    """The parts that the checkpoint was selected on; none where the data are elsewhere."""
+    sources = [as_source(entry) for entry in config.sources]
+    parts = dict.fromkeys((source.name, source.validation) for source in sources)
+    try:
+        return [open_records(*part, data_dir) for part in parts if part not in besides]
+    except InputError as error:
+        print(f"not calibrated: the validation parts cannot be opened ({error})")
+        return []
 
 
 def main(argv: list[str]) -> None:
@@ -98,6 +126,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", help="one built dataset instead of the config's test_sets")
     parser.add_argument("--split", help="of --data; 'all' is every split it has")
     parser.add_argument("--checkpoint", default="best", help="best, last, or a step")
+    parser.add_argument(
+        "--label_shift",
+        action="store_true",
+        help="also correct for the shares of the classes, as a variant of each table",
+    )
     parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
     arguments = parser.parse_args(argv)
     if arguments.split and not arguments.data:
@@ -110,7 +143,13 @@ def main(argv: list[str]) -> None:
     if not test_sets:
         raise InputError("the run's config has no test_sets; name one with --data=NAME")
     data_dir = arguments.data_dir or _training_data_dir(arguments.workdir)
-    file = evaluate(arguments.workdir, data_dir, test_sets, checkpoint=arguments.checkpoint)
+    file = evaluate(
+        arguments.workdir,
+        data_dir,
+        test_sets,
+        checkpoint=arguments.checkpoint,
+        label_shift=arguments.label_shift,
+    )
     print(results.summary(json.loads(file.read_text())))
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")
 

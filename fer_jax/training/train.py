@@ -23,6 +23,7 @@ from fer_jax.config import (
 from fer_jax.data import batches
 from fer_jax.data.audit import allowed_leaks, open_experiment
 from fer_jax.data.records import as_source
+from fer_jax.evaluation import baselines
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
 from fer_jax.sharding import (
@@ -53,8 +54,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
 
     Args:
       config: from `fer_jax.config`.
-      workdir: receives config.json, environment.json, metrics.jsonl, tensorboard/,
-        checkpoints/.
+      workdir: receives config.json, environment.json, training_labels.csv, metrics.jsonl,
+        tensorboard/, checkpoints/.
       data_dir: where the datasets were built.
 
     Returns:
@@ -128,6 +129,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
     write_environment(workdir, data_dir, experiment, leaks)
+    baselines.write(workdir, experiment.train, config.task)
     manager = checkpoints.open_checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.selection_metric
     )
