@@ -362,7 +362,11 @@ def sample(
 
 
 def score(
-    of: Sample, predictors: Sequence[np.ndarray], *, areas: Sequence[bool] | None = None
+    of: Sample,
+    predictors: Sequence[np.ndarray],
+    *,
+    areas: Sequence[bool] | None = None,
+    num_draws: int = DRAWS,
 ) -> tuple[list[dict[str, Any]], list[dict[str, np.ndarray]]]:
     """Scores predictors of the same images, with intervals, in the same draws.
 
@@ -370,6 +374,7 @@ def score(
       of: the images.
       predictors: probabilities, float64 [n, k] each.
       areas: per predictor, whether PR-AUC and ROC-AUC get intervals; None means all.
+      num_draws: how many.
 
     Returns:
       (per predictor what `metrics.score` returns and "intervals": {metric: [low, high], or a
@@ -381,7 +386,7 @@ def score(
         prepare(of.labels, probabilities, of.cluster, len(of.scale), areas=wanted)
         for probabilities, wanted in zip(predictors, areas, strict=True)
     ]
-    drawn = replicates(prepared, of.sizes, scale=of.scale)
+    drawn = replicates(prepared, of.sizes, scale=of.scale, num_draws=num_draws)
     degrees, class_degrees = of.degrees()
     scores = []
     for probabilities, draws in zip(predictors, drawn, strict=True):
