@@ -37,7 +37,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
       probabilities: float64 [n, k].
 
     Returns:
-      T, from 1/64 to 64; an end where the loss falls all the way to it.
+      T, from 1/64 to 64; the warmest of those with the same loss to the last digit.
     """
     logits = np.log(np.maximum(probabilities, SMALLEST))
     given = logits[np.arange(len(labels)), labels].sum()

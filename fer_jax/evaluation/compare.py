@@ -194,28 +194,29 @@ def compare_predictors(
     prepared = [bootstrap.prepare(of.labels, p, of.cluster, len(of.scale)) for p in everyone]
     drawn = bootstrap.replicates(prepared, of.sizes, scale=of.scale, num_draws=num_draws, seed=seed)
     scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in everyone]
-    count = len(side_a)
     # Seeds are drawn apart from clusters, so that the latter are the same with or without them.
     rng = np.random.default_rng((seed, 1))
-    shares = [_seed_shares(len(side), num_draws, rng) for side in (side_a, side_b)]
+    sides = [(len(side_a), 1.0), (len(side_b), -1.0)]
+    shares = np.hstack([sign * _seed_shares(count, num_draws, rng) for count, sign in sides])
+    means = np.hstack([np.full(count, sign / count) for count, sign in sides])
     cluster_degrees, _ = of.degrees()
     found = {}
     for name in bootstrap.SCALARS:
         values = np.asarray([one[name] for one in scored])
-        draws = np.stack([one[name] for one in drawn], axis=1)
-        a, b = values[:count], values[count:]
+        draws = np.stack([one.draws[name] for one in drawn], axis=1)
+        left_out = np.stack([one.left_out[name] for one in drawn], axis=1)
+        a, b = values[: len(side_a)], values[len(side_a) :]
         difference = float(a.mean() - b.mean())
-        weighted = [
-            (draws[:, :count] * shares[0][: len(draws)]).sum(axis=1),
-            (draws[:, count:] * shares[1][: len(draws)]).sum(axis=1),
-        ]
-        differences = weighted[0] - weighted[1]
-        degrees = cluster_degrees
-        if count > 1:
-            error = bootstrap.spread(difference, differences)
-            degrees = _satterthwaite(error**2, cluster_degrees, [a, b])
+        error = bootstrap.bootstrap_error(difference, (draws * shares[: len(draws)]).sum(axis=1))
+        of_clusters = bootstrap.jackknife_error(difference, left_out @ means)
+        of_seeds = [side.var(ddof=1) / len(side) if len(side) > 1 else 0.0 for side in (a, b)]
+        error = float(np.fmax(error, np.sqrt(of_clusters**2 + sum(of_seeds))))
+        degrees = _satterthwaite(
+            [max(error**2 - sum(of_seeds), 0.0), *of_seeds],
+            [cluster_degrees, len(a) - 1, len(b) - 1],
+        )
         found[name] = {"a": float(a.mean()), "b": float(b.mean())} | bootstrap.difference(
-            difference, differences, degrees
+            difference, error, degrees
         )
     return found
 
@@ -230,13 +231,12 @@ def _seed_shares(num_seeds: int, num_draws: int, rng: np.random.Generator) -> np
     return bootstrap.draw(num_seeds, num_draws, rng).T / (num_seeds - 1)
 
 
-def _satterthwaite(variance: float, cluster_degrees: float, sides: Sequence[np.ndarray]) -> float:
-    """Degrees of freedom of a variance that has parts from clusters and from each side's seeds."""
-    of_seeds = [side.var(ddof=1) / len(side) for side in sides]
-    parts = [max(variance - sum(of_seeds), 0.0), *of_seeds]
-    degrees = [cluster_degrees, *(len(side) - 1.0 for side in sides)]
-    squares = sum(part**2 / d for part, d in zip(parts, degrees, strict=True) if part > 0)
-    return float(sum(parts) ** 2 / squares) if squares > 0 else cluster_degrees
+def _satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of variances that are known with so many each."""
+    known = [(v, d) for v, d in zip(variances, degrees, strict=True) if v > 0]
+    if len(known) < 2:
+        return degrees[0]
+    return sum(v for v, _ in known) ** 2 / sum(v**2 / d for v, d in known)
 
 
 def table(compared: dict[str, Any], metric: str) -> str:
@@ -261,9 +261,7 @@ def table(compared: dict[str, Any], metric: str) -> str:
         )
         if one["n_clusters"] < bootstrap.FEW_CLUSTERS:
             notes.append(f"{name}: {results.few_clusters(one)}")
-    notes += [
-        f"{name} left out: not in {', '.join(runs)}" for name, runs in compared["left_out"].items()
-    ]
+    notes += [f"{name} left out: {reason}" for name, reason in compared["left_out"].items()]
     return "\n".join([*results.aligned(rows, num_left=1), *notes])
 
 
@@ -289,9 +287,13 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.draws < 100:
         raise InputError(f"--draws must be at least 100, not {arguments.draws}")
-    sides = [
-        [Path(name) for name in side.split(",") if name] for side in (arguments.a, arguments.b)
-    ]
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise InputError(f"--output: there is no folder '{arguments.output.parent}'")
+    words = (arguments.a, arguments.b)
+    sides = [[Path(name) for name in side.split(",") if name] for side in words]
+    for word, side in zip(words, sides, strict=True):
+        if not side:
+            raise InputError(f"'{word}' names no run")
     compared = compare(*sides, num_draws=arguments.draws, seed=arguments.seed)
     if arguments.output:
         text = json.dumps(results.plain(compared), indent=2) + "\n"

@@ -47,15 +47,7 @@ def score_table(
     scores, drawn = bootstrap.score(of, predictors, areas=areas)
     no_pixels, calibrated = None, None
     if counts is not None:
-        degrees, _ = of.degrees()
-        no_pixels = _headline(scores[1]) | {
-            "gain": {
-                name: bootstrap.difference(
-                    scores[0][name] - scores[1][name], drawn[0][name] - drawn[1][name], degrees
-                )
-                for name in baselines.COMPARABLE
-            }
-        }
+        no_pixels = _headline(scores[1]) | {"gain": _gain(of, scores[:2], drawn[:2])}
     if fitted is not None:
         calibrated = {"temperature": fitted["temperature"]} | {
             name: scores[-1][name] for name in ("ece", "loss")
@@ -73,6 +65,23 @@ def score_table(
         "by_subject": _by_subject(table, num_classes),
         "slices": _slices(table, num_classes),
     }
+
+
+def _gain(
+    of: bootstrap.Sample, scores: list[dict[str, Any]], drawn: list[bootstrap.Replicates]
+) -> dict[str, Any]:
+    """The first predictor less the second, in the same draws."""
+    degrees, _ = of.degrees()
+    found = {}
+    for name in baselines.COMPARABLE:
+        estimate = scores[0][name] - scores[1][name]
+        error = bootstrap.standard_error(
+            estimate,
+            drawn[0].draws[name] - drawn[1].draws[name],
+            drawn[0].left_out[name] - drawn[1].left_out[name],
+        )
+        found[name] = bootstrap.difference(estimate, error, degrees)
+    return found
 
 
 def _headline(scored: dict[str, Any]) -> dict[str, Any]:
