@@ -51,7 +51,7 @@ def evaluate(
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
     opened = [open_records(name, split, data_dir) for name, split in test_sets]
-    opened += _validation_records(config, data_dir, besides=test_sets)
+    opened += _validation_records(config, data_dir, besides=test_sets, needed=label_shift)
     num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
     mesh = make_mesh()
     model = model_arguments(config)
@@ -87,15 +87,15 @@ def evaluate(
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
         predictions.write(file, table, TASKS[config.task])
-        leaks[file.name] = leaks_into(config, records, data_dir)
+        # What the checkpoint was selected on is no test set, that anything could leak into.
+        if (records.name, records.split) in test_sets:
+            leaks[file.name] = leaks_into(config, records, data_dir)
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
     (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
-    if label_shift:
-        fitted = results.read_calibration(workdir, config)
-        if fitted is None:
-            raise InputError("--label_shift needs the run's validation parts, to calibrate on")
+    fitted = results.read_calibration(workdir, config)
+    if label_shift and fitted is not None:
         for name, split in test_sets:
             file = workdir / "predictions" / predictions.file_name(name, split)
             print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
@@ -103,14 +103,22 @@ def evaluate(
 
 
 def _validation_records(
-    config: Config, data_dir: Path, *, besides: list[tuple[str, str]]
+    config: Config, data_dir: Path, *, besides: list[tuple[str, str]], needed: bool
 ) -> list[Records]:
-    """The parts that the checkpoint was selected on; none where the data are elsewhere."""
+    """The parts that the checkpoint was selected on; none where the data are elsewhere.
+
+    Raises:
+      InputError: they are elsewhere and needed.
+    """
     sources = [as_source(entry) for entry in config.sources]
     parts = dict.fromkeys((source.name, source.validation) for source in sources)
     try:
         return [open_records(*part, data_dir) for part in parts if part not in besides]
     except InputError as error:
+        if needed:
+            raise InputError(
+                f"--label_shift calibrates on the validation parts: {error}"
+            ) from error
         print(f"not calibrated: the validation parts cannot be opened ({error})")
         return []
 
