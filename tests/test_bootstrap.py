@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fer_jax.__main__ import main
@@ -25,8 +25,13 @@ def clustered(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return labels, raw / raw.sum(axis=1, keepdims=True), cluster
 
 
+# Clusters of thirds and halves and a single class: no rounding may pass for a negative.
+ONE_CLASS = (np.zeros(5, int), np.tile([0.25, 0.75], (5, 1)), np.asarray([0, 1, 1, 2, 1]))
+
+
 @settings(deadline=None, max_examples=100)
 @given(clustered(), st.booleans(), st.integers(0, 2**32))
+@example(ONE_CLASS, True, 0)
 def test_a_draw_is_the_weighted_metric(
     case: tuple[np.ndarray, np.ndarray, np.ndarray], equal_clusters: bool, seed: int
 ):
