@@ -11,7 +11,7 @@ from fer_jax.__main__ import main
 from fer_jax.benchmark import statistics
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
-from fer_jax.evaluation import bootstrap, predictions
+from fer_jax.evaluation import bootstrap, predictions, results, scoring
 from fer_jax.evaluation.compare import compare, compare_predictors
 from fer_jax.schema import EMOTIONS, INTERESTS
 
@@ -179,6 +179,31 @@ def test_few_clusters_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     assert printed.count("n/a") >= 3
     assert "a single subject: nothing says how another one would score" in printed
+
+
+def test_why_there_is_no_interval_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    labels, cluster = np.arange(40) % 7, np.arange(40) // 4
+    right, wrong = np.eye(7)[labels], np.eye(7)[(labels + 1) % 7]
+    run_a = write_run(tmp_path / "a", {"web": right}, labels, cluster)
+    run_b = write_run(tmp_path / "b", {"web": wrong}, labels, cluster)
+    assert main(["compare", str(run_a), str(run_b), "--metric=accuracy"]) == 0
+    printed = capsys.readouterr().out
+    assert "+1.000" in printed and "no interval: nothing varies among the clusters" in printed
+    mostly = np.where(np.arange(40) < 38, 0, np.arange(40))
+    scored = scoring.score_table(
+        {
+            **{name: np.full(40, "") for name in ("clip_id", "gender", "source", "content")},
+            "record_id": np.arange(40).astype(str),
+            "subject_id": mostly.astype(str),
+            "age": np.full(40, -1.0),
+            "label": labels,
+            "probabilities": np.random.default_rng(0).dirichlet(np.ones(7), 40),
+        },
+        7,
+    )
+    (few, most) = results.doubts_of_interval(scored, scored["intervals"]["accuracy"])
+    assert few == "only 3 clusters (by subject): rough intervals"
+    assert most == "no interval: one subject has most of the images"
 
 
 def test_validation_is_not_compared(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):

@@ -259,8 +259,8 @@ def table(compared: dict[str, Any], metric: str) -> str:
                 *(_p_value(found[p]) for p in ("p", "p_holm")),
             ]
         )
-        if one["n_clusters"] < bootstrap.FEW_CLUSTERS:
-            notes.append(f"{name}: {results.few_clusters(one)}")
+        doubts = results.doubts_of_interval(one, found["interval"])
+        notes += [f"{name}: {doubt}" for doubt in doubts]
     notes += [f"{name} left out: {reason}" for name, reason in compared["left_out"].items()]
     return "\n".join([*results.aligned(rows, num_left=1), *notes])
 

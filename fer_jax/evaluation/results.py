@@ -229,8 +229,7 @@ def _doubts(one: dict[str, Any], classes: Sequence[str]) -> list[str]:
     absent = [name for name, share in zip(classes, one["prevalence"], strict=True) if not share]
     if absent:
         doubts.append(f"no image of {', '.join(absent)}; means are over the other classes")
-    if one["n_clusters"] < bootstrap.FEW_CLUSTERS:
-        doubts.append(few_clusters(one))
+    doubts += doubts_of_interval(one, one["intervals"]["balanced_accuracy"])
     shares = one["undefined_draws"].get("class_pr_auc", [0.0] * len(classes))
     rare = {
         name: share
@@ -242,8 +241,15 @@ def _doubts(one: dict[str, Any], classes: Sequence[str]) -> list[str]:
     return doubts
 
 
-def few_clusters(one: dict[str, Any]) -> str:
-    """What few clusters mean for the intervals of a set."""
+def doubts_of_interval(one: dict[str, Any], bounds: Sequence[float | None]) -> list[str]:
+    """What few clusters mean for an interval of a set, and why there may be none."""
     if one["n_clusters"] < 2:
-        return f"a single {one['cluster']}: nothing says how another one would score"
-    return f"only {one['n_clusters']} clusters (by {one['cluster']}): its intervals are rough"
+        return [f"a single {one['cluster']}: nothing says how another one would score"]
+    doubts = []
+    if one["n_clusters"] < bootstrap.FEW_CLUSTERS:
+        doubts.append(f"only {one['n_clusters']} clusters (by {one['cluster']}): rough intervals")
+    if one["effective_clusters"] < 2:
+        doubts.append(f"no interval: one {one['cluster']} has most of the images")
+    elif interval(bounds) == "n/a":
+        doubts.append("no interval: nothing varies among the clusters")
+    return doubts
