@@ -221,6 +221,19 @@ def test_validation_is_not_compared(runs: tuple[Path, Path], capsys: pytest.Capt
     assert "lab.validation.csv left out" in printed and "was selected on it" in printed
 
 
+def test_variants_do_not_add_to_the_number_of_sets(runs: tuple[Path, Path]):
+    before = compare([runs[0]], [runs[1]], num_draws=100)["sets"]
+    for run in runs:
+        for dataset in ("web", "cctv"):
+            plain = run / "predictions" / f"{dataset}.test.csv"
+            shutil.copy(plain, plain.with_name(f"{dataset}.test.int8.csv"))
+    after = compare([runs[0]], [runs[1]], num_draws=100)["sets"]
+    assert sorted(one["variant"] for one in after) == ["", "", "int8", "int8"]
+    for one in after:
+        (same,) = (other for other in before if other["dataset"] == one["dataset"])
+        assert one["metrics"] == same["metrics"]
+
+
 def break_table(run: Path, **changes: np.ndarray) -> None:
     file = run / "predictions" / "web.test.csv"
     table, classes = predictions.read(file)

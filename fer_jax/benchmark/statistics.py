@@ -211,12 +211,13 @@ def _beside_scikit_learn(repeats: int) -> Row:
     labels, probabilities, cluster = _table(PEER_IMAGES, CLUSTERS)
     of = bootstrap.sample(labels, cluster, len(PREVALENCE))
 
+    weights = bootstrap.draw(len(of.scale), PEER_DRAWS, np.random.default_rng(0))
+
     def ours() -> None:
         prepared = bootstrap.prepare(labels, probabilities, of.cluster, len(of.scale))
-        bootstrap.replicates([prepared], of.sizes, num_draws=PEER_DRAWS)
+        bootstrap.score_draws(prepared, weights)
 
     def theirs() -> None:
-        weights = bootstrap.draw(len(of.scale), PEER_DRAWS, np.random.default_rng(0))
         for drawn in weights[of.cluster].T:
             for c, scores in enumerate(probabilities.T):
                 average_precision_score(labels == c, scores, sample_weight=drawn)

@@ -42,7 +42,8 @@ def compare(
       {"a", "b": workdirs, "seeds": whether they were resampled, "draws", "sets": [{"dataset",
       "split", "variant", "n", "n_subjects", "n_clips", "n_clusters", "effective_clusters",
       "cluster", "metrics": {name: {"a", "b": means over the runs, "difference": a - b,
-      "interval", "p", "p_holm": corrected for the number of sets}}}], "left_out": {table: why}}.
+      "interval", "p", "p_holm": corrected for the number of sets of this variant}}}],
+      "left_out": {table: why}}.
 
     Raises:
       InputError: a workdir without predictions, no table in common, one run against several,
@@ -76,10 +77,13 @@ def compare(
             else f"{', '.join(dict.fromkeys(chosen))} was selected on it"
         )
     sets = [_compare_set(name, runs_a, runs_b, num_draws=num_draws, seed=seed) for name in tests]
-    for metric in bootstrap.SCALARS:
-        corrected = bootstrap.holm([one["metrics"][metric]["p"] for one in sets])
-        for one, p in zip(sets, corrected, strict=True):
-            one["metrics"][metric]["p_holm"] = p
+    # A variant is another model on the same sets: it is corrected for by itself.
+    for variant in {one["variant"] for one in sets}:
+        of_variant = [one for one in sets if one["variant"] == variant]
+        for metric in bootstrap.SCALARS:
+            corrected = bootstrap.holm([one["metrics"][metric]["p"] for one in of_variant])
+            for one, p in zip(of_variant, corrected, strict=True):
+                one["metrics"][metric]["p_holm"] = p
     return {
         "a": [str(run) for run in runs_a],
         "b": [str(run) for run in runs_b],
