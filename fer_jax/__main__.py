@@ -19,6 +19,7 @@ VERBS = {
     "convert": ("fer_jax.weights.convert", "turn a network file into safetensors and a config"),
     "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
     "synthesize": ("fer_jax.synthesis.synthesize", "generate, label and filter faces"),
+    "compare": ("fer_jax.evaluation.compare", "is one run better than another, beyond chance"),
     "report": ("fer_jax.study.report", "write report.html from a scored run"),
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
 }

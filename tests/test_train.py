@@ -295,6 +295,33 @@ def test_evaluate_and_report_follow(
     assert "balanced_accuracy" in capsys.readouterr().out
 
 
+def test_validation_calibrates_and_training_labels_are_a_baseline(
+    finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    assert main(["evaluate", f"--workdir={workdir}", "--label_shift"]) == 0
+    assert "no pixels" in capsys.readouterr().out
+    scored = json.loads((workdir / "results.json").read_text())
+    assert scored["calibration"]["sets"] == ["demo/controlled validation"]
+    assert scored["calibration"]["temperature"] > 0
+    assert {one["variant"] for one in scored["sets"]} == {"", "label_shift"}
+    for one in scored["sets"]:
+        assert one["cluster"] == "subject" and one["n_clusters"] == one["n_subjects"]
+        # The demo has as many images of each emotion whatever the content: nothing to know.
+        assert one["no_pixels"]["balanced_accuracy"] == pytest.approx(1 / 7)
+    leaks = json.loads((workdir / "leaks.json").read_text())
+    assert "demo-controlled.validation.csv" not in leaks
+    # On a machine that has the test set but not what was trained on.
+    elsewhere = tmp_path / "data"
+    shutil.copytree(data_dir / "demo" / "social", elsewhere / "demo" / "social")
+    words = ["evaluate", f"--workdir={workdir}", "--data=demo/social", f"--data_dir={elsewhere}"]
+    assert main(words) == 0
+    assert "not calibrated: the validation parts" in capsys.readouterr().out
+    assert main([*words, "--label_shift"]) == 2
+    assert "--label_shift calibrates on the validation parts" in capsys.readouterr().err
+
+
 def test_images_without_a_label_are_predicted_counted_and_not_scored(
     finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -20,7 +20,7 @@ from typing import Any
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError, did_you_mean
 
-NAMES = ("audit", "media", "model", "stylegan2")
+NAMES = ("audit", "media", "model", "statistics", "stylegan2")
 MIN_REPEATS = 5
 NOISY_SPREAD = 0.2
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "torch", "keras")

@@ -9,10 +9,10 @@ import numpy as np
 
 from fer_jax import checkpoints
 from fer_jax.config import OneLineParser, default_data_dir, read_config
-from fer_jax.data.audit import leaks_into, open_trained
-from fer_jax.data.records import as_source, labelled_rows, open_records
+from fer_jax.data.audit import Experiment, leaks_into, open_trained
+from fer_jax.data.records import Records, as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import predictions, results
+from fer_jax.evaluation import calibration, predictions, results
 from fer_jax.evaluation.predict import (
     compile_predict_step,
     model_arguments,
@@ -25,15 +25,22 @@ from fer_jax.sharding import make_mesh, replicated
 
 
 def evaluate(
-    workdir: Path, data_dir: Path, test_sets: list[tuple[str, str]], *, checkpoint: str = "best"
+    workdir: Path,
+    data_dir: Path,
+    test_sets: list[tuple[str, str]],
+    *,
+    checkpoint: str = "best",
+    label_shift: bool = False,
 ) -> Path:
-    """Scores a run on test sets.
+    """Scores a run on test sets, and on its validation parts, which calibrate it.
 
     Args:
       workdir: of the run.
       data_dir: where the datasets were built.
       test_sets: (dataset, split expression) pairs.
       checkpoint: "best" by the run's selection metric, "last", or a step.
+      label_shift: also writes each test set's variant that is corrected for the shares of its
+        classes, as `calibration.write_label_shift` says.
 
     Returns:
       The path of results.json, which covers every table in workdir/predictions.
@@ -44,6 +51,8 @@ def evaluate(
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
     opened = [open_records(name, split, data_dir) for name, split in test_sets]
+    trained = open_trained(config, data_dir, workdir)
+    opened += _validation_records(trained, besides=test_sets, needed=label_shift)
     num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
     mesh = make_mesh()
     model = model_arguments(config)
@@ -63,7 +72,6 @@ def evaluate(
     print(f"checkpoint of step {step}")
     score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
     (workdir / "predictions").mkdir(exist_ok=True)
-    trained = open_trained(config, data_dir, workdir)
     leaks = results.read_leaks(workdir)
     for records, labelled in zip(opened, num_labelled, strict=True):
         # Every image is in the table; those without a label are in no score.
@@ -80,12 +88,39 @@ def evaluate(
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
         predictions.write(file, table, TASKS[config.task])
-        leaks[file.name] = leaks_into(trained, records) if trained else None
+        # What the checkpoint was selected on is no test set, that anything could leak into.
+        if (records.name, records.split) in test_sets:
+            leaks[file.name] = leaks_into(trained, records) if trained else None
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
     (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
+    fitted = results.read_calibration(workdir, config)
+    if label_shift and fitted is not None:
+        for name, split in test_sets:
+            file = workdir / "predictions" / predictions.file_name(name, split)
+            print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
     return results.write(workdir)
+
+
+def _validation_records(
+    trained: Experiment | None, *, besides: list[tuple[str, str]], needed: bool
+) -> list[Records]:
+    """The parts that the checkpoint was selected on; none where the data are elsewhere.
+
+    Raises:
+      InputError: they are elsewhere and needed.
+    """
+    if trained is None:
+        if needed:
+            raise InputError(
+                "--label_shift calibrates on the validation parts, which are not here; "
+                "point --data_dir at them"
+            )
+        print("not calibrated, for the same reason")
+        return []
+    parts = {(records.name, records.split): records for records in trained.validation}
+    return [records for part, records in parts.items() if part not in besides]
 
 
 def main(argv: list[str]) -> None:
@@ -99,6 +134,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", help="one built dataset instead of the config's test_sets")
     parser.add_argument("--split", help="of --data; 'all' is every split it has")
     parser.add_argument("--checkpoint", default="best", help="best, last, or a step")
+    parser.add_argument(
+        "--label_shift",
+        action="store_true",
+        help="also correct for the shares of the classes, as a variant of each table",
+    )
     parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
     arguments = parser.parse_args(argv)
     if arguments.split and not arguments.data:
@@ -111,7 +151,13 @@ def main(argv: list[str]) -> None:
     if not test_sets:
         raise InputError("the run's config has no test_sets; name one with --data=NAME")
     data_dir = arguments.data_dir or _training_data_dir(arguments.workdir)
-    file = evaluate(arguments.workdir, data_dir, test_sets, checkpoint=arguments.checkpoint)
+    file = evaluate(
+        arguments.workdir,
+        data_dir,
+        test_sets,
+        checkpoint=arguments.checkpoint,
+        label_shift=arguments.label_shift,
+    )
     print(results.summary(json.loads(file.read_text())))
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")
 

@@ -33,51 +33,83 @@ def score(
     probabilities = np.asarray(probabilities, np.float64)
     num_classes = probabilities.shape[1]
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    predicted = probabilities.argmax(axis=1)
     confusion = np.bincount(
-        labels * num_classes + predicted, weights=weights, minlength=num_classes**2
+        confusion_cells(labels, probabilities), weights=weights, minlength=num_classes**2
     ).reshape(num_classes, num_classes)
-    support, given = confusion.sum(axis=1), confusion.sum(axis=0)
-    total, correct = support.sum(), np.diag(confusion)
-    recall = _ratio(correct, support)
-    f1 = np.where(support > 0, _ratio(2 * correct, support + given), np.nan)
+    by_class = from_confusion(confusion)
     one_vs_rest = [
         binary_areas(labels == c, probabilities[:, c], weights) for c in range(num_classes)
     ]
     pr_auc, roc_auc = np.asarray(one_vs_rest).T
-    likelihood = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1)
+    total = confusion.sum()
     return {
         "n": float(total),
-        "accuracy": float(_ratio(correct.sum(), total)),
-        "balanced_accuracy": mean_defined(recall),
-        "macro_f1": mean_defined(f1),
-        "pr_auc": mean_defined(pr_auc),
+        "accuracy": float(by_class["accuracy"]),
+        "balanced_accuracy": float(by_class["balanced_accuracy"]),
+        "macro_f1": float(by_class["macro_f1"]),
+        "pr_auc": float(mean_defined(pr_auc)),
         "pr_auc_classes": int(np.isfinite(pr_auc).sum()),
-        "roc_auc": mean_defined(roc_auc),
+        "roc_auc": float(mean_defined(roc_auc)),
         "roc_auc_classes": int(np.isfinite(roc_auc).sum()),
-        "loss": float(_ratio(-(weights * np.log(likelihood)).sum(), total)),
+        "loss": float(ratio((weights * losses(labels, probabilities)).sum(), total)),
         "ece": expected_calibration_error(labels, probabilities, weights),
-        "prevalence": _ratio(support, total),
-        "recall": recall,
-        "precision": _ratio(correct, given),
-        "f1": f1,
+        "prevalence": by_class["prevalence"],
+        "recall": by_class["recall"],
+        "precision": by_class["precision"],
+        "f1": by_class["f1"],
         "class_pr_auc": pr_auc,
         "class_roc_auc": roc_auc,
         "confusion": confusion,
     }
 
 
-def _ratio(numerator: Any, denominator: Any) -> Any:
+def confusion_cells(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """int64 [n]: each image's cell in the flattened confusion matrix (rows: true class)."""
+    return labels * probabilities.shape[1] + probabilities.argmax(axis=1)
+
+
+def losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """float64 [n]: the negative log-likelihood of each image's label."""
+    return -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1))
+
+
+def from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics that need only how often each class was taken for each.
+
+    Args:
+      confusion: float64 [..., k, k], rows are the true class.
+
+    Returns:
+      `accuracy`, `balanced_accuracy`, `macro_f1`: float64 [...]; `recall`, `precision`, `f1`,
+      `prevalence`: float64 [..., k].
+    """
+    support, given = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    correct = np.diagonal(confusion, axis1=-2, axis2=-1)
+    total = support.sum(axis=-1)
+    recall = ratio(correct, support)
+    f1 = np.where(support > 0, ratio(2 * correct, support + given), np.nan)
+    return {
+        "accuracy": ratio(correct.sum(axis=-1), total),
+        "balanced_accuracy": mean_defined(recall),
+        "macro_f1": mean_defined(f1),
+        "recall": recall,
+        "precision": ratio(correct, given),
+        "f1": f1,
+        "prevalence": ratio(support, total[..., None]),
+    }
+
+
+def ratio(numerator: Any, denominator: Any) -> Any:
     """Division with NaN where the denominator is 0."""
     denominator = np.asarray(denominator, np.float64)
     defined = denominator > 0
     return np.where(defined, numerator / np.where(defined, denominator, 1), np.nan)
 
 
-def mean_defined(values: np.ndarray) -> float:
-    """The mean of what is not NaN; NaN if nothing is."""
-    defined = values[np.isfinite(values)]
-    return float(defined.mean()) if len(defined) else float("nan")
+def mean_defined(values: np.ndarray) -> np.ndarray:
+    """The mean along the last axis of what is not NaN; NaN if nothing is."""
+    defined = np.isfinite(values)
+    return ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def _thresholds(
@@ -113,7 +145,7 @@ def binary_areas(
     positives, negatives = true[-1], false[-1]
     if not positives > 0:
         return float("nan"), float("nan")
-    precision = _ratio(true, true + false)
+    precision = ratio(true, true + false)
     gained = np.diff(true, prepend=0.0)
     # A threshold that only weightless examples reach gains nothing and has no precision.
     pr_auc = float(np.where(gained > 0, gained * precision, 0).sum() / positives)
@@ -132,9 +164,7 @@ def reliability(
       `weight`, `confidence`, `accuracy`: float64 [15]; the latter two NaN in empty bins.
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    bins, confidence, correct = confidence_bins(labels, probabilities)
 
     def total(values: np.ndarray) -> np.ndarray:
         return np.bincount(bins, weights=values, minlength=NUM_BINS)
@@ -142,18 +172,27 @@ def reliability(
     weight = total(weights)
     return {
         "weight": weight,
-        "confidence": _ratio(total(weights * confidence), weight),
-        "accuracy": _ratio(total(weights * correct), weight),
+        "confidence": ratio(total(weights * confidence), weight),
+        "accuracy": ratio(total(weights * correct), weight),
     }
+
+
+def confidence_bins(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each image's bin of `reliability`, its confidence, and whether it was right: [n] each."""
+    confidence = probabilities.max(axis=1)
+    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    return bins, confidence, probabilities.argmax(axis=1) == labels
 
 
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> float:
     """Mean over bins of |accuracy - confidence|, by weight (Guo et al. 2017; 15 bins)."""
-    bins = reliability(labels, probabilities, weights)
-    gap = np.abs(bins["accuracy"] - bins["confidence"])
-    return float(_ratio(np.nansum(bins["weight"] * gap), bins["weight"].sum()))
+    bins, confidence, correct = confidence_bins(labels, probabilities)
+    gap = np.bincount(bins, weights=weights * (correct - confidence), minlength=NUM_BINS)
+    return float(ratio(np.abs(gap).sum(), weights.sum()))
 
 
 def curves(
@@ -182,7 +221,7 @@ def curves(
             {
                 "recall": true[kept] / true[-1],
                 "precision": true[kept] / (true + false)[kept],
-                "false_positive_rate": _ratio(false, false[-1])[kept],
+                "false_positive_rate": ratio(false, false[-1])[kept],
             }
         )
     return found

@@ -2,14 +2,24 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fer_jax.config import read_config
+from fer_jax.config import Config, read_config
+from fer_jax.data.records import as_source
 from fer_jax.errors import InputError
-from fer_jax.evaluation import metrics, predictions
+from fer_jax.evaluation import (
+    baselines,
+    bootstrap,
+    calibration,
+    metrics,
+    predictions,
+    scoring,
+)
+from fer_jax.schema import TASKS
 
 # Predictions file -> leaks by kind into what the run learned on; null where it was not looked at.
 LEAKS_FILE = "leaks.json"
@@ -21,12 +31,13 @@ def results(workdir: Path) -> dict[str, Any]:
 
     Returns:
       {"task", "classes", "seed", "commit", "datasets", "leaks" (by kind, in what was trained
-      on), "left_out", "sets": [...], "means": {...}}. Each set has dataset, split, variant,
-      relation ("within" where the run trained on that dataset, else "cross"), leaks (of it into
-      what was trained on; None where that was not looked at), n (images with a label: those
-      that are scored), n_unlabelled, n_subjects, n_clips, everything of `metrics.score`, and
-      "majority": the accuracy and balanced accuracy of always answering its commonest class.
-      "means" averages the headline metrics over the sets of each relation.
+      on), "left_out", "sets": [...], "validation": [...], "calibration": what
+      `calibration.from_validation` returns, "means": {...}}. Each set has dataset, split,
+      variant, relation ("within" where the run trained on that dataset, else "cross"), leaks
+      (of it into what was trained on; None where that was not looked at), n_unlabelled and
+      everything of `scoring.score_table`. "validation" has the parts that the checkpoint was
+      selected on: they are no test. "means" averages the headline metrics over the sets of each
+      relation, variants left out.
 
     Raises:
       InputError: no run, or no predictions yet.
@@ -38,11 +49,17 @@ def results(workdir: Path) -> dict[str, Any]:
     if not files:
         raise InputError(f"'{workdir}' has no predictions; run `fer-jax evaluate` first")
     leaks = read_leaks(workdir)
-    trained_on = {entry if isinstance(entry, str) else entry["name"] for entry in config["sources"]}
-    sets, classes = [], ()
-    for file in files:
-        table, classes = predictions.read(file)
-        sets.append(_score_table(file, table, trained_on) | {"leaks": leaks.get(file.name)})
+    trained_on = {as_source(entry).name for entry in config.sources}
+    classes = TASKS[config.task]
+    fitted = read_calibration(workdir, config)
+    counts = baselines.read(workdir, classes)
+    scored = {
+        file: _score_table(file, classes, trained_on, fitted, counts)
+        | {"leaks": leaks.get(file.name)}
+        for file in files
+    }
+    selected_on = validation_files(workdir, config)
+    sets = [one for file, one in scored.items() if file not in selected_on]
     sets.sort(key=lambda scored: (scored["relation"] != "within", scored["dataset"]))
     return {
         "task": config["task"],
@@ -53,6 +70,8 @@ def results(workdir: Path) -> dict[str, Any]:
         "leaks": environment.get("leaks", {}),
         "left_out": environment.get("left_out", {}),
         "sets": sets,
+        "validation": [scored[file] | {"relation": "validation"} for file in selected_on],
+        "calibration": fitted,
         "means": {
             relation: {name: _mean(sets, relation, name) for name in HEADLINE}
             for relation in ("within", "cross")
@@ -66,35 +85,60 @@ def read_leaks(workdir: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _score_table(file: Path, table: predictions.Table, trained_on: set[str]) -> dict[str, Any]:
+def validation_files(workdir: Path, config: Config) -> list[Path]:
+    """The tables of the parts that the run's checkpoint was selected on, where there are any."""
+    sources = [as_source(entry) for entry in config.sources]
+    names = [predictions.file_name(source.name, source.validation) for source in sources]
+    files = [workdir / "predictions" / name for name in dict.fromkeys(names)]
+    return [file for file in files if file.is_file()]
+
+
+def read_calibration(workdir: Path, config: Config) -> dict[str, Any] | None:
+    """`calibration.from_validation` of a run; None where validation was not scored."""
+    files = validation_files(workdir, config)
+    return calibration.from_validation([predictions.read(file)[0] for file in files])
+
+
+def _score_table(
+    file: Path,
+    classes: tuple[str, ...],
+    trained_on: set[str],
+    fitted: dict[str, Any] | None,
+    counts: baselines.LabelCounts | None,
+) -> dict[str, Any]:
+    table, of_table = predictions.read(file)
+    if of_table != classes:
+        raise InputError(
+            f"{file} is about {', '.join(of_table)}; the run's task has {', '.join(classes)}"
+        )
     known = table["label"] >= 0
-    labels, probabilities = table["label"][known], table["probabilities"][known]
-    if not len(labels):
+    if not known.any():
         raise InputError(f"{file}: no image has a label")
     dataset, split = str(table["dataset"][0]), str(table["split"][0])
     plain = predictions.file_name(dataset, split).removesuffix(".csv")
-    scored = metrics.score(labels, probabilities)
-    commonest = scored["prevalence"].max()
+    variant = file.name.removesuffix(".csv").removeprefix(plain).removeprefix(".")
     # A dataset may be named with or without its config.
     names = {dataset, dataset.split("/")[0]}
     return {
         "dataset": dataset,
         "split": split,
-        "variant": file.name.removesuffix(".csv").removeprefix(plain).removeprefix("."),
+        "variant": variant,
         "relation": "within" if names & trained_on else "cross",
         "n_unlabelled": int((~known).sum()),
-        "n_subjects": len(set(table["subject_id"][known]) - {""}),
-        "n_clips": len(set(table["clip_id"][known]) - {""}),
-        "majority": {
-            "accuracy": commonest,
-            "balanced_accuracy": 1 / (scored["prevalence"] > 0).sum(),
-        },
-    } | scored
+    } | scoring.score_table(
+        {name: column[known] for name, column in table.items()},
+        len(classes),
+        # The temperature is of the plain predictions.
+        fitted=None if variant else fitted,
+        counts=counts,
+    )
 
 
 def _mean(sets: list[dict[str, Any]], relation: str, name: str) -> float:
-    values = [scored[name] for scored in sets if scored["relation"] == relation]
-    return metrics.mean_defined(np.asarray(values, np.float64))
+    values = [
+        scored[name] for scored in sets if scored["relation"] == relation and not scored["variant"]
+    ]
+    return float(metrics.mean_defined(np.asarray(values, np.float64)))
 
 
 def write(workdir: Path) -> Path:
@@ -119,36 +163,93 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, *, signed: bool = False) -> str:
     """Three decimals, or "n/a" where a number does not exist."""
-    return "n/a" if value is None or math.isnan(value) else f"{value:.3f}"
+    if value is None or math.isnan(value):
+        return "n/a"
+    return f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def interval(bounds: Sequence[float | None], *, signed: bool = False) -> str:
+    """An interval for people: "[0.421, 0.533]", or "n/a" where it does not exist."""
+    low, high = (number(bound, signed=signed) for bound in bounds)
+    return "n/a" if "n/a" in (low, high) else f"[{low}, {high}]"
 
 
 def summary(scored: dict[str, Any]) -> str:
-    """The headline metrics as a table for a terminal.
+    """The headline metrics as a table for a terminal, and what is doubtful about them.
 
     Args:
       scored: from `results`, or results.json.
     """
-    columns = ["", "set", "images", "subjects", *HEADLINE, "majority"]
-    rows = [columns]
-    for one in scored["sets"]:
-        variant = f" {one['variant']}" if one["variant"] else ""
+    columns = ["", "set", "images", "clips", "subjects", "accuracy", "balanced_accuracy", "95 %"]
+    columns += ["macro_f1", "pr_auc", "chance", "roc_auc", "ece", "at T", "no pixels", "majority"]
+    rows, notes = [columns], []
+    for one in [*scored["sets"], *scored["validation"]]:
+        name = f"{one['dataset']} {one['split']} {one['variant']}".strip()
         rows.append(
             [
                 one["relation"],
-                f"{one['dataset']} {one['split']}{variant}",
+                name,
                 f"{one['n']:.0f}",
+                str(one["n_clips"] or "n/a"),
                 str(one["n_subjects"] or "n/a"),
-                *(number(one[name]) for name in HEADLINE),
-                number(one["majority"]["accuracy"]),
+                number(one["accuracy"]),
+                number(one["balanced_accuracy"]),
+                interval(one["intervals"]["balanced_accuracy"]),
+                number(one["macro_f1"]),
+                number(one["pr_auc"]),
+                number(one["majority"]["pr_auc"]),
+                number(one["roc_auc"]),
+                number(one["ece"]),
+                number((one["calibrated"] or {}).get("ece")),
+                number((one["no_pixels"] or {}).get("balanced_accuracy")),
+                number(one["majority"]["balanced_accuracy"]),
             ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return "\n".join(
+        notes += [f"{name}: {doubt}" for doubt in _doubts(one, scored["classes"])]
+    return "\n".join([*aligned(rows, num_left=2), *notes])
+
+
+def aligned(rows: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
+    """Rows of cells as lines, the first `num_left` columns flush left, the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+            cell.ljust(width) if i < num_left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    )
+    ]
+
+
+def _doubts(one: dict[str, Any], classes: Sequence[str]) -> list[str]:
+    """What a reader of a set's numbers must know, in a line each."""
+    doubts = []
+    absent = [name for name, share in zip(classes, one["prevalence"], strict=True) if not share]
+    if absent:
+        doubts.append(f"no image of {', '.join(absent)}; means are over the other classes")
+    doubts += doubts_of_interval(one, one["intervals"]["balanced_accuracy"])
+    shares = one["undefined_draws"].get("class_pr_auc", [0.0] * len(classes))
+    rare = {
+        name: share
+        for name, share in zip(classes, shares, strict=True)
+        if name not in absent and share > bootstrap.MUCH_UNDEFINED
+    }
+    if rare:
+        doubts.append(f"{', '.join(rare)} missing from up to {max(rare.values()):.0%} of the draws")
+    return doubts
+
+
+def doubts_of_interval(one: dict[str, Any], bounds: Sequence[float | None]) -> list[str]:
+    """What few clusters mean for an interval of a set, and why there may be none."""
+    if one["n_clusters"] < 2:
+        return [f"a single {one['cluster']}: nothing says how another one would score"]
+    doubts = []
+    if one["n_clusters"] < bootstrap.FEW_CLUSTERS:
+        doubts.append(f"only {one['n_clusters']} clusters (by {one['cluster']}): rough intervals")
+    if one["effective_clusters"] < 2:
+        doubts.append(f"no interval: one {one['cluster']} has most of the images")
+    elif interval(bounds) == "n/a":
+        doubts.append("no interval: nothing varies among the clusters")
+    return doubts

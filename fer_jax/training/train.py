@@ -25,6 +25,7 @@ from fer_jax.data import batches
 from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import as_source
+from fer_jax.evaluation import baselines
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
 from fer_jax.sharding import (
@@ -55,8 +56,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
 
     Args:
       config: from `fer_jax.config`.
-      workdir: receives config.json, environment.json, metrics.jsonl, tensorboard/,
-        checkpoints/.
+      workdir: receives config.json, environment.json, training_labels.csv, metrics.jsonl,
+        tensorboard/, checkpoints/.
       data_dir: where the datasets were built.
 
     Returns:
@@ -133,6 +134,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     if config.exclusions:
         shutil.copyfile(config.exclusions, workdir / EXCLUSIONS_FILE)
     write_environment(workdir, data_dir, experiment, leaks)
+    baselines.write(workdir, experiment.train, config.task)
     manager = checkpoints.open_checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.selection_metric
     )
