@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from fer_jax import checkpoints, schema
 from fer_jax.config import default_config, to_json
-from fer_jax.data.build import Plan, write
+from fer_jax.data.build import write
+from fer_jax.data.plan import Plan
 from fer_jax.evaluation.predict import model_arguments
 from fer_jax.media.clips import Found
 from fer_jax.media.images import encode_jpeg

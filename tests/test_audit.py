@@ -14,7 +14,8 @@ import pytest
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.__main__ import main
 from fer_jax.data import audit
-from fer_jax.data.build import Plan, write
+from fer_jax.data.build import write
+from fer_jax.data.plan import Plan
 from fer_jax.media.clips import Found
 from fer_jax.media.images import decode, encode_jpeg
 

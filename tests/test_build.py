@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from fer_jax.__main__ import main
-from fer_jax.data import build
+from fer_jax.data import shards
+from fer_jax.data.plan import files_in
 from fer_jax.data.records import build_summary, open_records
 
 WriteVideo = Callable[..., Path]
@@ -351,8 +352,8 @@ def without_one(things: Iterator[Any]) -> Iterator[Any]:
 def test_a_row_that_is_lost_on_the_way_is_noticed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = build._in_threads
-    monkeypatch.setattr(build, "_in_threads", lambda *rest: without_one(run(*rest)))
+    run = shards._in_threads
+    monkeypatch.setattr(shards, "_in_threads", lambda *rest: without_one(run(*rest)))
     with pytest.raises(RuntimeError, match="of 6 rows 3 were lost and 0 came twice"):
         main(words(source, tmp_path / "data"))
     assert nothing_prepared(tmp_path / "data")
@@ -361,14 +362,14 @@ def test_a_row_that_is_lost_on_the_way_is_noticed(
 def test_a_row_that_comes_twice_is_noticed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = build._in_threads
+    run = shards._in_threads
 
     def doubled(*rest: Any) -> Iterator[Any]:
         for outcome, records in run(*rest):
             yield outcome, records
             yield outcome, []
 
-    monkeypatch.setattr(build, "_in_threads", doubled)
+    monkeypatch.setattr(shards, "_in_threads", doubled)
     with pytest.raises(RuntimeError, match="of 6 rows 0 were lost and 6 came twice"):
         main(words(source, tmp_path / "data"))
 
@@ -376,23 +377,23 @@ def test_a_row_that_comes_twice_is_noticed(
 def test_a_record_that_is_lost_or_doubled_is_noticed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = build._in_threads
+    run = shards._in_threads
 
     def shortened(*rest: Any) -> Iterator[Any]:
         return ((outcome, records[1:]) for outcome, records in run(*rest))
 
-    monkeypatch.setattr(build, "_in_threads", shortened)
+    monkeypatch.setattr(shards, "_in_threads", shortened)
     with pytest.raises(RuntimeError, match="test: 8 records made, 6 in the shards"):
         main(words(source, tmp_path / "data"))
-    make = build._make
+    make = shards.make_records
 
     def alike(row: Any, read: Any) -> Any:
         outcome, records = make(row, read)
         same = [record | {"record_id": "same"} for record in outcome.records]
         return outcome._replace(records=same), records
 
-    monkeypatch.setattr(build, "_in_threads", run)
-    monkeypatch.setattr(build, "_make", alike)
+    monkeypatch.setattr(shards, "_in_threads", run)
+    monkeypatch.setattr(shards, "make_records", alike)
     with pytest.raises(RuntimeError, match="the record same came twice"):
         main(words(source, tmp_path / "data"))
     assert nothing_prepared(tmp_path / "data")
@@ -426,7 +427,7 @@ def test_what_beam_loses_is_noticed(
     capsys: pytest.CaptureFixture[str],
 ):
     pytest.importorskip("apache_beam")
-    monkeypatch.setattr(build, "_records_of", lambda made: made[1][1:])
+    monkeypatch.setattr(shards, "_records_of", lambda made: made[1][1:])
     with pytest.raises(RuntimeError, match="test: 8 records made, 6 in the shards"):
         main(words(source, tmp_path / "data", BEAM))
     assert nothing_prepared(tmp_path / "data")
@@ -460,12 +461,12 @@ def test_files_are_those_of_the_folder_and_what_is_not_read_has_its_reason(tmp_p
         ("out.mp4", "a link out of the folder"),
         ("up.mp4", "a link out of the folder"),
     ]
-    files, refused = build.files_in(folder, (".mp4",))
+    files, refused = files_in(folder, (".mp4",))
     assert files == ["a/x.MP4", "b.mp4", "within.mp4"]
     assert refused == expected
     # The folder itself may be one.
     (tmp_path / "link").symlink_to(folder)
-    assert build.files_in(tmp_path / "link", (".mp4",)) == (files, refused)
+    assert files_in(tmp_path / "link", (".mp4",)) == (files, refused)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are always Unicode")

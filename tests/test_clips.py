@@ -201,6 +201,29 @@ def test_of_a_photo_one_face_or_all_are_taken(tmp_path: Path):
     assert found(boxes=other.boxes) == ([], "no face")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "size"),
+    [
+        ({}, faces.LARGE_FACES),
+        ({"choice": "tracked"}, faces.LARGE_FACES),
+        ({"choice": "all"}, faces.ALL_FACES),
+        ({"one_face": True}, faces.ALL_FACES),  # a small one is a second one
+    ],
+)
+def test_small_faces_are_searched_where_they_count(
+    monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any], size: int
+):
+    sizes = []
+
+    def detect(image: np.ndarray, size: int) -> list[faces.Face]:
+        sizes.append(size)
+        return []
+
+    monkeypatch.setattr(faces, "make_detector", lambda name, model: detect)
+    clips.faces_in_photo(np.zeros((9, 9, 3), np.uint8), "x", "x.jpg", Extraction(**wanted))
+    assert sizes == [size]
+
+
 def test_a_file_that_cannot_be_opened_is_one_reason(tmp_path: Path):
     (tmp_path / "x.mp4").write_text("no video")
     clip = done(Job(str(tmp_path / "x.mp4"), "set/x"), WHOLE, tmp_path)

@@ -18,7 +18,7 @@ import pytest
 
 from data_builders.neurobiosense import neurobiosense_dataset_builder as neurobiosense
 from fer_jax.__main__ import main
-from fer_jax.data.build import Plan
+from fer_jax.data.plan import Plan
 from fer_jax.data.records import build_summary, open_records
 from fer_jax.errors import InputError
 from fer_jax.schema import EMOTIONS

@@ -66,7 +66,9 @@ def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
         return
     # Every flag is one that the verb's own help lists.
     with pytest.raises(SystemExit):
-        main([*words[1:3], "--help"] if words[1] == "build" else [words[1], "--help"])
+        main(
+            [*words[1:3], "--help"] if words[1] in ("build", "benchmark") else [words[1], "--help"]
+        )
     printed = capsys.readouterr().out
     for flag in re.findall(r"--[\w.]+", command):
         assert flag in printed

@@ -8,7 +8,7 @@ import numpy as np
 from data_builders.demo import draw
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.build import Plan
+from fer_jax.data.plan import Plan
 from fer_jax.media.clips import Found
 from fer_jax.media.images import encode_jpeg
 

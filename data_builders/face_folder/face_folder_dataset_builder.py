@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import functools
 import io
-import re
 import threading
 import zipfile
 import zlib
@@ -18,7 +17,7 @@ import numpy as np
 
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.build import Plan, files_in
+from fer_jax.data.plan import Plan, check_name, files_in
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media import clips, images
 from fer_jax.media.clips import Extraction, Found
@@ -68,8 +67,7 @@ class Files:
 
 def plan(config: str, options: argparse.Namespace) -> Plan:
     """Reads the manifest or the class folders and assigns splits; decodes nothing yet."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
-        raise InputError(f"--name '{options.name}' must be lower case letters, digits and _")
+    check_name(options.name)
     source = Path(options.source)
     if not source.exists():
         raise InputError(f"--source '{source}' does not exist")

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.build import Plan, files_in
+from fer_jax.data.plan import Plan, check_name, files_in
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media import clips
 from fer_jax.media.clips import Job
@@ -74,8 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(config: str, options: argparse.Namespace) -> Plan:
     """Finds the clips and what is known of them; decodes nothing yet."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
-        raise InputError(f"--name '{options.name}' must be lower case letters, digits and _")
+    check_name(options.name)
     source = Path(options.source)
     if not source.is_dir():
         raise InputError(f"--source '{source}' is not a folder")

@@ -3,7 +3,6 @@
 import argparse
 import functools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from fer_jax import schema
 from fer_jax.data import generated, splits
-from fer_jax.data.build import Plan
+from fer_jax.data.plan import Plan, check_name
 from fer_jax.errors import InputError
 from fer_jax.media import clips, images
 from fer_jax.media.clips import Extraction, Found
@@ -30,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(config: str, options: argparse.Namespace) -> Plan:
     """Reads records.csv and assigns splits; decodes nothing yet."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
-        raise InputError(f"--name '{options.name}' must be lower case letters, digits and _")
+    check_name(options.name)
     source = Path(options.source)
     settings = _settings(source)
     task = settings["request"]["task"]

@@ -2,14 +2,13 @@
 
 import argparse
 import collections
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.build import Plan
+from fer_jax.data.plan import Plan, check_name
 from fer_jax.errors import InputError
 from fer_jax.media import clips, manifest
 from fer_jax.media.clips import Job
@@ -30,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(config: str, options: argparse.Namespace) -> Plan:
     """Reads the manifest and assigns splits; decodes nothing yet."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name):
-        raise InputError(f"--name '{options.name}' must be lower case letters, digits and _")
+    check_name(options.name)
     source = Path(options.source)
     links = manifest.read(source)
     if not links:

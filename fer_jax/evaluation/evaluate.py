@@ -16,12 +16,13 @@ from fer_jax.evaluation import calibration, predictions, results
 from fer_jax.evaluation.predict import (
     compile_predict_step,
     model_arguments,
+    network_shapes,
     predict,
     predictions_table,
 )
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
-from fer_jax.sharding import make_mesh, replicated
+from fer_jax.sharding import make_mesh
 
 
 def evaluate(
@@ -55,22 +56,13 @@ def evaluate(
     opened += _validation_records(trained, besides=test_sets, needed=label_shift)
     num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
     mesh = make_mesh()
-    model = model_arguments(config)
-    params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
-    shapes = {
-        "params": params,
-        "batch_stats": batch_stats,
-        "ema": params if config.ema_decay else {},
-    }
-    sharding = jax.tree.map(lambda _: replicated(mesh), shapes)
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
+    shapes = network_shapes(config, mesh)
     step, network = checkpoints.restore_network(
-        workdir, checkpoint, target, config.selection_metric
+        workdir, checkpoint, shapes, config.selection_metric
     )
     print(f"checkpoint of step {step}")
-    score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
+    sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
+    score = compile_predict_step(xception.graphdef(**model_arguments(config)), sharding, mesh)
     (workdir / "predictions").mkdir(exist_ok=True)
     leaks = results.read_leaks(workdir)
     for records, labelled in zip(opened, num_labelled, strict=True):
@@ -150,7 +142,7 @@ def main(argv: list[str]) -> None:
         test_sets = [(source.name, source.test) for source in entries]
     if not test_sets:
         raise InputError("the run's config has no test_sets; name one with --data=NAME")
-    data_dir = arguments.data_dir or _training_data_dir(arguments.workdir)
+    data_dir = arguments.data_dir or training_data_dir(arguments.workdir)
     file = evaluate(
         arguments.workdir,
         data_dir,
@@ -162,7 +154,8 @@ def main(argv: list[str]) -> None:
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")
 
 
-def _training_data_dir(workdir: Path) -> Path:
+def training_data_dir(workdir: Path) -> Path:
+    """Where a run trained from; the default data folder, if it does not say."""
     file = workdir / "environment.json"
     if not file.is_file():
         return default_data_dir()

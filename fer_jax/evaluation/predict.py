@@ -27,6 +27,29 @@ def model_arguments(config: Config) -> dict[str, Any]:
     return dict(config.model) | {"num_classes": len(TASKS[config.task])}
 
 
+def network_shapes(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """What a run's network looks like, whole on every device.
+
+    Args:
+      config: of the run.
+      mesh: from `make_mesh`.
+
+    Returns:
+      {"params", "batch_stats", "ema"} (the average is empty where the run keeps none), each a
+      nested dict of `jax.ShapeDtypeStruct` with shardings.
+    """
+    model = model_arguments(config)
+    params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
+    shapes = {
+        "params": params,
+        "batch_stats": batch_stats,
+        "ema": params if config.ema_decay else {},
+    }
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
+    )
+
+
 def predict_step(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:
     """Class probabilities of one batch.
 

@@ -3,25 +3,35 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.sharding import Mesh
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from fer_jax import checkpoints
-from fer_jax.config import Config
+from fer_jax.config import Config, from_json, read_config
 from fer_jax.data.augment import normalize
-from fer_jax.evaluation.evaluate import read_config
-from fer_jax.evaluation.predict import PredictStep, compile_predict_step, model_arguments
+from fer_jax.errors import InputError
+from fer_jax.evaluation.predict import (
+    PredictStep,
+    compile_predict_step,
+    model_arguments,
+    network_shapes,
+)
 from fer_jax.media.images import resized
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
 
+FORMAT = "fer_jax.xception"  # of an exported folder, whose files these are
+CONFIG, ARRAYS = "config.json", "model.safetensors"
 BATCH_SIZE = 64
 BATCHES_IN_FLIGHT = 4
 
@@ -117,42 +127,35 @@ class Model:
             yield batch, count
 
 
-def load(workdir: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_SIZE) -> Model:
-    """Loads a trained run.
+def load(path: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_SIZE) -> Model:
+    """Loads a trained run, or what `export` wrote of one.
 
     Args:
-      workdir: of the run.
-      checkpoint: "best" by the run's selection metric, "last", or a step.
+      path: of the run's workdir, or of a folder with `model.safetensors`.
+      checkpoint: of a run: "best" by its selection metric, "last", or a step.
       batch_size: images at once; rounded up to a multiple of the devices.
 
     Raises:
-      InputError: no run, no such checkpoint, or one of another architecture.
+      InputError: no run, no such checkpoint, one of another architecture, or a damaged export.
     """
-    workdir = Path(workdir)
-    config = read_config(workdir)
+    path = Path(path)
     mesh = make_mesh()
-    model = model_arguments(config)
-    params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
-    shapes = {
-        "params": params,
-        "batch_stats": batch_stats,
-        "ema": params if config.ema_decay else {},
-    }
-    sharding = jax.tree.map(lambda _: replicated(mesh), shapes)
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
-    step, network = checkpoints.restore_network(
-        workdir, checkpoint, target, config.selection_metric
-    )
-    graphdef = xception.graphdef(**model)
+    if (path / ARRAYS).is_file():
+        step, config, network = _read_exported(path, mesh)
+    else:
+        config = read_config(path)
+        step, network = checkpoints.restore_network(
+            path, checkpoint, network_shapes(config, mesh), config.selection_metric
+        )
+    sharding = jax.tree.map(lambda _: replicated(mesh), network)
+    graphdef = xception.graphdef(**model_arguments(config))
     pool = jax.jit(
         functools.partial(_pooled, graphdef=graphdef),
         in_shardings=(sharding, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
     return Model(
-        workdir=workdir,
+        workdir=path,
         step=step,
         config=config,
         network=network,
@@ -161,6 +164,35 @@ def load(workdir: str | Path, checkpoint: str = "best", *, batch_size: int = BAT
         score=compile_predict_step(graphdef, sharding, mesh),
         pool=pool,
     )
+
+
+def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any]]:
+    """(step, config, network) of an exported folder."""
+    wrong = f"'{folder / CONFIG}' is not what fer-jax export writes"
+    try:
+        written = json.loads((folder / CONFIG).read_text())
+        if written["format"] != FORMAT:
+            raise InputError(wrong)
+        step, config = int(written["step"]), from_json(json.dumps(written["config"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(wrong) from error
+    try:
+        arrays = load_file(folder / ARRAYS)
+    except SafetensorError as error:
+        raise InputError(f"'{folder / ARRAYS}' is damaged: {error}") from error
+    shapes = network_shapes(config, mesh) | {"ema": {}}
+    wanted: dict[str, Any] = traverse_util.flatten_dict(
+        {k: v for k, v in shapes.items() if v}, sep="/"
+    )
+    for name in sorted(wanted.keys() | arrays.keys()):
+        there = arrays[name].shape if name in arrays else "absent"
+        needed = wanted[name].shape if name in wanted else "absent"
+        if there != needed:
+            raise InputError(
+                f"'{folder / ARRAYS}' is of another network: {name} is {there}, not {needed}"
+            )
+    network: Any = traverse_util.unflatten_dict(arrays, sep="/")
+    return step, config, jax.device_put(network | {"ema": {}}, replicated(mesh))
 
 
 def fingerprint(tree: Any) -> str:

@@ -428,7 +428,7 @@ def _in_processes(
 
 
 def _submit(pool: concurrent.futures.ProcessPoolExecutor, *call: Any) -> Any:
-    """Submits a call; a process that is started for it is deaf to Ctrl-C from its first moment."""
+    """Submits a call; a process started for it is deaf to Ctrl-C, which the parent handles."""
     held = {signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
@@ -438,9 +438,8 @@ def _submit(pool: concurrent.futures.ProcessPoolExecutor, *call: Any) -> Any:
 
 
 def _start_worker() -> None:
-    # One core each. Ctrl-C is the parent's to handle, and without a parent there is no work.
+    # One core each; and without a parent there is no work.
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()

@@ -1,0 +1,162 @@
+"""A trained network as an ONNX graph, which runs without JAX: pixels in, probabilities out.
+
+The graph is written from the network's own description (Chollet 2017), layer by layer, with
+BatchNorm folded into the convolution before it. Inside it is NCHW, ONNX' layout.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from fer_jax.errors import InputError
+from fer_jax.models.normalization import EPSILON
+from fer_jax.models.xception import output_size
+
+OPSET = 17  # the first that all of ONNX Runtime 1.14+, OpenVINO 2023+ and TensorRT 8.6+ read
+INPUT, OUTPUTS = "images", ("probabilities", "logits")
+ENTRY = ("entry1", "entry2", "entry3")
+
+
+def to_onnx(
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    model: dict[str, Any],
+    metadata: dict[str, Any],
+) -> Any:
+    """Writes the graph.
+
+    Args:
+      params: of an `Xception`, nested dicts of float32 arrays.
+      batch_stats: the same network's.
+      model: the keyword arguments that it was made with.
+      metadata: stored in the file as JSON texts by name.
+
+    Returns:
+      An `onnx.ModelProto`: `images` uint8 [batch, s, s, 3] RGB to `probabilities` and `logits`
+      float32 [batch, classes]; any batch size.
+
+    Raises:
+      InputError: the package onnx is not installed.
+    """
+    onnx = _import_onnx()
+    size, classes = model["image_size"], model["num_classes"]
+    graph = _Graph(onnx)
+    scaled = graph.add("Mul", graph.add("Cast", INPUT, to=1), graph.array(np.float32(1 / 127.5)))
+    x = graph.add("Sub", scaled, graph.array(np.float32(1)))
+    x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
+
+    def folded(kernel: np.ndarray, norm: Any, statistics: Any) -> tuple[np.ndarray, np.ndarray]:
+        """[h, w, inputs, filters] to (ONNX' [filters, inputs, h, w], bias), BatchNorm applied."""
+        scale, bias, mean, variance = (
+            np.asarray(array, np.float64)
+            for array in (norm["scale"], norm["bias"], statistics["mean"], statistics["var"])
+        )
+        factor = scale / np.sqrt(variance + EPSILON)
+        weights = np.transpose(np.asarray(kernel, np.float64) * factor, (3, 2, 0, 1))
+        return weights.astype(np.float32), (bias - mean * factor).astype(np.float32)
+
+    def convolution(x: str, kernel: Any, layer: Any, statistics: Any, stride: int = 1) -> str:
+        weights, bias = folded(np.asarray(kernel), layer["norm"], statistics["norm"])
+        return graph.add(
+            "Conv", x, graph.array(weights), graph.array(bias), strides=[stride, stride]
+        )
+
+    def pointwise(x: str, layer: Any, statistics: Any, stride: int = 1) -> str:
+        kernel = np.asarray(layer["kernel"])[None, None]
+        return convolution(x, kernel, layer, statistics, stride)
+
+    def separable(x: str, layer: Any, statistics: Any, *, relu: bool = True) -> str:
+        if relu:
+            x = graph.add("Relu", x)
+        # [h, w, channels] to [channels, 1, h, w].
+        kernel = np.transpose(np.asarray(layer["depthwise"], np.float32), (2, 0, 1))[:, None]
+        x = graph.add("Conv", x, graph.array(kernel), pads=[1, 1, 1, 1], group=len(kernel))
+        return pointwise(x, layer["pointwise"], statistics["pointwise"])
+
+    def down(x: str, name: str, side: int, *, first_relu: bool = True) -> tuple[str, int]:
+        layer, statistics = params[name], batch_stats[name]
+        y = separable(x, layer["separable1"], statistics["separable1"], relu=first_relu)
+        y = separable(y, layer["separable2"], statistics["separable2"])
+        odd = side % 2
+        y = graph.add(
+            "MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], pads=[odd, odd, 1, 1]
+        )  # as `max_pool3x3` pads
+        shortcut = pointwise(x, layer["shortcut"], statistics["shortcut"], stride=2)
+        return graph.add("Add", y, shortcut), -(-side // 2)
+
+    for name, stride in (("stem1", 2), ("stem2", 1)):
+        layer = params[name]
+        x = graph.add("Relu", convolution(x, layer["kernel"], layer, batch_stats[name], stride))
+    side = (size - 3) // 2 + 1 - 2
+    for name in ENTRY:
+        x, side = down(x, name, side, first_relu=name != "entry1")
+    for number in range(1, model["num_middle_blocks"] + 1):
+        layer, statistics = params[f"middle{number}"], batch_stats[f"middle{number}"]
+        y = x
+        for part in ("separable1", "separable2", "separable3"):
+            y = separable(y, layer[part], statistics[part])
+        x = graph.add("Add", x, y)
+    x, side = down(x, "exit1", side)
+    if side != output_size(size):
+        raise AssertionError("the graph lost count of its pixels")
+    x = separable(x, params["exit2"], batch_stats["exit2"], relu=False)
+    x = graph.add("Relu", separable(x, params["exit3"], batch_stats["exit3"]))
+
+    def dense(x: str, layer: Any, *, name: str = "") -> str:
+        kernel, bias = (np.asarray(layer[part], np.float32) for part in ("kernel", "bias"))
+        return graph.add("Gemm", x, graph.array(kernel), graph.array(bias), name=name)
+
+    if model["head"] == "gap":
+        x = graph.add("Flatten", graph.add("GlobalAveragePool", x))
+    else:
+        x = graph.add("Flatten", graph.add("Transpose", x, perm=[0, 2, 3, 1]))
+        x = graph.add("Relu", dense(x, params["hidden1"]))
+        x = graph.add("Relu", dense(x, params["hidden2"]))
+    graph.add("Softmax", dense(x, params["logits"], name="logits"), axis=1, name="probabilities")
+    return graph.finished(size, classes, metadata)
+
+
+class _Graph:
+    """Nodes and arrays in the order in which they were added."""
+
+    def __init__(self, onnx: Any):
+        self.onnx, self.nodes, self.arrays = onnx, [], []
+
+    def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Adds a node; returns the name of its output."""
+        output = name or f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def array(self, values: np.ndarray | np.float32) -> str:
+        """Adds a constant; returns its name."""
+        name = f"array_{len(self.arrays)}"
+        array = np.ascontiguousarray(values)
+        self.arrays.append(self.onnx.numpy_helper.from_array(array.reshape(np.shape(values)), name))
+        return name
+
+    def finished(self, size: int, classes: int, metadata: dict[str, Any]) -> Any:
+        """The model, checked."""
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        images = helper.make_tensor_value_info(INPUT, types.UINT8, ["batch", size, size, 3])
+        outputs = [
+            helper.make_tensor_value_info(name, types.FLOAT, ["batch", classes]) for name in OUTPUTS
+        ]
+        graph = helper.make_graph(self.nodes, "xception", [images], outputs, self.arrays)
+        model = helper.make_model(
+            graph, producer_name="fer_jax", opset_imports=[helper.make_opsetid("", OPSET)]
+        )
+        model.ir_version = 8  # of opset 17: newer numbers are refused by older runtimes
+        texts = {name: json.dumps(value) for name, value in metadata.items()}
+        self.onnx.helper.set_model_props(model, texts)
+        self.onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise InputError("ONNX is not installed; pip install -e '.[export]'") from error
+    return onnx

@@ -1,0 +1,138 @@
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_runs import picture, write_dataset, write_run
+
+from fer_jax.__main__ import main
+from fer_jax.data.augment import normalize
+from fer_jax.data.records import open_records
+from fer_jax.errors import InputError
+from fer_jax.evaluation.predict import predict_step
+from fer_jax.inference import export
+from fer_jax.inference.load import load
+from fer_jax.inference.onnx_graph import to_onnx
+from fer_jax.models import xception
+
+PARTS = {part: [(f"{part}{n % 3}", n % 7) for n in range(7)] for part in ("train", "validation")}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, "faces", PARTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", data_dir, sources=("faces",))
+
+
+def crops(size: int, count: int = 3) -> np.ndarray:
+    return np.stack([picture(seed, size) for seed in range(count)])
+
+
+@pytest.mark.parametrize("size, head", [(71, "gap"), (80, "mlp"), (98, "gap")])
+def test_the_graph_answers_as_the_network_does(size: int, head: str):
+    runtime = pytest.importorskip("onnxruntime")
+    model = {"num_classes": 3, "width": 0.05, "num_middle_blocks": 2, "image_size": size}
+    model |= {"head": head, "dropout": 0.5, "dtype": "float32", "batch_norm_momentum": 0.9}
+    params, batch_stats = xception.init(jax.random.key(1), **model)
+    rng = np.random.default_rng(0)
+
+    def disturbed(path: tuple, array: jax.Array) -> np.ndarray:
+        # Fresh scales are 1 and means 0: folding them wrongly would not show.
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return rng.uniform(0.5, 2, array.shape).astype(np.float32)
+        return np.asarray(array) + 0.2 * rng.standard_normal(array.shape).astype(np.float32)
+
+    params = jax.tree.map_with_path(disturbed, params)
+    batch_stats = jax.tree.map_with_path(disturbed, batch_stats)
+    proto = to_onnx(params, batch_stats, model, {"task": "emotion"})
+    session = runtime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    images = crops(size)
+    network = {"params": params, "batch_stats": batch_stats, "ema": {}}
+    logits, _ = xception.apply(
+        xception.graphdef(**model), params, batch_stats, normalize(jax.numpy.asarray(images))
+    )
+    expected = predict_step(network, jax.numpy.asarray(images), graphdef=xception.graphdef(**model))
+    for count in (1, 3):
+        answers = session.run(["probabilities", "logits"], {"images": images[:count]})
+        np.testing.assert_allclose(answers[0], expected[:count], atol=2e-5)
+        np.testing.assert_allclose(answers[1], logits[:count], rtol=1e-4, atol=1e-4)
+    assert np.ptp(np.asarray(logits), axis=0).min() > 1e-3, "the pictures must differ"
+    assert json.loads(session.get_modelmeta().custom_metadata_map["task"]) == "emotion"
+
+
+def test_every_form_is_tried_and_written(
+    run: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pytest.importorskip("onnxruntime")
+    (run / "results.json").unlink(missing_ok=True)
+    out = tmp_path / "export"
+    assert main(["export", f"--workdir={run}", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "tried on 7 validation faces" in printed
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["README.md", "config.json", *export.FILES.values()]
+    )
+    card = (out / "README.md").read_text()
+    assert "the training parts of faces" in card and "Not scored" in card
+    # The exported network is one that loads, and answers the same to the bit.
+    records = open_records("faces", "validation", data_dir)
+    faces = [records.image(row) for row in range(len(records))]
+    np.testing.assert_array_equal(load(out).probabilities(faces), load(run).probabilities(faces))
+    images = records.images(np.arange(5), 71)
+    back = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))
+    assert set(back.platforms) == {"cpu", "cuda"}
+    np.testing.assert_allclose(back.call(images), load(run).probabilities(faces[:5]), atol=1e-5)
+
+
+def test_what_answers_otherwise_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("fer_jax.inference.onnx_graph.EPSILON", 0.05)
+    with pytest.raises(InputError, match="onnx: a probability differs by 0.* not written"):
+        export.export(load(run), tmp_path / "out", ("safetensors", "onnx"), crops(71))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def refused(*words: str) -> str:
+        assert main(["export", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "--format cannot be 'onxx'; did you mean 'onnx'" in refused(
+        f"--workdir={run}", "--format=onxx"
+    )
+    assert "holds no run" in refused(f"--workdir={tmp_path / 'none'}")
+    assert main(["export", f"--workdir={run}", f"--data_dir={tmp_path}"]) == 2
+    assert "point --data_dir at them" in capsys.readouterr().err
+
+
+def test_a_damaged_export_is_refused(run: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    export.export(load(run), out, ("safetensors",), crops(71))
+    file = out / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match="is damaged"):
+        load(out)
+    file.write_bytes(whole)
+    config = json.loads((out / "config.json").read_text())
+    config["config"]["model"]["width"] = 0.06
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is of another network: batch_stats/"):
+        load(out)
+    config["format"] = "other"
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="not what fer-jax export writes"):
+        load(out)
