@@ -650,8 +650,8 @@ def main(argv: list[str]) -> int:
             raise InputError("name datasets, or an experiment with --config=FILE.py")
         parts, before = dataset_sides(arguments.datasets, arguments.data_dir), set()
     listed = arguments.write_exclusions
-    if listed is not None and not listed.parent.is_dir():
-        raise InputError(f"--write_exclusions: there is no folder '{listed.parent}'")
+    if listed is not None:
+        listed.parent.mkdir(parents=True, exist_ok=True)
     everything, findings, described = audit(parts)
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     (arguments.workdir / "audit.json").write_text(
