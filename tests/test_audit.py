@@ -266,7 +266,7 @@ def test_what_is_found_only_after_leaving_out_is_left_out_too(
 def test_a_seed_under_two_labels_takes_nothing_out_of_a_test(tmp_path: Path):
     rows = [{"split": split, "seed": 7, "emotion": i} for i, split in enumerate(("train", "test"))]
     dataset(tmp_path, rows)
-    exclusions = tmp_path / "leave_out.csv"
+    exclusions = tmp_path / "lists" / "leave_out.csv"
     _, found = run(tmp_path, "x", f"--write_exclusions={exclusions}")
     assert found["leaks"] == {"seed": 1, "seed_labels": 1}
     with exclusions.open() as file:
