@@ -98,7 +98,9 @@ def test_the_network_mixes_in_training_only():
 
     def logits(train: bool, mixing: Mixing | None) -> np.ndarray:
         return np.asarray(
-            xception.apply(graphdef, params, batch_stats, images, train=train, mixing=mixing)[0]
+            jax.jit(
+                lambda p, s, x: xception.apply(graphdef, p, s, x, train=train, mixing=mixing)[0]
+            )(params, batch_stats, images)
         )
 
     np.testing.assert_array_equal(logits(False, mixing), logits(False, None))

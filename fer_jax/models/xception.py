@@ -193,7 +193,6 @@ class Xception(nnx.Module):
             mixing=mixing if train else None,
         )
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
-        pooled = x.mean(axis=(1, 2))
         keys = [None, None]
         if train and self.dropout.rate:
             if dropout_key is None:
@@ -203,6 +202,7 @@ class Xception(nnx.Module):
         def drop(x: jax.Array, key: jax.Array | None) -> jax.Array:
             return self.dropout(x, deterministic=key is None, rngs=key)
 
+        pooled = x.mean(axis=(1, 2))
         if self.head == "gap":
             return pooled, self.logits(drop(pooled, keys[0]))
         x = x.reshape(len(x), -1)

@@ -319,8 +319,9 @@ def _accumulated(
     (gradient, batch_stats), reported = jax.lax.scan(
         accumulate, start, (*jax.tree.map(parts, arrays), keys)
     )
+    gradient = jax.tree.map(lambda g: g / num_parts, gradient)
     loss, accuracy = jax.tree.map(jnp.mean, reported)
-    return jax.tree.map(lambda g: g / num_parts, gradient), (loss, accuracy, batch_stats)
+    return gradient, (loss, accuracy, batch_stats)
 
 
 def _adapt_loss_scale(state: TrainState, following: TrainState, finite: jax.Array) -> TrainState:
