@@ -1,8 +1,9 @@
 """(network, optimizer, loop) saved together and restored together.
 
 A checkpoint is one step with three items: `network` (params, batch_stats, ema), `training`
-(what only training needs), and `loop` (JSON: the data iterator's state and the history of
-validations). The network is an item of its own so that it can be read without the optimizer.
+(what only training needs), and `loop` (JSON: the data iterator's state, the history of
+validations, and whether the network is an average over the trajectory). The network is an item
+of its own so that it can be read without the optimizer.
 """
 
 import math
@@ -108,7 +109,8 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
 
     Args:
       workdir: of the run.
-      which: "best" by validation, "last", or a step's number.
+      which: "best" by validation, "last", or a step's number. Where the network is an average
+        over the trajectory, what validation chose is its end: the best is the last.
       network: the tree of `jax.ShapeDtypeStruct` with shardings to restore into.
       metric: what "best" means.
 
@@ -128,8 +130,8 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
             step = steps[-1]
         elif which == "best":
             items = ocp.args.Composite(loop=ocp.args.JsonRestore())
-            history = manager.restore(steps[-1], args=items)["loop"]["history"]
-            best = best_step(history, metric)
+            loop = manager.restore(steps[-1], args=items)["loop"]
+            best = None if loop.get("averaged") else best_step(loop["history"], metric)
             step = best if best is not None else steps[-1]
         else:
             step = int(which) if which.isdecimal() else -1

@@ -97,8 +97,14 @@ def default_config() -> Config:
                 "plateau_patience": 20,  # validations without improvement
                 "plateau_factor": 0.5,
             },
+            "method": {
+                "mixstyle": 0.0,  # probability of mixing styles after each early block
+                "coral": 0.0,  # weight of the penalty on differences between the sources
+                "sam": 0.0,  # radius of sharpness-aware minimization, such as 0.05
+            },
             "accumulation_steps": 1,
             "ema_decay": 0.0,  # 0: no average is kept
+            "weight_average": "none",  # or "swad": over the valley of the validation loss
             "sharding": "data_parallel",  # or "fsdp"
             "log_every_steps": 20,
             "validate_every_epochs": 1.0,
@@ -242,6 +248,7 @@ def check_config(config: Config) -> Config:
         "loss.class_weights": ("none", "balanced"),
         "optimizer.name": ("adamw", "adam", "sgd"),
         "schedule.name": ("cosine", "constant", "plateau"),
+        "weight_average": ("none", "swad"),
         "sharding": ("data_parallel", "fsdp"),
         "selection_metric": (
             "validation_loss",
@@ -264,13 +271,31 @@ def check_config(config: Config) -> Config:
         if values[name] <= 0:
             raise InputError(f"config.{name} must be above 0, not {values[name]}")
     at_least_zero = ("seed", "early_stopping_patience", "schedule.warmup_epochs")
-    for name in (*at_least_zero, "optimizer.weight_decay", "optimizer.max_gradient_norm"):
+    at_least_zero += ("optimizer.weight_decay", "optimizer.max_gradient_norm")
+    for name in (*at_least_zero, "method.coral", "method.sam"):
         if values[name] < 0:
             raise InputError(f"config.{name} must be at least 0, not {values[name]}")
     shares = ("ema_decay", "model.dropout", "loss.label_smoothing", "model.batch_norm_momentum")
     for name in (*shares, "optimizer.momentum"):
         if not 0 <= values[name] < 1:
             raise InputError(f"config.{name} must be in [0, 1), not {values[name]}")
+    if not 0 <= config.method.mixstyle <= 1:
+        raise InputError(f"config.method.mixstyle must be in [0, 1], not {config.method.mixstyle}")
+    if config.method.coral and len(config.sources) < 2:
+        raise InputError(
+            "config.method.coral compares sources, and config.sources has "
+            f"{len(config.sources)}; name at least two, or set it to 0"
+        )
+    if config.method.coral and (config.augment.mixup or config.augment.cutmix):
+        raise InputError(
+            "config.method.coral compares sources, and config.augment.mixup and cutmix blend their "
+            "images; set one of them to 0"
+        )
+    if config.weight_average != "none" and (config.ema_decay or config.early_stopping_patience):
+        raise InputError(
+            f"config.weight_average={config.weight_average} has its own average and its own end; "
+            "set config.ema_decay and config.early_stopping_patience to 0"
+        )
     if config.batch_size % config.accumulation_steps:
         raise InputError(
             f"config.batch_size {config.batch_size} is not divisible by "

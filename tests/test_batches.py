@@ -144,13 +144,16 @@ def test_targets_belong_to_their_images():
         [records("a", labels), records("b", labels[::-1])], "emotion", weights=[1.0, 2.0]
     )
     order = batches.epoch_order(mixture, 40, 0, seed=5)
-    seen = []
+    seen, domains = [], []
     for batch in stream(mixture, num_steps=10):
         seen += content(batch)
         assert batch["image"].shape == (4, 16, 16, 3)
         assert batch["image"].dtype == np.uint8
         np.testing.assert_array_equal(batch["target"].sum(axis=1), 1)
+        assert batch["domain"].dtype == np.int32
+        domains += batch["domain"].tolist()
     np.testing.assert_array_equal(seen, mixture.row[order])
+    np.testing.assert_array_equal(domains, mixture.source[order])
 
 
 def test_evaluation_covers_every_row_once_and_fills_up():

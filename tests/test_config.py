@@ -90,6 +90,11 @@ def test_a_wrong_override_is_refused(field: str, text: str, says: str):
         ("seed", -1, "at least 0"),
         ("optimizer.weight_decay", -1.0, "at least 0"),
         ("optimizer.momentum", 1.5, r"in \[0, 1\)"),
+        ("method.mixstyle", 1.5, r"in \[0, 1\]"),
+        ("method.coral", -1.0, "at least 0"),
+        ("method.coral", 1.0, "compares sources, and config.sources has 0"),
+        ("method.sam", -0.05, "at least 0"),
+        ("weight_average", "swa", "did you mean 'swad'"),
     ],
 )
 def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, says: str):
@@ -101,6 +106,28 @@ def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, sa
     block[last] = value
     with pytest.raises(InputError, match=says):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("fields_set", "says"),
+    [
+        ({"method.coral": 1.0, "augment.mixup": 0.2}, "blend their images; set one of them to 0"),
+        ({"method.coral": 1.0, "augment.cutmix": 0.2}, "blend their images; set one of them to 0"),
+        ({"weight_average": "swad", "ema_decay": 0.9}, "has its own average and its own end"),
+        ({"weight_average": "swad", "early_stopping_patience": 3}, "its own end; set config.ema"),
+    ],
+)
+def test_methods_that_exclude_each_other_are_refused(fields_set: dict[str, object], says: str):
+    config = default_config()
+    config.sources = ("a", "b")
+    for name, value in fields_set.items():
+        override(config, name, str(value))
+    with pytest.raises(InputError, match=says) as error:
+        check_config(config)
+    assert "\n" not in str(error.value)
+    for name in fields_set:
+        override(config, name, str(dict(fields(default_config()))[name]))
+    check_config(config)
 
 
 def test_json_keeps_everything():
@@ -121,7 +148,7 @@ def test_a_run_of_before_a_field_has_its_default(tmp_path: Path):
     config = default_config()
     config.seed = 7
     text = json.loads(to_json(config))
-    del text["allow_leaks"], text["model"]["dropout"]
+    del text["allow_leaks"], text["model"]["dropout"], text["method"], text["weight_average"]
     (tmp_path / "config.json").write_text(json.dumps(text))
     assert dict(fields(read_config(tmp_path))) == dict(fields(config))
 

@@ -125,6 +125,31 @@ def test_gradients_of_eight_devices_equal_one_in_float64():
         )
 
 
+def test_mixstyle_and_coral_compare_images_of_all_devices():
+    with jax.enable_x64(True):
+        # Every device has one source's images alone: it would find nothing to compare.
+        methods = {"mixstyle": 1.0, "coral": 10.0, "num_domains": 2}
+        step, state = make_step(TINY | {"dtype": "float64"}, **methods)
+        state = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
+        )
+        batch = uneven_batch() | {"domain": np.repeat(np.asarray([0, 1], np.int32), [10, 6])}
+        batch["target"] = batch["target"].astype(np.float64)
+        (one, metrics), (eight, _) = (run_on(jax.devices()[:n], step, state, batch) for n in (1, 8))
+        jax.tree.map(
+            lambda a, b, start: np.testing.assert_allclose(
+                (np.asarray(a) - start) / 0.1, (np.asarray(b) - start) / 0.1, atol=1e-9, rtol=0
+            ),
+            jax.device_get(one.params),
+            jax.device_get(eight.params),
+            jax.device_get(state.params),
+        )
+        for method in ("mixstyle", "coral"):
+            less, _ = make_step(TINY | {"dtype": "float64"}, **methods | {method: 0.0})
+            _, without = run_on(jax.devices()[:1], less, state, batch)
+            assert abs(float(metrics.loss.total) - float(without.loss.total)) > 1e-4, method
+
+
 def test_accumulation_equals_the_whole_batch_with_frozen_statistics():
     batch = uneven_batch(32)
     whole, state = make_step(TINY, frozen_statistics=True)
@@ -260,6 +285,47 @@ def test_a_stopped_run_continues_bit_for_bit(
     for whole, continued in zip(*rows, strict=True):
         assert whole["train_loss"] == continued["train_loss"]
         assert whole.get("validation_loss") == continued.get("validation_loss")
+
+
+def test_a_run_with_every_method_continues_bit_for_bit(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny_config(
+        sources=("demo/controlled", "demo/social"),
+        ema_decay=0.0,
+        weight_average="swad",
+        num_epochs=4 / 10,  # of 10 steps
+        validate_every_epochs=1 / 10,
+    )
+    config.method.update({"mixstyle": 0.5, "coral": 0.5, "sam": 0.05})
+    config.mixture.balance_sources = True
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    chosen = program.train(config, whole, data_dir)
+    save = checkpoints.save
+
+    def save_then_stop(manager: Any, step: int, **items: Any) -> None:
+        save(manager, step, **items)
+        manager.wait_until_finished()
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(config, stopped, data_dir)
+    monkeypatch.undo()
+    assert program.train(config, stopped, data_dir) == chosen
+    network, training = arrays_of(whole, 4)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(stopped, 4), (network, training))
+    # What predicts is the average with statistics of its own, not the end of the trajectory.
+    for name in ("params", "batch_stats"):
+        moved = jax.tree.map(
+            lambda a, b: float(np.abs(a - b).max()), network[name], training["trajectory"][name]
+        )
+        assert max(jax.tree.leaves(moved)) > 1e-4
+    assert 1 <= int(training["swad"]["count"]) <= 4
+    evaluate(whole, data_dir, [("demo/controlled", "test")])
+    validation = json.loads((whole / "results.json").read_text())["calibration"]
+    assert validation["sets"] == ["demo/controlled validation", "demo/social validation"]
 
 
 def test_running_again_does_nothing_more(finished: Path, data_dir: Path):

@@ -35,7 +35,7 @@ def test_a_run_stops_when_its_patience_is_at_its_end(
 ):
     config = default_config()
     config.early_stopping_patience = patience
-    assert validation.stops_early(config, history(*values)) is stops
+    assert bool(validation.reason_to_stop(config, history(*values))) is stops
 
 
 def test_the_plateau_scales_the_learning_rate_and_nothing_else():

@@ -150,7 +150,10 @@ def train_batches(
     process: int = 0,
     num_processes: int = 1,
 ) -> grain.DatasetIterator:
-    """The training batches {"image": uint8 [b, s, s, 3], "target": float32 [b, classes]}.
+    """The training batches.
+
+    {"image": uint8 [b, s, s, 3], "target": float32 [b, classes], "domain": int32 [b]}, the domain
+    being the index of the source that an image comes from.
 
     Args:
       mixture: from `mix`.
@@ -181,7 +184,8 @@ def train_batches(
             slots = np.flatnonzero(mixture.source[chosen] == index)
             if len(slots):
                 images[slots] = records.images(mixture.row[chosen[slots]], image_size)
-        return {"image": images, "target": mixture.targets[chosen]}
+        domain = mixture.source[chosen].astype(np.int32)
+        return {"image": images, "target": mixture.targets[chosen], "domain": domain}
 
     # One element is one batch: per-record elements and worker processes cost a third more.
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from fer_jax.config import OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import Experiment, leaks_into, open_trained
 from fer_jax.data.records import Records, as_source, labelled_rows, open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import calibration, predictions, results
+from fer_jax.evaluation import adaptation, calibration, predictions, results
 from fer_jax.evaluation.predict import (
     compile_predict_step,
     model_arguments,
@@ -32,6 +33,7 @@ def evaluate(
     *,
     checkpoint: str = "best",
     label_shift: bool = False,
+    adapt: bool = False,
 ) -> Path:
     """Scores a run on test sets, and on its validation parts, which calibrate it.
 
@@ -42,16 +44,21 @@ def evaluate(
       checkpoint: "best" by the run's selection metric, "last", or a step.
       label_shift: also writes each test set's variant that is corrected for the shares of its
         classes, as `calibration.write_label_shift` says.
+      adapt: also writes each test set's variant of a network with BatchNorm's statistics of that
+        set, as `adaptation.adapted` says.
 
     Returns:
       The path of results.json, which covers every table in workdir/predictions.
 
     Raises:
-      InputError: no run, no checkpoint, or a test set that is not built or has no labels.
+      InputError: no run, no checkpoint, or a test set that is not built, has no labels, or is
+        too small to be adapted to.
     """
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
     opened = [open_records(name, split, data_dir) for name, split in test_sets]
+    for records in opened if adapt else []:
+        adaptation.check_size(records)
     trained = open_trained(config, data_dir, workdir)
     opened += _validation_records(trained, besides=test_sets, needed=label_shift)
     num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
@@ -62,21 +69,20 @@ def evaluate(
     )
     print(f"checkpoint of step {step}")
     sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
-    score = compile_predict_step(xception.graphdef(**model_arguments(config)), sharding, mesh)
+    model = model_arguments(config)
+    score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
+    moments = adaptation.compile_moments_step(model, sharding, mesh) if adapt else None
+    reading: dict[str, Any] = {
+        "batch_size": -(-config.batch_size // mesh.size) * mesh.size,
+        "image_size": config.model.image_size,
+        "mesh": mesh,
+    }
     (workdir / "predictions").mkdir(exist_ok=True)
     leaks = results.read_leaks(workdir)
     for records, labelled in zip(opened, num_labelled, strict=True):
         # Every image is in the table; those without a label are in no score.
         rows = np.arange(len(records))
-        probabilities = predict(
-            score,
-            network,
-            records,
-            rows,
-            batch_size=-(-config.batch_size // mesh.size) * mesh.size,
-            image_size=config.model.image_size,
-            mesh=mesh,
-        )
+        probabilities = predict(score, network, records, rows, **reading)
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
         predictions.write(file, table, TASKS[config.task])
@@ -86,6 +92,13 @@ def evaluate(
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
+        if moments and (records.name, records.split) in test_sets:
+            here = adaptation.adapted(moments, network, records, **reading)
+            table["probabilities"] = predict(score, here, records, rows, **reading)
+            name = predictions.file_name(records.name, records.split, adaptation.ADAPTED)
+            predictions.write(file.with_name(name), table, TASKS[config.task])
+            leaks[name] = leaks[file.name]
+            print(f"  {records.name} {records.split}, adapted -> {file.with_name(name)}")
     (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
     fitted = results.read_calibration(workdir, config)
     if label_shift and fitted is not None:
@@ -131,6 +144,11 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="also correct for the shares of the classes, as a variant of each table",
     )
+    parser.add_argument(
+        "--adapt",
+        action="store_true",
+        help="also with BatchNorm's statistics of each test set, as a variant of its table",
+    )
     parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
     arguments = parser.parse_args(argv)
     if arguments.split and not arguments.data:
@@ -149,6 +167,7 @@ def main(argv: list[str]) -> None:
         test_sets,
         checkpoint=arguments.checkpoint,
         label_shift=arguments.label_shift,
+        adapt=arguments.adapt,
     )
     print(results.summary(json.loads(file.read_text())))
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")

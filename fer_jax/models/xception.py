@@ -12,6 +12,7 @@ from flax import nnx
 
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.models.layers import Convolution
+from fer_jax.models.mixstyle import Mixing, mix_styles
 from fer_jax.models.normalization import affine
 from fer_jax.models.pooling import max_pool3x3
 from fer_jax.models.separable import Pointwise, Separable
@@ -19,6 +20,7 @@ from fer_jax.models.separable import Pointwise, Separable
 MIN_IMAGE_SIZE = 71
 HEADS = ("gap", "mlp")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+MIXED_BLOCKS = 2  # MixStyle's place is after the early blocks; later ones hold the content
 
 
 class EntryBlock(nnx.Module):
@@ -131,45 +133,65 @@ class Xception(nnx.Module):
             self.hidden2 = dense(512, 512)
             self.logits = dense(512, num_classes)
 
-    def features(self, images: jax.Array, *, use_running_average: bool = True) -> jax.Array:
+    def features(
+        self,
+        images: jax.Array,
+        *,
+        use_running_average: bool = True,
+        mixing: Mixing | None = None,
+    ) -> jax.Array:
         """The last activations before pooling.
 
         Args:
           images: [batch, size, size, 3] in [-1, 1].
           use_running_average: whether BatchNorm uses its running statistics, or the batch's
             and moves the running ones.
+          mixing: mixes styles after the first two entry blocks; None leaves it out.
 
         Returns:
           [batch, size / 32, size / 32, 2048 * width] in the computing dtype.
         """
         known = use_running_average
         x = self.stem2(self.stem1(images.astype(self.dtype), known), known)
-        x = self.entry3(self.entry2(self.entry1(x, known), known), known)
+        for number, block in enumerate((self.entry1, self.entry2, self.entry3), 1):
+            x = block(x, known)
+            if mixing is not None and number <= MIXED_BLOCKS:
+                x = mix_styles(x, mixing, number)
         for number in range(1, self.num_middle_blocks + 1):
             x = getattr(self, f"middle{number}")(x, known)
         x = self.exit1(x, known)
         return nnx.relu(affine(self.exit3(self.exit2(x, known), known)))
 
-    def __call__(
+    def __call__(self, images: jax.Array, **how: Any) -> jax.Array:
+        """Logits, float32 [batch, num_classes]; the arguments of `pooled_and_logits`."""
+        return self.pooled_and_logits(images, **how)[1]
+
+    def pooled_and_logits(
         self,
         images: jax.Array,
         *,
         train: bool = False,
         frozen_statistics: bool = False,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits.
+        mixing: Mixing | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The features averaged over each image, and the logits.
 
         Args:
           images: [batch, size, size, 3] in [-1, 1].
           train: dropout is on, and BatchNorm uses the batch's statistics.
           frozen_statistics: even in training, BatchNorm uses its running statistics.
           dropout_key: a random key, needed in training.
+          mixing: as in `features`; outside training nothing is mixed.
 
         Returns:
-          float32 [batch, num_classes].
+          (float32 [batch, 2048 * width], float32 [batch, num_classes]).
         """
-        x = self.features(images, use_running_average=not train or frozen_statistics)
+        x = self.features(
+            images,
+            use_running_average=not train or frozen_statistics,
+            mixing=mixing if train else None,
+        )
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         keys = [None, None]
         if train and self.dropout.rate:
@@ -180,12 +202,13 @@ class Xception(nnx.Module):
         def drop(x: jax.Array, key: jax.Array | None) -> jax.Array:
             return self.dropout(x, deterministic=key is None, rngs=key)
 
+        pooled = x.mean(axis=(1, 2))
         if self.head == "gap":
-            return self.logits(drop(x.mean(axis=(1, 2)), keys[0]))
+            return pooled, self.logits(drop(pooled, keys[0]))
         x = x.reshape(len(x), -1)
         x = drop(nnx.relu(self.hidden1(x)), keys[0])
         x = drop(nnx.relu(self.hidden2(x)), keys[1])
-        return self.logits(x)
+        return pooled, self.logits(x)
 
 
 def output_size(image_size: int) -> int:
@@ -224,10 +247,7 @@ def apply(
     params: dict[str, Any],
     batch_stats: dict[str, Any],
     images: jax.Array,
-    *,
-    train: bool = False,
-    frozen_statistics: bool = False,
-    dropout_key: jax.Array | None = None,
+    **how: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Runs the network as a pure function.
 
@@ -236,15 +256,23 @@ def apply(
       params: from `init`.
       batch_stats: from `init`.
       images: [batch, size, size, 3] in [-1, 1].
-      train: as in `Xception.__call__`.
-      frozen_statistics: as in `Xception.__call__`.
-      dropout_key: as in `Xception.__call__`.
+      **how: keyword arguments of `Xception.pooled_and_logits`.
 
     Returns:
       (logits float32 [batch, classes], batch_stats: moved if training moves them).
     """
+    _, logits, batch_stats = apply_pooled(graphdef, params, batch_stats, images, **how)
+    return logits, batch_stats
+
+
+def apply_pooled(
+    graphdef: Any,
+    params: dict[str, Any],
+    batch_stats: dict[str, Any],
+    images: jax.Array,
+    **how: Any,
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """`apply` with the features averaged over the image, float32 [batch, c], before the logits."""
     network = nnx.merge(graphdef, params, batch_stats)
-    logits = network(
-        images, train=train, frozen_statistics=frozen_statistics, dropout_key=dropout_key
-    )
-    return logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+    pooled, logits = network.pooled_and_logits(images, **how)
+    return pooled, logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))

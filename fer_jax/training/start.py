@@ -13,7 +13,8 @@ from fer_jax import checkpoints
 from fer_jax.config import Config, fields, read_config
 from fer_jax.data.audit import EXCLUSIONS_FILE
 from fer_jax.errors import InputError
-from fer_jax.training.step import TrainState, network_of, training_of
+from fer_jax.training.step import TrainState, joined, network_of, training_of
+from fer_jax.training.swad import fresh_average
 from fer_jax.weights.keras import load_xception
 
 # What may differ when a run is continued; everything else makes it another run.
@@ -76,9 +77,9 @@ def fresh(
     params, batch_stats, left = load_xception(path, state.params, state.batch_stats)
     print(f"started from {path}" + (f"; fresh: {', '.join(left)}" if left else ""))
     ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-    return jax.device_put(
-        dataclasses.replace(state, params=params, batch_stats=batch_stats, ema=ema), sharding
-    )
+    swad = fresh_average(params, batch_stats) if state.swad else {}
+    started = dataclasses.replace(state, params=params, batch_stats=batch_stats, ema=ema, swad=swad)
+    return jax.device_put(started, sharding)
 
 
 def restored(
@@ -104,4 +105,4 @@ def restored(
     network, training, loop = checkpoints.restore(
         manager, step, network=network_of(target), training=training_of(target)
     )
-    return TrainState(**network, **training), loop
+    return joined(network, training), loop

@@ -13,6 +13,10 @@ from flax import struct
 from fer_jax.data.augment import augment, normalize
 from fer_jax.errors import InputError
 from fer_jax.models import xception
+from fer_jax.models.mixstyle import Mixing
+from fer_jax.training.coral import coral as coral_penalty
+from fer_jax.training.sam import ascended
+from fer_jax.training.swad import fresh_average, with_step
 
 INITIAL_LOSS_SCALE = 2.0**15
 LOSS_SCALE_GROWS_AFTER = 2000  # steps without overflow
@@ -28,6 +32,7 @@ class TrainState:
       params: float32 tree.
       batch_stats: float32 tree, BatchNorm's running mean and variance.
       ema: exponential moving average of params, or {} where none is kept.
+      swad: the average of `fer_jax.training.swad`, or {} where none is kept.
       opt_state: optax's.
       learning_rate_scale: float32 [], set by the plateau schedule.
       loss_scale: float32 [], 1 unless the network computes in float16.
@@ -38,6 +43,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     ema: Any
+    swad: Any
     opt_state: Any
     learning_rate_scale: jax.Array
     loss_scale: jax.Array
@@ -46,13 +52,35 @@ class TrainState:
 
 def network_of(state: TrainState) -> dict[str, Any]:
     """What a prediction needs of the state."""
+    if state.swad:
+        return {name: state.swad[name] for name in ("params", "batch_stats")} | {"ema": {}}
+    return trajectory_of(state)
+
+
+def trajectory_of(state: TrainState) -> dict[str, Any]:
+    """The network that is trained, where `network_of` has the average over its trajectory."""
     return {"params": state.params, "batch_stats": state.batch_stats, "ema": state.ema}
 
 
 def training_of(state: TrainState) -> dict[str, Any]:
     """The rest of the state; with `network_of` it is all of it."""
     rest = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in rest.items() if name not in network_of(state)}
+    del rest["params"], rest["batch_stats"], rest["ema"], rest["swad"]
+    if state.swad:
+        rest["trajectory"] = {"params": state.params, "batch_stats": state.batch_stats}
+        rest["swad"] = {name: state.swad[name] for name in ("mean", "count")}
+    return rest
+
+
+def joined(network: dict[str, Any], training: dict[str, Any]) -> TrainState:
+    """The state of which `network_of` and `training_of` gave the two parts."""
+    rest = dict(training)
+    if "swad" not in rest:
+        return TrainState(**network, **rest, swad={})
+    kept = {name: network[name] for name in ("params", "batch_stats")}
+    return TrainState(
+        **rest.pop("trajectory"), ema=network["ema"], swad=kept | rest.pop("swad"), **rest
+    )
 
 
 @struct.dataclass
@@ -88,7 +116,12 @@ def merged(pending: list[StepMetrics], last_step: int) -> dict[str, float]:
 
 
 def init_state(
-    key: jax.Array, optimizer: optax.GradientTransformation, *, model: dict[str, Any], ema: bool
+    key: jax.Array,
+    optimizer: optax.GradientTransformation,
+    *,
+    model: dict[str, Any],
+    ema: bool,
+    swad: bool = False,
 ) -> TrainState:
     """A fresh state; under `jax.eval_shape` only its shapes.
 
@@ -96,7 +129,8 @@ def init_state(
       key: a random key.
       optimizer: from `make_optimizer`.
       model: keyword arguments of `xception.Xception`.
-      ema: whether an average of the parameters is kept.
+      ema: whether an exponential average of the parameters is kept.
+      swad: whether the average over a valley of the validation loss is.
     """
     params, batch_stats = xception.init(key, **model)
     scaled = model["dtype"] == "float16"
@@ -106,6 +140,7 @@ def init_state(
         batch_stats=batch_stats,
         # A copy: the step donates its state, and one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, params) if ema else {},
+        swad=fresh_average(params, batch_stats) if swad else {},
         opt_state=optimizer.init(params),
         learning_rate_scale=jnp.ones((), jnp.float32),
         loss_scale=jnp.asarray(INITIAL_LOSS_SCALE if scaled else 1.0, jnp.float32),
@@ -158,16 +193,22 @@ def train_step(
     ema_decay: float,
     frozen_statistics: bool,
     dynamic_loss_scale: bool,
+    num_domains: int = 1,
+    mixstyle: float = 0.0,
+    coral: float = 0.0,
+    sam: float = 0.0,
 ) -> tuple[TrainState, StepMetrics]:
     """One update of the parameters from one batch.
 
     With accumulation the batch is cut into equal parts whose gradients are averaged; BatchNorm
     then normalises over each part and its running statistics move once a part, so only with
-    frozen statistics is it the same as the whole batch.
+    frozen statistics is it the same as the whole batch. MixStyle and CORAL compare the images
+    of a part, too.
 
     Args:
       state: donated by the caller.
-      batch: {"image": uint8 [b, s, s, 3], "target": float32 [b, k]}, sharded over devices.
+      batch: {"image": uint8 [b, s, s, 3], "target": float32 [b, k], "domain": int32 [b]},
+        sharded over devices; the domain is read by MixStyle and CORAL only.
       key: the run's key; this step's is derived from it and `state.step`.
       graphdef: the network without its arrays.
       optimizer: from `make_optimizer`.
@@ -178,6 +219,12 @@ def train_step(
       ema_decay: of the parameters' average; 0 where none is kept.
       frozen_statistics: BatchNorm uses its running statistics and leaves them.
       dynamic_loss_scale: for float16, whose gradients underflow otherwise.
+      num_domains: how many sources there are, for CORAL.
+      mixstyle: probability of MixStyle after a block; 0 leaves it out.
+      coral: weight of the CORAL penalty, which is part of the reported loss; 0 leaves it out.
+      sam: radius of SAM; 0 leaves its second gradient out. BatchNorm's statistics, the loss and
+        the accuracy are of the first pass, at the parameters themselves; both passes see the same
+        images, dropout and mixed styles.
 
     Returns:
       The next state, and metrics. A loss of NaN says that the gradient was not finite for
@@ -185,9 +232,13 @@ def train_step(
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, targets = augment(batch["image"], batch["target"], augment_key, **augmentation)
+    domain = batch["domain"] if mixstyle or coral else None
 
-    def loss_of(params: Any, batch_stats: Any, images: jax.Array, targets: jax.Array, key: Any):
-        logits, batch_stats = xception.apply(
+    def loss_of(params: Any, batch_stats: Any, part: Any):
+        images, targets, domain, key = part
+        # The network splits the key in two for dropout: 0 and 1 are taken.
+        style_key = jax.random.fold_in(key, 2) if mixstyle else None
+        features, logits, batch_stats = xception.apply_pooled(
             graphdef,
             params,
             batch_stats,
@@ -195,38 +246,27 @@ def train_step(
             train=True,
             frozen_statistics=frozen_statistics,
             dropout_key=key,
+            mixing=Mixing(mixstyle, style_key, domain) if mixstyle else None,
         )
         loss = cross_entropy(logits, targets, class_weights, label_smoothing)
+        if coral:
+            loss += coral * coral_penalty(features, domain, num_domains)
         correct = jnp.argmax(logits, axis=-1) == jnp.argmax(targets, axis=-1)
         return loss * state.loss_scale, (loss, jnp.mean(correct), batch_stats)
 
-    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
-    if accumulation_steps == 1:
-        (_, aux), gradient = gradient_of(
-            state.params, state.batch_stats, images, targets, dropout_key
-        )
-        loss, accuracy, batch_stats = aux
-    else:
-        # Part i takes every n-th image, so that each device keeps the images it has.
-        def parts(x: jax.Array) -> jax.Array:
-            return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+    def gradient_at(params: Any) -> tuple[Any, Any]:
+        """The batch's gradient there, and (loss, accuracy, BatchNorm's next statistics)."""
+        gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+        whole = (images, targets, domain, dropout_key)
+        if accumulation_steps == 1:
+            (_, aux), gradient = gradient_of(params, state.batch_stats, whole)
+        else:
+            gradient, aux = _accumulated(gradient_of, params, state, whole, accumulation_steps)
+        return jax.tree.map(lambda g: g / state.loss_scale, gradient), aux
 
-        def accumulate(carry: Any, part: Any) -> tuple[Any, Any]:
-            gradient, batch_stats = carry
-            images, targets, key = part
-            (_, aux), more = gradient_of(state.params, batch_stats, images, targets, key)
-            loss, accuracy, batch_stats = aux
-            return (jax.tree.map(jnp.add, gradient, more), batch_stats), (loss, accuracy)
-
-        keys = jax.random.split(dropout_key, accumulation_steps)
-        start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
-        (gradient, batch_stats), reported = jax.lax.scan(
-            accumulate, start, (parts(images), parts(targets), keys)
-        )
-        gradient = jax.tree.map(lambda g: g / accumulation_steps, gradient)
-        loss, accuracy = jax.tree.map(jnp.mean, reported)
-
-    gradient = jax.tree.map(lambda g: g / state.loss_scale, gradient)
+    gradient, (loss, accuracy, batch_stats) = gradient_at(state.params)
+    if sam:
+        gradient, _ = gradient_at(ascended(state.params, gradient, sam))
     gradient_norm = optax.tree.norm(gradient)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: u * state.learning_rate_scale, updates)
@@ -236,12 +276,14 @@ def train_step(
         # The average of a young run forgets faster, so it is not stuck at initialisation.
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: (e + (p - e) * (1 - decay)).astype(e.dtype), ema, params)
+    swad = with_step(state.swad, params) if state.swad else {}
     following = dataclasses.replace(
         state,
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         ema=ema,
+        swad=swad,
         opt_state=opt_state,
     )
     finite = jnp.isfinite(gradient_norm)
@@ -254,6 +296,32 @@ def train_step(
         gradient_norm=gradient_norm,
     )
     return following, metrics
+
+
+def _accumulated(
+    gradient_of: Any, params: Any, state: TrainState, whole: Any, num_parts: int
+) -> tuple[Any, Any]:
+    """The mean gradient over the parts of a batch, and the rest of what `gradient_at` gives."""
+    *arrays, dropout_key = whole
+
+    # Part i takes every n-th image, so that each device keeps the images it has.
+    def parts(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def accumulate(carry: Any, part: Any) -> tuple[Any, Any]:
+        gradient, batch_stats = carry
+        (_, aux), more = gradient_of(params, batch_stats, part)
+        loss, accuracy, batch_stats = aux
+        return (jax.tree.map(jnp.add, gradient, more), batch_stats), (loss, accuracy)
+
+    keys = jax.random.split(dropout_key, num_parts)
+    start = (jax.tree.map(jnp.zeros_like, params), state.batch_stats)
+    (gradient, batch_stats), reported = jax.lax.scan(
+        accumulate, start, (*jax.tree.map(parts, arrays), keys)
+    )
+    gradient = jax.tree.map(lambda g: g / num_parts, gradient)
+    loss, accuracy = jax.tree.map(jnp.mean, reported)
+    return gradient, (loss, accuracy, batch_stats)
 
 
 def _adapt_loss_scale(state: TrainState, following: TrainState, finite: jax.Array) -> TrainState:

@@ -7,6 +7,7 @@ import functools
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import as_source
 from fer_jax.evaluation import baselines
+from fer_jax.evaluation.adaptation import compile_moments_step
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import xception
 from fer_jax.sharding import (
@@ -36,7 +38,7 @@ from fer_jax.sharding import (
     state_sharding,
     to_devices,
 )
-from fer_jax.training import start, summary, validation
+from fer_jax.training import start, summary, swad, validation
 from fer_jax.training.environment import write_environment
 from fer_jax.training.log import MetricsLog, ProgressLine
 from fer_jax.training.optimizer import make_optimizer, make_schedule
@@ -48,6 +50,7 @@ from fer_jax.training.step import (
     network_of,
     train_step,
     training_of,
+    trajectory_of,
 )
 
 
@@ -61,7 +64,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
       data_dir: where the datasets were built.
 
     Returns:
-      The best validation: {"step", "validation_loss", ...}.
+      The best validation: {"step", "validation_loss", ...}; with an average over the trajectory,
+      the validation of it.
 
     Raises:
       InputError: anything in the config, the data or the workdir that a person must change,
@@ -84,15 +88,16 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     steps_per_epoch = batches.steps_per_epoch(mixture, config.batch_size)
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
     validate_every = max(1, round(config.validate_every_epochs * steps_per_epoch))
-    iterator = batches.train_batches(
+    training_batches = functools.partial(
+        batches.train_batches,
         mixture,
         batch_size=config.batch_size,
         image_size=config.model.image_size,
-        num_steps=num_steps,
         seed=config.seed,
         process=jax.process_index(),
         num_processes=jax.process_count(),
     )
+    iterator = training_batches(num_steps=num_steps)
 
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
@@ -104,7 +109,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         schedule, **{k: v for k, v in config.optimizer.items() if k != "learning_rate"}
     )
     model = model_arguments(config)
-    init = functools.partial(init_state, optimizer=optimizer, model=model, ema=config.ema_decay > 0)
+    averages = {"ema": config.ema_decay > 0, "swad": config.weight_average == "swad"}
+    init = functools.partial(init_state, optimizer=optimizer, model=model, **averages)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(init, init_key)
     sharding = state_sharding(shapes, mesh, config.sharding)
@@ -122,12 +128,24 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
             ema_decay=config.ema_decay,
             frozen_statistics=config.frozen_statistics,
             dynamic_loss_scale=config.model.dtype == "float16",
+            num_domains=len(mixture.records),
+            **config.method,
         ),
         in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
         out_shardings=(sharding, replicated(mesh)),
         donate_argnums=0,
     )
     score = compile_predict_step(graphdef, network_of(sharding), mesh)
+
+    def estimate(network: dict[str, Any]) -> dict[str, Any]:
+        return swad.estimated_statistics(
+            network,
+            step=compile_moments_step(model, network_of(sharding), mesh),
+            batches=training_batches(num_steps=min(swad.ESTIMATED_FROM, steps_per_epoch)),
+            augmentation=dict(config.augment),
+            key=step_key,
+            mesh=mesh,
+        )
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
@@ -159,9 +177,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     waited, since = 0.0, time.monotonic()
 
     for number in range((last or 0) + 1, num_steps + 1):
-        if validation.stops_early(config, history):
-            patience = config.early_stopping_patience
-            progress.note(f"stopped early: the last {patience} validations were no better")
+        if reason := validation.reason_to_stop(config, history):
+            progress.note(reason)
             break
         asked = time.monotonic()
         batch = to_devices(next(iterator), mesh)
@@ -192,11 +209,13 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         )
         work_unit.set_task_status(f"step {number} of {num_steps}")
         if validates:
-            validated = validation.validate(score, network_of(state), validated_on, config, mesh)
+            validated = validation.validate(score, trajectory_of(state), validated_on, config, mesh)
             history.append({"step": number} | validated)
             scalars |= validated
             progress.note(validation.line(number, history, config.selection_metric))
             state = validation.with_plateau(state, history, config)
+            last_step = number == num_steps
+            state = validation.with_average(state, history, config, estimate, last=last_step)
         log.write_scalars(number, scalars)
         if validates:
             log.flush()
@@ -205,7 +224,11 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
                 number,
                 network=network_of(state),
                 training=training_of(state),
-                loop={"iterator": iterator.get_state(), "history": history},
+                loop={
+                    "iterator": iterator.get_state(),
+                    "history": history,
+                    "averaged": averages["swad"],
+                },
                 metrics=history[-1],
             )
         pending, waited, since = [], 0.0, time.monotonic()
@@ -213,6 +236,10 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     manager.wait_until_finished()
     manager.close()
     log.close()
+    if averages["swad"]:
+        # Chosen by the losses on the way, and validated once, here.
+        average = validation.validate(score, network_of(state), validated_on, config, mesh)
+        return {"step": history[-1]["step"]} | average
     best = checkpoints.best_step(history, config.selection_metric)
     return next(row for row in history if row["step"] == best)
 
@@ -224,5 +251,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     arguments, config = parse_with_config(parser, argv)
     best = train(config, arguments.workdir, arguments.data_dir)
-    print(f"best validation at step {best['step']}; score it with:")
+    metric = config.selection_metric
+    print(f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; score it with:")
     print(f"  fer-jax evaluate --workdir={arguments.workdir}")

@@ -1,7 +1,7 @@
 """Between steps: the validation parts are scored, and what follows from the scores so far."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from fer_jax.data.records import Records, labelled_rows
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predict import PredictStep, predict
 from fer_jax.training.optimizer import plateau_scale, validations_since_best
-from fer_jax.training.step import TrainState
+from fer_jax.training.step import TrainState, network_of
+from fer_jax.training.swad import decide, with_decision
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
@@ -82,10 +83,45 @@ def line(step: int, history: History, metric: str) -> str:
     return f"validation at step {step}: {figures}  ({marks})"
 
 
-def stops_early(config: Config, history: History) -> bool:
-    """Whether the run's patience is at its end."""
+def reason_to_stop(config: Config, history: History) -> str:
+    """Why the run ends before its last step, for the person watching; "" where it goes on."""
     patience = config.early_stopping_patience
-    return patience > 0 and validations_since_best(history, config.selection_metric) >= patience
+    if patience and validations_since_best(history, config.selection_metric) >= patience:
+        return f"stopped early: the last {patience} validations were no better"
+    if config.weight_average == "swad" and decide(_losses(history)).ended:
+        return "stopped early: the validation loss has left its valley"
+    return ""
+
+
+def with_average(
+    state: TrainState,
+    history: History,
+    config: Config,
+    estimate: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    last: bool,
+) -> TrainState:
+    """The state with what the validations say of its average; as it was where none is kept.
+
+    Args:
+      state: that was validated last.
+      history: with its validation.
+      config: of the run.
+      estimate: a network to BatchNorm's statistics of it, asked for where the run ends.
+      last: whether this was the run's last step.
+    """
+    if not state.swad:
+        return state
+    decision = decide(_losses(history), last=last)
+    swad = with_decision(state.swad, state.params, state.batch_stats, decision)
+    state = dataclasses.replace(state, swad=swad)
+    if (last or decision.ended) and not config.frozen_statistics:
+        swad = swad | {"batch_stats": estimate(network_of(state))}
+    return dataclasses.replace(state, swad=swad)
+
+
+def _losses(history: History) -> list[float]:
+    return [validation["validation_loss"] for validation in history]
 
 
 def with_plateau(state: TrainState, history: History, config: Config) -> TrainState:
