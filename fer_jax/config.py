@@ -59,7 +59,7 @@ def default_config() -> Config:
                 "dropout": 0.5,
                 "dtype": "float32",  # or "bfloat16", or "float16" for GPUs without bf16 units
                 "batch_norm_momentum": 0.99,
-                "remat": False,  # less memory for about a third more work
+                "remat": False,  # on a GPU less memory for about a third more work
             },
             "init_from": "",  # Keras Xception weights to start from
             "input": "stream",  # decoded as needed; or once: "memmap" (workdir/decoded), "device"

@@ -75,33 +75,39 @@ def test_the_published_head_is_flattened():
     assert params["logits"]["kernel"].shape == (512, 7)
 
 
-def test_rematerialised_blocks_give_the_same_gradient_from_less_memory():
-    def gradient(remat: bool, batch: int, **model: Any) -> Any:
-        graphdef = xception.graphdef(**SMALL | {"remat": remat} | model)
+def test_rematerialised_blocks_keep_less_for_the_same_gradient():
+    def loss(remat: bool, dtype: str) -> Any:
+        graphdef = xception.graphdef(**SMALL | {"remat": remat, "dtype": dtype})
 
-        def loss(params: Any, batch_stats: Any, images: Any) -> Any:
+        def of(params: Any, batch_stats: Any, images: Any) -> Any:
             logits, moved = xception.apply(
                 graphdef, params, batch_stats, images, train=True, dropout_key=jax.random.key(2)
             )
             return jnp.sum(logits**2), moved
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True)), (batch, 71, 71, 3)
+        return of
 
     with jax.enable_x64(True):
         exact = jax.tree.map(
             lambda x: x.astype(jnp.float64), xception.init(jax.random.key(0), **SMALL)
         )
-        kept, again = (gradient(remat, 2, dtype="float64") for remat in (False, True))
-        images = jax.random.uniform(jax.random.key(1), kept[1], jnp.float64, minval=-1)
-        a, b = kept[0](*exact, images), again[0](*exact, images)
+        images = jax.random.uniform(jax.random.key(1), (2, 71, 71, 3), jnp.float64, minval=-1)
+        a, b = (
+            jax.jit(jax.value_and_grad(loss(remat, "float64"), has_aux=True))(*exact, images)
+            for remat in (False, True)
+        )
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12, rtol=1e-10), a, b)
+    # What a compiled program needs says nothing here: XLA:CPU merges what is computed again
+    # with what was computed before.
     shapes = jax.eval_shape(lambda: xception.init(jax.random.key(0), **SMALL))
-    needed = []
-    for remat in (False, True):
-        f, shape = gradient(remat, 16)
-        compiled = f.lower(*shapes, jax.ShapeDtypeStruct(shape, jnp.float32)).compile()
-        needed.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert needed[1] < 0.8 * needed[0]
+    batch = jax.ShapeDtypeStruct((16, 71, 71, 3), jnp.float32)
+
+    def kept(remat: bool) -> int:
+        f = loss(remat, "float32")
+        return count(jax.eval_shape(lambda *x: jax.vjp(f, *x, has_aux=True)[1], *shapes, batch))
+
+    # 0.59 times as much at this size, where the stem and the last two layers weigh most.
+    assert kept(remat=True) < 0.65 * kept(remat=False)
 
 
 @pytest.mark.parametrize(

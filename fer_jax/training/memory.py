@@ -32,7 +32,9 @@ def compile_that_fits(
         f"config.batch_size {batch_size} does not fit: a step needs {_gib(need)} and "
         f"{_gib(free)} are free on each device"
     )
-    instead = "raise config.accumulation_steps or set config.model.remat=true"
+    instead = "raise config.accumulation_steps"
+    if jax.default_backend() != "cpu":
+        instead += " or set config.model.remat=true"
     smaller = max(unit, batch_size // 2 // unit * unit)
     if smaller < batch_size:
         # The need grows in a straight line: the state, and as much again for every image.
