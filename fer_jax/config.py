@@ -59,8 +59,10 @@ def default_config() -> Config:
                 "dropout": 0.5,
                 "dtype": "float32",  # or "bfloat16", or "float16" for GPUs without bf16 units
                 "batch_norm_momentum": 0.99,
+                "remat": False,  # on a GPU less memory for about a third more work
             },
             "init_from": "",  # Keras Xception weights to start from
+            "input": "stream",  # decoded as needed; or once: "memmap" (workdir/decoded), "device"
             "frozen_statistics": False,  # BatchNorm keeps the statistics it started with
             "mixture": {
                 "balance_sources": False,  # every source equally often
@@ -106,6 +108,7 @@ def default_config() -> Config:
             "ema_decay": 0.0,  # 0: no average is kept
             "weight_average": "none",  # or "swad": over the valley of the validation loss
             "sharding": "data_parallel",  # or "fsdp"
+            "profile": "",  # steps to trace into workdir/profile, such as "20-24"
             "log_every_steps": 20,
             "validate_every_epochs": 1.0,
             "selection_metric": "validation_balanced_accuracy",
@@ -250,6 +253,7 @@ def check_config(config: Config) -> Config:
         "schedule.name": ("cosine", "constant", "plateau"),
         "weight_average": ("none", "swad"),
         "sharding": ("data_parallel", "fsdp"),
+        "input": ("stream", "memmap", "device"),
         "selection_metric": (
             "validation_loss",
             "validation_accuracy",

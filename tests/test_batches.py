@@ -1,5 +1,7 @@
 """The order of training images: exact shares, no repeats, the same again after a restart."""
 
+import functools
+
 import cv2
 import numpy as np
 import pytest
@@ -107,8 +109,9 @@ def test_soft_labels_are_the_votes():
 
 
 def stream(mixture: batches.Mixture, **options: int):
-    arguments = {"batch_size": 4, "image_size": 16, "num_steps": 12, "seed": 5} | options
-    return batches.train_batches(mixture, **arguments)
+    arguments = {"batch_size": 4, "num_steps": 12, "seed": 5} | options
+    read = functools.partial(batches.decode, mixture, image_size=16)
+    return batches.train_batches(mixture, read, **arguments)
 
 
 def content(batch: dict[str, np.ndarray]) -> list[int]:

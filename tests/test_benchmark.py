@@ -2,13 +2,21 @@
 
 import itertools
 import json
+import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
 from fer_jax.__main__ import main
-from fer_jax.benchmark import benchmark, model, model_side
+from fer_jax.benchmark import benchmark, collected, depthwise, model_side, records
+from fer_jax.benchmark import input as input_benchmark
+from fer_jax.errors import InputError
+from fer_jax.training.log import read_metrics
 
 
 def stepping(times: list[float]) -> Callable[[], float]:
@@ -69,12 +77,88 @@ def test_models_rows_and_what_is_not_installed(tmp_path: Path, monkeypatch: pyte
     assert values["peak memory"] > 100 and values["until the first"] > 0
 
 
-def test_models_operations_are_counted_from_the_shapes():
-    operations, moved = model.count(224, 1.0, "float32")
-    # Other tools count 4.55 and 8.4 thousand million multiply-adds at 224 and 299 pixels.
-    assert operations == pytest.approx(9.10e9, rel=1e-3)
-    assert model.count(299, 1.0, "float32")[0] / 2 == pytest.approx(8.36e9, rel=0.01)
-    assert model.count(224, 1.0, "bfloat16") == (operations, moved // 2)
+SMALL = ["--width=0.03", "--image_size=71", "--repeats=1"]
+
+
+def rows_of(workdir: Path, name: str, *words: str) -> list[dict[str, Any]]:
+    assert main(["benchmark", name, f"--workdir={workdir}", *words]) == 0
+    return json.loads((workdir / f"benchmark_{name}.json").read_text())["rows"]
+
+
+def test_inputs_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "IMAGES", {"train": 64})
+    monkeypatch.setitem(sys.modules, "torch.utils.data", None)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    words = ["--images=64", "--image_size=24", "--repeats=1"]
+    stream, mapped, tf, torch, size = rows_of(tmp_path, "input", *words)
+    assert stream["peer_name"] == mapped["peer_name"] == "bare decode loop"
+    assert "0.93" in stream["unit"] and stream["batch"] == 64 and size["ours"] > 0.3
+    assert {row["skipped"] for row in (tf, torch)} == {
+        *("tensorflow is not installed", "torch is not installed")
+    }
+
+
+def test_workers_seconds_are_counted():
+    before = input_benchmark.family_cpu_seconds()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(sum, range(20_000_000)).result()
+        # A worker that lives yet; on a clock of hundredths.
+        assert input_benchmark.family_cpu_seconds() - before > 0.05
+
+
+def test_end_to_ends_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "IMAGES", {"train": 32, "validation": 8})
+    words = ["--batch=8", "--steps=2", "--inputs", "memmap", *SMALL]
+    training, wait, *_, share = rows_of(tmp_path, "end_to_end", *words)
+    assert training["what"] == "training, input memmap" and training["repeats"] == 1
+    assert training["ratio"] == training["ours"] / training["peer"]
+    assert 0 <= wait["ours"] <= 100 and 0 < share["ours"] < 1
+    metrics = [row["step"] for row in read_metrics(next(tmp_path.glob("runs/*")))]
+    assert metrics == [2, 4]
+
+
+def test_scalings_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    two = jax.devices()[:2]
+    monkeypatch.setattr(jax, "devices", lambda: two)
+    several, *_, share = rows_of(tmp_path, "scaling", "--batch=2", "--steps=1", *SMALL)
+    assert several["what"] == "train step on 2 devices" and several["batch"] == 4
+    assert "virtual" in several["unit"] and 0 < share["ours"] < 1
+    monkeypatch.setattr(jax, "devices", lambda: two[:1])
+    assert rows_of(tmp_path, "scaling", *SMALL)[0]["skipped"] == "there is one"
+
+
+def test_depthwises_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(depthwise, "SIZES", ((9, 64),))
+    words = ["--batch=1", "--channels=0.1", "--dtypes", "bfloat16", "--repeats=1"]
+    _, forward, share, both, _ = rows_of(tmp_path, "depthwise", *words)
+    assert forward["what"] == "shifted adds, 9x9x6 forward"
+    assert both["what"] == "shifted adds, 9x9x6 forward and gradients"
+    assert 0 < share["ours"] < 1
+
+
+def test_results_are_collected_into_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [
+        benchmark.single("a", 3.0, "MB", bar="at most 4"),
+        benchmark.paired("b", [(2.0, 1.0), (3.0, 1.0)], peer_name="c", unit="u", batch=8),
+        benchmark.skipped("d", "it is not installed"),
+    ]
+    about = {"date": "2026-01-02", "hardware": {"processor": "p"}, "versions": {"jax": "1"}}
+    for number, row in enumerate(rows):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "benchmark_x.json").write_text(json.dumps(about | {"rows": [row]}))
+    (tmp_path / "notes.txt").write_text("tests: 3 s\n")
+    collected.main([str(tmp_path), "gpu_check"])
+    text = (tmp_path / "gpu_check.md").read_text()
+    assert text.startswith("2026-01-02; processor p; jax 1\n\n| | ours | peer |")
+    assert "| a | 3 | | | | MB (at most 4) |" in text
+    assert "| b 8 / c | 2.5 | 1 | 2.500 | 20% | u |" in text
+    for note in ("tests: 3 s", "skipped: d: it is not installed", "b 8: only 2 repeats"):
+        assert f"- {note}\n" in text
+    written = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [one["run"] for one in written["benchmarks"]] == ["0", "1", "2"]
+    with pytest.raises(InputError, match="holds no benchmark"):
+        collected.collect(tmp_path / "0" / "nothing", "x")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +171,11 @@ def test_models_operations_are_counted_from_the_shapes():
         (["model", "--peers=PyTorch"], "--peers cannot be 'PyTorch'"),
         (["model", "--batches=0"], "at least 1"),
         (["model", "--image_size=70"], "at least 71"),
+        (["input", "--images=1"], "at least 64"),
+        (["end_to_end", "--batch=9"], "not divisible by 8 devices"),
+        (["end_to_end", "--inputs", "streem"], "did you mean 'stream'"),
+        (["scaling", "--steps=0"], "at least 1"),
+        (["depthwise", "--channels=2"], "(0, 1]"),
         ([], "required"),
     ],
 )

@@ -22,6 +22,7 @@ FLOORS = {
     "fer_jax.data": 2,
     "fer_jax.sharding": 2,
     "fer_jax.checkpoints": 2,
+    "fer_jax.compilations": 2,
     "fer_jax.evaluation": 3,
     "fer_jax.training": 4,
     "fer_jax.inference": 4,

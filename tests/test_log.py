@@ -38,7 +38,10 @@ def test_tensorboard_receives_scalars_images_and_the_config(tmp_path: Path):
         assert name in events
 
 
-FIGURES = {"loss": 1.5, "accuracy": 0.25, "images_per_second": 100.0, "data_wait_share": 0.031}
+FIGURES = {
+    **{"loss": 1.5, "accuracy": 0.25},
+    **{"images_per_second": 100.0, "data_wait_share": 0.031, "model_flop_per_second": 2.73e12},
+}
 
 
 def test_plain_lines_where_there_is_no_terminal():
@@ -52,6 +55,9 @@ def test_plain_lines_where_there_is_no_terminal():
     assert "\r" not in stream.getvalue()
     for part in ("step 20/100", "loss 1.5000", "accuracy 0.250", "100 images/s", "wait 3%", "ETA"):
         assert part in lines[2]
+    assert "2730 GFLOP/s" in lines[2]
+    progress.show(30, **FIGURES, model_flop_utilisation=0.412)
+    assert "MFU 41.2%" in stream.getvalue() and stream.getvalue().count("GFLOP/s") == 2
 
 
 def test_one_line_is_rewritten_on_a_terminal():

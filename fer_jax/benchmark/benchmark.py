@@ -20,7 +20,10 @@ from typing import Any
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError, did_you_mean
 
-NAMES = ("audit", "media", "model", "statistics", "stylegan2")
+NAMES = (
+    *("audit", "depthwise", "end_to_end", "input", "media", "model", "scaling"),
+    *("statistics", "stylegan2"),
+)
 MIN_REPEATS = 5
 NOISY_SPREAD = 0.2
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "torch", "keras")
@@ -77,17 +80,31 @@ def compare(
     for run in (ours, peer):
         timed(run)
     pairs = [(timed(ours), timed(peer)) for _ in range(repeats)]
-    ratios = [theirs / own for own, theirs in pairs]
+    rates = [(amount / own, amount / theirs) for own, theirs in pairs]
+    return paired(what, rates, peer_name=peer_name, unit=unit, dtype=dtype, batch=batch)
+
+
+def paired(
+    what: str,
+    rates: list[tuple[float, float]],
+    *,
+    peer_name: str,
+    unit: str,
+    dtype: str = "",
+    batch: int = 0,
+) -> Row:
+    """The row of rates that were measured in turn: (ours, the peer's) in `unit`, pair by pair."""
+    ratios = [own / theirs for own, theirs in rates]
     return {
         "what": what,
         "dtype": dtype,
         "batch": batch,
-        "ours": amount / statistics.median(own for own, _ in pairs),
-        "peer": amount / statistics.median(theirs for _, theirs in pairs),
+        "ours": statistics.median(own for own, _ in rates),
+        "peer": statistics.median(theirs for _, theirs in rates),
         "peer_name": peer_name,
         "ratio": statistics.median(ratios),
         "spread": spread(ratios),
-        "repeats": repeats,
+        "repeats": len(rates),
         "unit": unit,
     }
 
@@ -198,6 +215,9 @@ def main(argv: list[str]) -> None:
     rows = module.run(options)
     print(table(rows))
     file = options.workdir / f"benchmark_{named}.json"
-    result = {"name": named, "hardware": hardware(), "versions": versions(), "rows": rows}
+    result = {
+        **{"name": named, "date": time.strftime("%Y-%m-%d")},
+        **{"hardware": hardware(), "versions": versions(), "rows": rows},
+    }
     file.write_text(json.dumps(result, indent=2) + "\n")
     print(file)

@@ -6,6 +6,7 @@ Every side runs in a process of its own under the same environment, so the same 
 import argparse
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from fer_jax.benchmark import model_side
 from fer_jax.benchmark.benchmark import Row, compare, single, skipped
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.models import xception
+from fer_jax.models import operations, xception
 
 MODES = ("train", "inference")
 DTYPES = ("float32", "bfloat16")
@@ -34,7 +34,6 @@ BARS = {
     ("train", "float32", "ours, grouped convolution"): 4.0,
     ("train", "float32", "Keras on JAX"): 3.0,
 }
-PASSES = {"inference": 1, "train": 3}  # a train step is forward, and a gradient for each factor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +82,17 @@ def _beside_the_peers(
     for peer in options.peers:
         if model_side.missing(peer):
             continue
+        if peer == f"ours, {'grouped convolution' if ours.accelerator else 'shifted adds'}":
+            yield skipped(f"{what} {dtype} {batch} / {peer}", "it is what ours does here")
+            continue
         try:
             theirs = _Side(side=peer, **spec)
         except RuntimeError as error:
             yield skipped(f"{what} {dtype} {batch} / {peer}", str(error))
+            continue
+        if theirs.accelerator != ours.accelerator:
+            yield skipped(f"{what} {dtype} {batch} / {peer}", "it does not compute on our device")
+            theirs.close()
             continue
         if theirs.num_parameters != ours.num_parameters:
             raise RuntimeError(
@@ -136,8 +142,10 @@ def _limits(
     for _ in range(options.repeats):
         ours.run()
     seconds = (time.perf_counter() - started) / options.repeats / batch
-    flop, moved = count(options.image_size, options.width, dtype)
-    flop, moved = PASSES[mode] * flop, PASSES[mode] * moved
+    model = model_side.model_arguments(dtype, options.image_size, options.width)
+    flop, elements = operations.count(**model)
+    passes = {"inference": 1, "train": operations.TRAINING_PASSES}[mode]
+    flop, moved = passes * flop, passes * elements * jax.numpy.dtype(dtype).itemsize
     name = f"ours, {what} {dtype} {batch}: "
     multiplying, copying = flop / rates["flop_per_second"], moved / rates["bytes_per_second"]
     yield single(name + "operations of an image", flop / 1e9, "GFLOP")
@@ -145,43 +153,6 @@ def _limits(
     yield single(name + "this machine multiplies", rates["flop_per_second"] / 1e9, "GFLOP/s")
     yield single(name + "this machine copies", rates["bytes_per_second"] / 1e9, "GB/s")
     yield single(name + "share of that limit", (multiplying + copying) / seconds, "of 1")
-
-
-def count(image_size: int, width: float, dtype: str) -> tuple[int, int]:
-    """A forward pass's work for one image, from the shapes.
-
-    Args:
-      image_size: pixels a side.
-      width: multiplies every channel count.
-      dtype: of the activations.
-
-    Returns:
-      (operations, bytes): two operations a multiply-add of every convolution and the dense
-      layer; each of these layers' input and output moved once.
-    """
-    model = model_side.model_arguments("float32", image_size, width)
-    params, _ = jax.eval_shape(lambda: xception.init(jax.random.key(0), **model))
-    stem1 = (image_size - 3) // 2 + 1
-    sizes = {"stem1": (image_size, stem1), "stem2": (stem1, stem1 - 2), "logits": (1, 1)}
-    size = stem1 - 2
-    for block in ("entry1", "entry2", "entry3", "exit1"):
-        if block == "exit1":
-            sizes |= {name: (size, size) for name in params if name.startswith("middle")}
-        sizes[block] = (size, size)
-        size = -(-size // 2)
-        sizes[f"{block}/shortcut"] = (size, size)
-    sizes |= {"exit2": (size, size), "exit3": (size, size)}
-
-    operations = elements = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        names = [key.key for key in path]
-        if names[-1] not in ("kernel", "depthwise"):
-            continue
-        before, after = sizes.get("/".join(names[:2]), sizes.get(names[0], (0, 0)))
-        inputs = leaf.shape[-1] if names[-1] == "depthwise" else leaf.shape[-2]
-        operations += 2 * int(np.prod(leaf.shape)) * after**2
-        elements += inputs * before**2 + leaf.shape[-1] * after**2
-    return operations, elements * jax.numpy.dtype(dtype).itemsize
 
 
 class _Side:
@@ -196,11 +167,14 @@ class _Side:
             stdout=subprocess.PIPE,
             stderr=self.said,
             text=True,
+            # Two processes share a GPU: neither may take most of its memory beforehand.
+            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
         )
         self.cpu_s = self.peak_mb = 0.0
         first = self._answer()
         self.first_s = first["first_step_s"]
         self.num_parameters = first["num_parameters"]
+        self.accelerator = first["accelerator"]
         self.run()
 
     def _answer(self) -> dict[str, float]:

@@ -21,6 +21,7 @@ NUM_CLASSES = 7
 SIDES = {
     "ours": "jax",
     "ours, grouped convolution": "jax",
+    "ours, shifted adds": "jax",
     "PyTorch eager": "torch",
     "PyTorch compiled": "torch",
     "Keras on JAX": "keras",
@@ -56,25 +57,28 @@ def _draw(batch: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ours(
-    mode: str, dtype: str, batch: int, image_size: int, width: float, grouped: bool = False
+    mode: str, dtype: str, batch: int, image_size: int, width: float, depthwise: str = ""
 ) -> tuple[Step, int]:
     import jax
 
     from fer_jax.config import default_config
     from fer_jax.data.augment import normalize
     from fer_jax.models import separable, xception
-    from fer_jax.models.normalization import affine
+    from fer_jax.models.normalization import affine, as_unnormalized
     from fer_jax.training.optimizer import make_optimizer, make_schedule
     from fer_jax.training.step import init_state, train_step
 
-    if grouped:
+    def grouped(x: Any, kernel: Any, *, relu: bool = False) -> Any:
+        inputs = affine(x) if isinstance(x, tuple) else x
+        return separable.grouped_conv3x3(jax.nn.relu(inputs) if relu else inputs, kernel)
 
-        def plain(x: Any, kernel: Any, *, relu: bool = False) -> Any:
-            inputs = affine(x) if isinstance(x, tuple) else x
-            inputs = jax.nn.relu(inputs) if relu else inputs
-            return separable.grouped_conv3x3(inputs, kernel)
+    def shifted(x: Any, kernel: Any, *, relu: bool = False) -> Any:
+        inputs = x if isinstance(x, tuple) else as_unnormalized(x)
+        return separable.shifted_conv3x3(inputs, kernel, relu)
 
-        separable.depthwise_conv3x3 = plain
+    if depthwise:
+        forms = {"grouped": grouped, "shifted": shifted}
+        separable.depthwise_conv3x3 = forms[depthwise]
     model = model_arguments(dtype, image_size, width)
     optimizer = make_optimizer(
         make_schedule(learning_rate=LEARNING_RATE, num_steps=1, warmup_steps=0, name="constant"),
@@ -123,11 +127,18 @@ def _pytorch(
 ) -> tuple[Step, int]:
     import torch  # pyright: ignore[reportMissingImports] (an optional peer)
 
-    network = pytorch_xception(width).to(memory_format=torch.channels_last)
+    device = "cuda" if on_accelerator("PyTorch") else "cpu"
+    network = pytorch_xception(width).to(device, memory_format=torch.channels_last)
     num_parameters = sum(x.numel() for x in network.parameters())
     forward = torch.compile(network) if compiled else network
-    images, labels = (torch.from_numpy(x) for x in _draw(batch, image_size))
-    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    images, labels = (torch.from_numpy(x).to(device) for x in _draw(batch, image_size))
+    autocast = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16"
+    )
+
+    def finish() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def normalized() -> Any:
         x = images.permute(0, 3, 1, 2)  # a view: already channels_last
@@ -136,6 +147,7 @@ def _pytorch(
     def predict() -> None:
         with torch.inference_mode(), autocast():
             forward(normalized())
+        finish()
 
     if mode == "inference":
         network.eval()
@@ -151,6 +163,7 @@ def _pytorch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        finish()
 
     return train, num_parameters
 
@@ -251,13 +264,38 @@ def make(
     """
     build = {
         "ours": _ours,
-        "ours, grouped convolution": functools.partial(_ours, grouped=True),
+        "ours, grouped convolution": functools.partial(_ours, depthwise="grouped"),
+        "ours, shifted adds": functools.partial(_ours, depthwise="shifted"),
         "PyTorch eager": functools.partial(_pytorch, compiled=False),
         "PyTorch compiled": functools.partial(_pytorch, compiled=True),
         "Keras on JAX": functools.partial(_keras, backend="jax"),
         "Keras on PyTorch": functools.partial(_keras, backend="torch"),
     }[side]
     return build(mode, dtype, batch, image_size, width)
+
+
+def on_accelerator(side: str) -> bool:
+    """Whether a side computes on a GPU or TPU, as its library finds one."""
+    if SIDES.get(side, "torch") == "torch" or side == "Keras on PyTorch":
+        import torch  # pyright: ignore[reportMissingImports] (an optional peer)
+
+        return torch.cuda.is_available()
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+def peak_mb(side: str) -> float:
+    """The most memory that a side has used: of its GPU where it has one, else of its process."""
+    if not on_accelerator(side):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if "PyTorch" in side:
+        import torch  # pyright: ignore[reportMissingImports] (an optional peer)
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    import jax
+
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**20
 
 
 def measure_rates(dtype: str, repeats: int = 5) -> dict[str, float]:
@@ -271,6 +309,10 @@ def measure_rates(dtype: str, repeats: int = 5) -> dict[str, float]:
     import jax.numpy as jnp
 
     rows, inner, columns = MATMUL_SHAPE
+    # A GPU is kept busy by larger products, and by many in a row: a single one is over before
+    # the next has been asked for.
+    accelerator = jax.default_backend() != "cpu"
+    rows, in_a_row = (rows * 32, 20) if accelerator else (rows, 1)
     a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
     matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     add, long = jax.jit(lambda x: x + 1), jnp.ones(COPIED_ELEMENTS, jnp.float32)
@@ -279,8 +321,8 @@ def measure_rates(dtype: str, repeats: int = 5) -> dict[str, float]:
         times = []
         for _ in range(repeats + 1):
             started = time.perf_counter()
-            run().block_until_ready()
-            times.append(time.perf_counter() - started)
+            jax.block_until_ready([run() for _ in range(in_a_row)][-1])
+            times.append((time.perf_counter() - started) / in_a_row)
         return min(times[1:])
 
     return {
@@ -298,13 +340,15 @@ def serve(spec: dict[str, Any], words: TextIO, answers: TextIO) -> None:
       answers: receives a line of JSON when the first step is done, and for each word.
     """
 
-    def answer(**values: float) -> None:
+    def answer(**values: Any) -> None:
         print(json.dumps(values), file=answers, flush=True)
 
     started = time.perf_counter()
     run, num_parameters = make(**spec)
     run()
-    answer(first_step_s=time.perf_counter() - started, num_parameters=num_parameters)
+    first_step_s = time.perf_counter() - started
+    accelerator = on_accelerator(spec["side"])
+    answer(first_step_s=first_step_s, num_parameters=num_parameters, accelerator=accelerator)
     rates: dict[str, float] = {}
     for word in words:
         if word.strip() == "rates":
@@ -312,8 +356,8 @@ def serve(spec: dict[str, Any], words: TextIO, answers: TextIO) -> None:
         else:
             run()
         used = resource.getrusage(resource.RUSAGE_SELF)
-        peak_mb = used.ru_maxrss / 1024
-        answer(cpu_seconds=used.ru_utime + used.ru_stime, peak_mb=peak_mb, **rates)
+        cpu_seconds = used.ru_utime + used.ru_stime
+        answer(cpu_seconds=cpu_seconds, peak_mb=peak_mb(spec["side"]), **rates)
 
 
 if __name__ == "__main__":

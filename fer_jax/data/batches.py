@@ -7,9 +7,10 @@ batches it would have seen, and the iterator's state is one number.
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 
 from fer_jax.data.records import Records, labelled_rows
@@ -140,11 +141,46 @@ def steps_per_epoch(mixture: Mixture, batch_size: int) -> int:
     return len(mixture) // batch_size
 
 
+def shapes(mixture: Mixture, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a whole training batch will be, over all processes."""
+    pixels = (batch_size, image_size, image_size, 3)
+    targets = (batch_size, mixture.targets.shape[1])
+    return {
+        "image": jax.ShapeDtypeStruct(pixels, np.uint8),
+        "target": jax.ShapeDtypeStruct(targets, mixture.targets.dtype),
+        "domain": jax.ShapeDtypeStruct((batch_size,), np.int32),
+    }
+
+
+def decode(
+    mixture: Mixture, numbers: np.ndarray, image_size: int, *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Decodes images of a mixture into one buffer.
+
+    Args:
+      mixture: from `mix`.
+      numbers: int64 [b], which of its images.
+      image_size: s, pixels a side.
+      out: uint8 [b, s, s, 3], the buffer, if there is one.
+
+    Returns:
+      uint8 [b, s, s, 3].
+
+    Raises:
+      InputError: a record that cannot be read or decoded.
+    """
+    images = np.empty((len(numbers), image_size, image_size, 3), np.uint8) if out is None else out
+    for index, records in enumerate(mixture.records):
+        slots = np.flatnonzero(mixture.source[numbers] == index)
+        records.decode_into((images[slot] for slot in slots), mixture.row[numbers[slots]])
+    return images
+
+
 def train_batches(
     mixture: Mixture,
+    read: Callable[[np.ndarray], np.ndarray],
     *,
     batch_size: int,
-    image_size: int,
     num_steps: int,
     seed: int,
     process: int = 0,
@@ -152,13 +188,13 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """The training batches.
 
-    {"image": uint8 [b, s, s, 3], "target": float32 [b, classes], "domain": int32 [b]}, the domain
-    being the index of the source that an image comes from.
+    {"image": what `read` returns, "target": float32 [b, classes], "domain": int32 [b]}, the
+    domain being the index of the source that an image comes from.
 
     Args:
       mixture: from `mix`.
-      batch_size: over all processes; this one decodes b = batch_size / num_processes of it.
-      image_size: s, pixels a side.
+      read: the numbers of b images of the mixture, int64 [b], to the images, such as `decode`.
+      batch_size: over all processes; this one reads b = batch_size / num_processes of it.
       num_steps: how many batches there are in all.
       seed: of the order.
       process: index of this process.
@@ -179,13 +215,8 @@ def train_batches(
         epoch, position = divmod(int(step), steps)
         first = position * batch_size + process * local
         chosen = order(epoch)[first : first + local]
-        images = np.empty((local, image_size, image_size, 3), np.uint8)
-        for index, records in enumerate(mixture.records):
-            slots = np.flatnonzero(mixture.source[chosen] == index)
-            if len(slots):
-                images[slots] = records.images(mixture.row[chosen[slots]], image_size)
         domain = mixture.source[chosen].astype(np.int32)
-        return {"image": images, "target": mixture.targets[chosen], "domain": domain}
+        return {"image": read(chosen), "target": mixture.targets[chosen], "domain": domain}
 
     # One element is one batch: per-record elements and worker processes cost a third more.
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
@@ -220,7 +251,7 @@ def evaluation_batches(
         first = step * batch_size + process * local
         chosen = rows[first : first + local]
         images = np.zeros((local, image_size, image_size, 3), np.uint8)
-        images[: len(chosen)] = records.images(chosen, image_size)
+        records.decode_into(images[: len(chosen)], chosen)
         return images
 
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)

@@ -117,17 +117,28 @@ class Records:
             return self.columns["emotion_probabilities"]
         return (self.labels(task)[:, None] == np.arange(len(TASKS[task]))).astype(np.float32)
 
-    def images(self, rows: Iterable[int] | np.ndarray, image_size: int) -> np.ndarray:
-        """Decodes faces into one buffer: uint8 RGB [len(rows), image_size, image_size, 3].
+    def images(self, rows: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
+        """Decodes faces: uint8 RGB [len(rows), image_size, image_size, 3].
 
         Raises:
           InputError: a record that cannot be read or decoded, by name and index.
         """
-        rows = [int(row) for row in rows]
-        out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-        for slot, row in enumerate(rows):
-            resized(self.image(row), image_size, out=out[slot])
-        return out
+        images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        self.decode_into(images, rows)
+        return images
+
+    def decode_into(self, images: Iterable[np.ndarray], rows: Iterable[int] | np.ndarray) -> None:
+        """Decodes faces into buffers that are there already.
+
+        Args:
+          images: uint8 RGB [s, s, 3] each, as many as there are rows.
+          rows: which.
+
+        Raises:
+          InputError: a record that cannot be read or decoded, by name and index.
+        """
+        for face, row in zip(images, rows, strict=True):
+            resized(self.image(int(row)), len(face), out=face)
 
     def image(self, row: int) -> np.ndarray:
         """Decodes one face as it was stored: uint8 RGB [s, s, 3].
@@ -135,17 +146,24 @@ class Records:
         Raises:
           InputError: the record cannot be read or decoded.
         """
+        face = cv2.imdecode(np.frombuffer(self.jpeg(row), np.uint8), cv2.IMREAD_COLOR_RGB)
+        if face is None:
+            raise InputError(f"the image of record {row} of {self.name} {self.split} is damaged")
+        return face
+
+    def jpeg(self, row: int) -> bytes:
+        """One face as it was stored.
+
+        Raises:
+          InputError: the record cannot be read.
+        """
         try:
-            jpeg = _parse(self.serialized[row])["image"].bytes_list.value[0]
+            return _parse(self.serialized[row])["image"].bytes_list.value[0]
         except (IndexError, RuntimeError, ValueError, DecodeError) as error:
             raise InputError(
                 f"record {row} of {self.name} {self.split} cannot be read "
                 f"({str(error).splitlines()[0]}); build the dataset again"
             ) from error
-        face = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if face is None:
-            raise InputError(f"the image of record {row} of {self.name} {self.split} is damaged")
-        return face
 
 
 def _parse(serialized: bytes) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fer_jax import checkpoints
+from fer_jax import checkpoints, compilations
 from fer_jax.config import OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import Experiment, leaks_into, open_trained
 from fer_jax.data.records import Records, as_source, labelled_rows, open_records
@@ -160,6 +160,7 @@ def main(argv: list[str]) -> None:
         test_sets = [(source.name, source.test) for source in entries]
     if not test_sets:
         raise InputError("the run's config has no test_sets; name one with --data=NAME")
+    compilations.keep()
     data_dir = arguments.data_dir or training_data_dir(arguments.workdir)
     file = evaluate(
         arguments.workdir,

@@ -47,7 +47,7 @@ def depthwise_conv3x3(
     """
     x = x if isinstance(x, Unnormalized) else as_unnormalized(x)
     if jax.default_backend() == "cpu":
-        return _shifted(x, kernel, relu)
+        return shifted_conv3x3(x, kernel, relu)
     inputs = affine(x)
     return grouped_conv3x3(nnx.relu(inputs) if relu else inputs, kernel)
 
@@ -86,12 +86,13 @@ def _sum_of_shifts(padded: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted(x: Unnormalized, kernel: jax.Array, relu: bool) -> jax.Array:
+def shifted_conv3x3(x: Unnormalized, kernel: jax.Array, relu: bool) -> jax.Array:
+    """The same convolution as nine shifted multiply-adds, BatchNorm and ReLU included."""
     return _sum_of_shifts(_pad(_activated(x, relu)), kernel).astype(x.values.dtype)
 
 
 def _shifted_forward(x: Unnormalized, kernel: jax.Array, relu: bool) -> tuple[jax.Array, Any]:
-    return _shifted(x, kernel, relu), (x, kernel)
+    return shifted_conv3x3(x, kernel, relu), (x, kernel)
 
 
 def _shifted_backward(
@@ -122,7 +123,7 @@ def _shifted_backward(
     return affine_gradient(x, of_input.astype(gradient.dtype)), of_kernel.astype(kernel.dtype)
 
 
-_shifted.defvjp(_shifted_forward, _shifted_backward)
+shifted_conv3x3.defvjp(_shifted_forward, _shifted_backward)
 
 
 @jax.custom_vjp

@@ -18,6 +18,7 @@ from fer_jax.models.pooling import max_pool3x3
 from fer_jax.models.separable import Pointwise, Separable
 
 MIN_IMAGE_SIZE = 71
+ENTRY = ("entry1", "entry2", "entry3")
 HEADS = ("gap", "mlp")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MIXED_BLOCKS = 2  # MixStyle's place is after the early blocks; later ones hold the content
@@ -66,6 +67,9 @@ class Xception(nnx.Module):
       dtype: "float32", "bfloat16" or "float16" for the computation; parameters, statistics
         and logits are float32. ("float64" computes everything in it, for tests.)
       batch_norm_momentum: share of the old running statistics that a step keeps.
+      remat: blocks keep their input alone and compute the rest again in the backward pass:
+        less memory for about a third more work. On CPU it saves nothing: XLA merges the two
+        computations again.
       rngs: of the initialisation.
 
     Raises:
@@ -83,6 +87,7 @@ class Xception(nnx.Module):
         dropout: float = 0.5,
         dtype: str = "float32",
         batch_norm_momentum: float = 0.99,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if image_size < MIN_IMAGE_SIZE:
@@ -103,6 +108,7 @@ class Xception(nnx.Module):
         self.head = head
         self.num_middle_blocks = num_middle_blocks
         self.dropout = nnx.Dropout(dropout)
+        self.remat = remat
         norm = {"momentum": batch_norm_momentum, "rngs": rngs}
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = map(
             channels, (32, 64, 128, 256, 728, 1024, 1536, 2048)
@@ -153,13 +159,12 @@ class Xception(nnx.Module):
         """
         known = use_running_average
         x = self.stem2(self.stem1(images.astype(self.dtype), known), known)
-        for number, block in enumerate((self.entry1, self.entry2, self.entry3), 1):
-            x = block(x, known)
+        middle = [f"middle{number}" for number in range(1, self.num_middle_blocks + 1)]
+        for number, name in enumerate((*ENTRY, *middle, "exit1"), 1):
+            block = getattr(self, name)
+            x = _rematerialized(block, x, known) if self.remat else block(x, known)
             if mixing is not None and number <= MIXED_BLOCKS:
                 x = mix_styles(x, mixing, number)
-        for number in range(1, self.num_middle_blocks + 1):
-            x = getattr(self, f"middle{number}")(x, known)
-        x = self.exit1(x, known)
         return nnx.relu(affine(self.exit3(self.exit2(x, known), known)))
 
     def __call__(self, images: jax.Array, **how: Any) -> jax.Array:
@@ -209,6 +214,21 @@ class Xception(nnx.Module):
         x = drop(nnx.relu(self.hidden1(x)), keys[0])
         x = drop(nnx.relu(self.hidden2(x)), keys[1])
         return pooled, self.logits(x)
+
+
+def _rematerialized(block: Any, x: jax.Array, known: bool) -> jax.Array:
+    """A block whose inner values are not kept for the backward pass."""
+    graphdef, state = nnx.split(block)
+
+    @jax.checkpoint
+    def run(state: Any, x: jax.Array) -> Any:
+        inner = nnx.merge(graphdef, state)
+        y = inner(x, known)
+        return y, nnx.state(inner, nnx.BatchStat)
+
+    y, batch_stats = run(state, x)
+    nnx.update(block, batch_stats)
+    return y
 
 
 def output_size(image_size: int) -> int:

@@ -4,6 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
+from fer_jax import compilations
 from fer_jax.config import OneLineParser, default_data_dir, load_config
 from fer_jax.data.build import build
 from fer_jax.data.records import as_source
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     arguments = parser.parse_args(argv)
     started = time.monotonic()
+    compilations.keep()
 
     print("1/4 build: drawn faces of three sources", flush=True)
     build("demo", data_dir=arguments.data_dir)

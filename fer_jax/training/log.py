@@ -87,8 +87,9 @@ class ProgressLine:
 
         Args:
           step: steps done.
-          **figures: loss, accuracy, images_per_second, data_wait_share (of the time since
-            the last line, 0 to 1).
+          **figures: loss, accuracy, images_per_second, model_flop_per_second, data_wait_share
+            (of the time since the last line, 0 to 1), and model_flop_utilisation (0 to 1)
+            where the devices' peak is known.
         """
         if self._first_step is None:
             # The rate counts from the first line, so that compilation is not in it.
@@ -97,10 +98,14 @@ class ProgressLine:
         else:
             per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
             eta = duration(per_step * (self._num_steps - step))
+        if "model_flop_utilisation" in figures:
+            computing = f"MFU {figures['model_flop_utilisation']:.1%}"
+        else:
+            computing = f"{figures['model_flop_per_second'] / 1e9:.0f} GFLOP/s"
         line = (
             f"step {step}/{self._num_steps}  loss {figures['loss']:.4f}  "
             f"accuracy {figures['accuracy']:.3f}  {figures['images_per_second']:.0f} images/s  "
-            f"data wait {figures['data_wait_share']:.0%}  ETA {eta}"
+            f"{computing}  data wait {figures['data_wait_share']:.0%}  ETA {eta}"
         )
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1

@@ -25,6 +25,8 @@ CHANGEABLE = (
     "log_every_steps",
     "early_stopping_patience",
     "keep_checkpoints",
+    "profile",
+    "input",
 )
 
 

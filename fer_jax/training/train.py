@@ -11,9 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from clu import platform
+from jax.sharding import Mesh
 
-from fer_jax import checkpoints
+from fer_jax import checkpoints, compilations
 from fer_jax.config import (
     Config,
     OneLineParser,
@@ -29,21 +32,21 @@ from fer_jax.data.records import as_source
 from fer_jax.evaluation import baselines
 from fer_jax.evaluation.adaptation import compile_moments_step
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
-from fer_jax.models import xception
+from fer_jax.models import operations, xception
 from fer_jax.sharding import (
     batch_sharding,
     check_batch_size,
     make_mesh,
     replicated,
     state_sharding,
-    to_devices,
 )
-from fer_jax.training import start, summary, swad, validation
+from fer_jax.training import memory, profile, source, start, summary, swad, validation
 from fer_jax.training.environment import write_environment
 from fer_jax.training.log import MetricsLog, ProgressLine
 from fer_jax.training.optimizer import make_optimizer, make_schedule
 from fer_jax.training.step import (
     StepMetrics,
+    TrainState,
     class_weights,
     init_state,
     merged,
@@ -88,16 +91,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     steps_per_epoch = batches.steps_per_epoch(mixture, config.batch_size)
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
     validate_every = max(1, round(config.validate_every_epochs * steps_per_epoch))
-    training_batches = functools.partial(
-        batches.train_batches,
-        mixture,
-        batch_size=config.batch_size,
-        image_size=config.model.image_size,
-        seed=config.seed,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-    )
-    iterator = training_batches(num_steps=num_steps)
+    traced = profile.steps(config.profile, num_steps=num_steps)
 
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
@@ -114,34 +108,24 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     shapes = jax.eval_shape(init, init_key)
     sharding = state_sharding(shapes, mesh, config.sharding)
-    graphdef = xception.graphdef(**model)
-
-    step = jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            class_weights=class_weights(mixture.class_shares, config.loss.class_weights),
-            label_smoothing=config.loss.label_smoothing,
-            augmentation=dict(config.augment),
-            accumulation_steps=config.accumulation_steps,
-            ema_decay=config.ema_decay,
-            frozen_statistics=config.frozen_statistics,
-            dynamic_loss_scale=config.model.dtype == "float16",
-            num_domains=len(mixture.records),
-            **config.method,
+    jitted = jitted_step(config, optimizer, mixture.class_shares, sharding, mesh)
+    step_key = jax.device_put(step_key, replicated(mesh))
+    step = memory.compile_that_fits(
+        lambda size: jitted.lower(
+            shapes, batches.shapes(mixture, size, config.model.image_size), step_key
         ),
-        in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(sharding, replicated(mesh)),
-        donate_argnums=0,
+        config.batch_size,
+        mesh.size * config.accumulation_steps,
     )
-    score = compile_predict_step(graphdef, network_of(sharding), mesh)
+    score = compile_predict_step(xception.graphdef(**model), network_of(sharding), mesh)
 
     def estimate(network: dict[str, Any]) -> dict[str, Any]:
         return swad.estimated_statistics(
             network,
             step=compile_moments_step(model, network_of(sharding), mesh),
-            batches=training_batches(num_steps=min(swad.ESTIMATED_FROM, steps_per_epoch)),
+            batches=source.decoded_batches(
+                config, mixture, num_steps=min(swad.ESTIMATED_FROM, steps_per_epoch)
+            ),
             augmentation=dict(config.augment),
             key=step_key,
             mesh=mesh,
@@ -149,6 +133,10 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config))
+    free = memory.free_bytes()
+    iterator, place = source.open_source(
+        config, mixture, mesh, workdir, num_steps=num_steps, free=free - memory.needed(step)
+    )
     if config.exclusions:
         shutil.copyfile(config.exclusions, workdir / EXCLUSIONS_FILE)
     write_environment(workdir, data_dir, experiment, leaks)
@@ -167,13 +155,19 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         history = loop["history"]
         print(f"continuing from step {last}")
     print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
+    print(f"  {memory.in_words(step, free)}")
     print(summary.audited(experiment, leaks), end="")
     log = MetricsLog(workdir, after_step=last or 0)
     if last is None:
         log.write_hparams(dict(fields(config)))
     work_unit = platform.work_unit()
     progress = ProgressLine(num_steps)
-    pending: list[StepMetrics] = []
+    flop_per_image = operations.TRAINING_PASSES * operations.count(**model)[0]
+    peak = operations.peak(jax.devices()[0].device_kind, config.model.dtype)
+    # Computed now: a value asked for in the loop would wait behind the steps under way.
+    learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)))
+    learning_rate_scale = float(state.learning_rate_scale)
+    under_way: list[StepMetrics] = []
     waited, since = 0.0, time.monotonic()
 
     for number in range((last or 0) + 1, num_steps + 1):
@@ -181,33 +175,41 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
             progress.note(reason)
             break
         asked = time.monotonic()
-        batch = to_devices(next(iterator), mesh)
+        batch = place(next(iterator))
         waited += time.monotonic() - asked
+        profile.turn_on(number, traced, continued_from=last or 0, workdir=workdir)
         state, step_metrics = step(state, batch, step_key)
-        pending.append(step_metrics)
+        jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
+        under_way.append(step_metrics)
+        profile.turn_off(number, traced, state)
+        # The host waits for the step before this one, so that the devices always have work and
+        # batches do not pile up; only where it validates does it wait for this one too.
         validates = number % validate_every == 0 or number == num_steps
-        if not validates and number % config.log_every_steps:
+        reached = number if validates else number - 1
+        done = under_way[: len(under_way) - (number - reached)]
+        jax.block_until_ready(done)
+        if not done or not (validates or reached % config.log_every_steps == 0):
             continue
 
-        # The only place where the host waits for the device.
-        scalars = merged(pending, number)
+        scalars = merged(done, reached)
         elapsed = time.monotonic() - since
-        images_per_second = len(pending) * config.batch_size / elapsed
-        wait = waited / elapsed
-        scalars |= {
-            "epoch": number / steps_per_epoch,
-            "learning_rate": float(jnp.asarray(schedule(number - 1)) * state.learning_rate_scale),
+        images_per_second = len(done) * config.batch_size / elapsed
+        flop_per_second = images_per_second * flop_per_image
+        speed = {
             "images_per_second": images_per_second,
-            "data_wait_share": wait,
+            "data_wait_share": waited / elapsed,
+            "model_flop_per_second": flop_per_second,
+        }
+        if peak is not None:
+            speed["model_flop_utilisation"] = flop_per_second / (peak * mesh.size)
+        scalars |= speed | {
+            "epoch": reached / steps_per_epoch,
+            "learning_rate": float(learning_rates[reached - 1]) * learning_rate_scale,
         }
         progress.show(
-            number,
-            loss=scalars["train_loss"],
-            accuracy=scalars["train_accuracy"],
-            images_per_second=images_per_second,
-            data_wait_share=wait,
+            reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
         )
-        work_unit.set_task_status(f"step {number} of {num_steps}")
+        work_unit.set_task_status(f"step {reached} of {num_steps}")
         if validates:
             validated = validation.validate(score, trajectory_of(state), validated_on, config, mesh)
             history.append({"step": number} | validated)
@@ -216,7 +218,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
             state = validation.with_plateau(state, history, config)
             last_step = number == num_steps
             state = validation.with_average(state, history, config, estimate, last=last_step)
-        log.write_scalars(number, scalars)
+            learning_rate_scale = float(state.learning_rate_scale)
+        log.write_scalars(reached, scalars)
         if validates:
             log.flush()
             checkpoints.save(
@@ -231,7 +234,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
                 },
                 metrics=history[-1],
             )
-        pending, waited, since = [], 0.0, time.monotonic()
+        under_way = under_way[len(done) :]
+        waited, since = 0.0, time.monotonic()
 
     manager.wait_until_finished()
     manager.close()
@@ -244,12 +248,50 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     return next(row for row in history if row["step"] == best)
 
 
+def jitted_step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    class_shares: np.ndarray,
+    sharding: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """`train_step` as a config has it, jitted: (state, batch, key) to (state, metrics).
+
+    Args:
+      config: of the run.
+      optimizer: from `make_optimizer`.
+      class_shares: float64 [k], how often each class is drawn.
+      sharding: of the state, which is donated.
+      mesh: over which the batch is divided.
+    """
+    return jax.jit(
+        functools.partial(
+            train_step,
+            graphdef=xception.graphdef(**model_arguments(config)),
+            optimizer=optimizer,
+            class_weights=class_weights(class_shares, config.loss.class_weights),
+            label_smoothing=config.loss.label_smoothing,
+            augmentation=dict(config.augment),
+            accumulation_steps=config.accumulation_steps,
+            ema_decay=config.ema_decay,
+            frozen_statistics=config.frozen_statistics,
+            dynamic_loss_scale=config.model.dtype == "float16",
+            num_domains=len(config.sources),
+            **config.method,
+        ),
+        in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def main(argv: list[str]) -> None:
     """The verb `train`."""
     parser = OneLineParser(prog="fer-jax train", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of this run")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     arguments, config = parse_with_config(parser, argv)
+    compilations.keep()
     best = train(config, arguments.workdir, arguments.data_dir)
     metric = config.selection_metric
     print(f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; score it with:")

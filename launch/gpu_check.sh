@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# On a machine with a GPU: its tests and all benchmarks, in under 9 minutes after the install.
+# Leaves runs/gpu_check/gpu_check.json and gpu_check.md. --dry_run does the same in small, also
+# on a machine without a GPU, where the GPU's tests are skipped: it shows that the command works.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+small=
+for word in "$@"; do
+  case $word in
+    --dry_run) small=yes ;;
+    *) echo "gpu_check.sh knows --dry_run, not '$word'" >&2; exit 2 ;;
+  esac
+done
+folder=$PWD/runs/gpu_check
+[ -z "$small" ] || folder=$PWD/runs/gpu_check_dry_run
+rm -rf "$folder"
+mkdir -p "$folder"
+
+sees_gpu() { "$PYTHON" -c 'import jax, sys; sys.exit(jax.default_backend() != "gpu")' 2>/dev/null; }
+if sees_gpu; then
+  gpu=yes
+elif [ -z "$small" ] && command -v nvidia-smi >/dev/null; then
+  echo "installing JAX for CUDA and PyTorch into .venv (minutes, once; not counted)"
+  jax_version=$("$PYTHON" -c 'import jax; print(jax.__version__)')
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "jax[cuda13]==$jax_version" torch
+  sees_gpu && gpu=yes
+fi
+if [ -z "${gpu:-}" ] && [ -z "$small" ]; then
+  echo "gpu_check.sh: JAX sees no GPU here; on a machine without one try --dry_run" >&2
+  exit 2
+fi
+if command -v nvidia-smi >/dev/null; then
+  nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >> "$folder/notes.txt"
+else
+  echo "no nvidia-smi: everything ran on the CPU" >> "$folder/notes.txt"
+fi
+
+# Seconds that a part may take; the sum is what is promised above. One that runs out leaves the
+# others their time, and a note.
+part() {
+  local name=$1 seconds=$2 status=0 started=$SECONDS
+  shift 2
+  echo "== $name (at most $seconds s)"
+  mkdir -p "$folder/$name"
+  timeout --kill-after=10 "$seconds" "$@" || status=$?
+  case $status in
+    0) echo "$name: $((SECONDS - started)) s" ;;
+    124 | 137) echo "$name: STOPPED after $seconds s" ;;
+    *) echo "$name: FAILED with exit code $status" ;;
+  esac | tee -a "$folder/notes.txt"
+  [ "$status" = 0 ] || failed=yes
+}
+benchmark() {
+  local name=$1 seconds=$2 which=$3
+  shift 3
+  part "$name" "$seconds" "$PYTHON" -m fer_jax benchmark "$which" --workdir="$folder/$name" "$@"
+}
+
+failed=
+if [ -n "$small" ]; then
+  tiny=(--width=0.03 --image_size=71 --repeats=1)
+  part tests 120 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider
+  benchmark train_bfloat16 90 model --modes train --dtypes bfloat16 --batches 2 \
+    --peers "PyTorch eager" "${tiny[@]}"
+  benchmark depthwise 60 depthwise --batch=1 --channels=0.05 --dtypes float32 --repeats=1
+  benchmark end_to_end 120 end_to_end --batch=4 --steps=2 --inputs device "${tiny[@]}"
+  benchmark input 90 input --images=64 --image_size=72 --repeats=1
+  benchmark scaling 90 scaling --batch=2 --steps=1 "${tiny[@]}"
+else
+  part tests 80 env JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false \
+    "$PYTHON" -m pytest -m gpu -rs
+  # The centre: the train step as it is used, beside PyTorch.
+  benchmark train_bfloat16 170 model --modes train --dtypes bfloat16 --batches 256 \
+    --peers "PyTorch eager" "PyTorch compiled" "ours, shifted adds"
+  benchmark inference_bfloat16 70 model --modes inference --dtypes bfloat16 --batches 256 \
+    --peers "PyTorch eager"
+  benchmark depthwise 60 depthwise --batch=128 --dtypes bfloat16
+  benchmark end_to_end 90 end_to_end --batch=256 --steps=20 --dtype=bfloat16 --inputs device
+  benchmark input 35 input --images=4096 --repeats=5
+  benchmark scaling 30 scaling --batch=128 --dtype=bfloat16 --steps=10
+fi
+"$PYTHON" -m fer_jax.benchmark.collected "$folder" gpu_check
+cat "$folder/gpu_check.md"
+[ -z "$failed" ] || exit 1
