@@ -170,6 +170,29 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     under_way: list[StepMetrics] = []
     waited, since = 0.0, time.monotonic()
 
+    def report(done: list[StepMetrics], reached: int) -> dict[str, float]:
+        """Waits for steps, shows them, and starts counting anew."""
+        nonlocal waited, since, under_way
+        scalars = merged(done, reached)
+        elapsed = time.monotonic() - since
+        images_per_second = len(done) * config.batch_size / elapsed
+        flop_per_second = images_per_second * flop_per_image
+        speed = {
+            "images_per_second": images_per_second,
+            "data_wait_share": waited / elapsed,
+            "model_flop_per_second": flop_per_second,
+        }
+        if peak is not None:
+            speed["model_flop_utilisation"] = flop_per_second / (peak * mesh.size)
+        progress.show(
+            reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
+        )
+        work_unit.set_task_status(f"step {reached} of {num_steps}")
+        under_way = under_way[len(done) :]
+        waited, since = 0.0, time.monotonic()
+        rate = float(learning_rates[reached - 1]) * learning_rate_scale
+        return scalars | speed | {"epoch": reached / steps_per_epoch, "learning_rate": rate}
+
     for number in range((last or 0) + 1, num_steps + 1):
         if reason := validation.reason_to_stop(config, history):
             progress.note(reason)
@@ -182,59 +205,36 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
         under_way.append(step_metrics)
         profile.turn_off(number, traced, state)
-        # The host waits for the step before this one, so that the devices always have work and
-        # batches do not pile up; only where it validates does it wait for this one too.
-        validates = number % validate_every == 0 or number == num_steps
-        reached = number if validates else number - 1
-        done = under_way[: len(under_way) - (number - reached)]
-        jax.block_until_ready(done)
-        if not done or not (validates or reached % config.log_every_steps == 0):
+        # The host waits for the step before this one: the devices always have work, and batches
+        # do not pile up. Only where it validates does it wait for this one too.
+        jax.block_until_ready(under_way[:-1])
+        if under_way[:-1] and (number - 1) % config.log_every_steps == 0:
+            log.write_scalars(number - 1, report(under_way[:-1], number - 1))
+        if number % validate_every and number != num_steps:
             continue
 
-        scalars = merged(done, reached)
-        elapsed = time.monotonic() - since
-        images_per_second = len(done) * config.batch_size / elapsed
-        flop_per_second = images_per_second * flop_per_image
-        speed = {
-            "images_per_second": images_per_second,
-            "data_wait_share": waited / elapsed,
-            "model_flop_per_second": flop_per_second,
-        }
-        if peak is not None:
-            speed["model_flop_utilisation"] = flop_per_second / (peak * mesh.size)
-        scalars |= speed | {
-            "epoch": reached / steps_per_epoch,
-            "learning_rate": float(learning_rates[reached - 1]) * learning_rate_scale,
-        }
-        progress.show(
-            reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
+        scalars = report(under_way, number)
+        validated = validation.validate(score, trajectory_of(state), validated_on, config, mesh)
+        history.append({"step": number} | validated)
+        progress.note(validation.line(number, history, config.selection_metric))
+        state = validation.with_plateau(state, history, config)
+        last_step = number == num_steps
+        state = validation.with_average(state, history, config, estimate, last=last_step)
+        learning_rate_scale = float(state.learning_rate_scale)
+        log.write_scalars(number, scalars | validated)
+        log.flush()
+        checkpoints.save(
+            manager,
+            number,
+            network=network_of(state),
+            training=training_of(state),
+            loop={
+                "iterator": iterator.get_state(),
+                "history": history,
+                "averaged": averages["swad"],
+            },
+            metrics=history[-1],
         )
-        work_unit.set_task_status(f"step {reached} of {num_steps}")
-        if validates:
-            validated = validation.validate(score, trajectory_of(state), validated_on, config, mesh)
-            history.append({"step": number} | validated)
-            scalars |= validated
-            progress.note(validation.line(number, history, config.selection_metric))
-            state = validation.with_plateau(state, history, config)
-            last_step = number == num_steps
-            state = validation.with_average(state, history, config, estimate, last=last_step)
-            learning_rate_scale = float(state.learning_rate_scale)
-        log.write_scalars(reached, scalars)
-        if validates:
-            log.flush()
-            checkpoints.save(
-                manager,
-                number,
-                network=network_of(state),
-                training=training_of(state),
-                loop={
-                    "iterator": iterator.get_state(),
-                    "history": history,
-                    "averaged": averages["swad"],
-                },
-                metrics=history[-1],
-            )
-        under_way = under_way[len(done) :]
         waited, since = 0.0, time.monotonic()
 
     manager.wait_until_finished()
