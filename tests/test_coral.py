@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from fer_jax.sharding import batch_sharding, make_mesh
 from fer_jax.training.coral import coral
 
 
@@ -61,3 +62,19 @@ def test_the_gradient_is_that_of_the_penalty_and_finite_without_a_pair():
     assert np.abs(gradient[:7]).min() > 0
     np.testing.assert_array_equal(gradient[7], 0)
     np.testing.assert_array_equal(alone, 0)
+
+
+def test_eight_devices_compare_all_their_images():
+    # Every device has images of one source alone: it would find nothing to compare.
+    domain = np.repeat(np.asarray([0, 1], np.int32), [10, 6])
+    features = np.float32(draw(domain.tolist()))
+    found = []
+    for count in (1, 8):
+        where = batch_sharding(make_mesh(jax.devices()[:count]))
+        both = jax.jit(
+            jax.value_and_grad(lambda x, domain: coral(x, domain, 2)), in_shardings=(where, where)
+        )
+        found.append(jax.device_get(both(features, domain)))
+    assert found[0][0] == pytest.approx(by_definition(features, domain), rel=1e-4)
+    # float32 sums in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)

@@ -9,6 +9,7 @@ import pytest
 
 from fer_jax.models import xception
 from fer_jax.models.mixstyle import Mixing, mix_styles, partners
+from fer_jax.sharding import batch_sharding, make_mesh
 
 TWO_DOMAINS = np.asarray([0, 1], np.int32)
 
@@ -91,17 +92,33 @@ def test_no_gradient_flows_through_the_statistics():
 
 def test_the_network_mixes_in_training_only():
     model = {"num_classes": 7, "width": 0.03, "num_middle_blocks": 0, "image_size": 71}
-    params, batch_stats = xception.init(jax.random.key(0), **model, dropout=0.0)
-    graphdef = xception.graphdef(**model, dropout=0.0)
-    images = jax.random.uniform(jax.random.key(1), (4, 71, 71, 3), minval=-1)
+    model["dropout"] = 0.0
+    network = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
+    graphdef = xception.graphdef(**model)
+    images = jax.ShapeDtypeStruct((4, 71, 71, 3), jnp.float32)
     mixing = Mixing(1.0, jax.random.key(2), np.asarray([0, 0, 1, 1], np.int32))
 
-    def logits(train: bool, mixing: Mixing | None) -> np.ndarray:
-        return np.asarray(
-            jax.jit(
-                lambda p, s, x: xception.apply(graphdef, p, s, x, train=train, mixing=mixing)[0]
-            )(params, batch_stats, images)
+    def program(train: bool, mixing: Mixing | None) -> str:
+        step = jax.jit(
+            lambda p, s, x: xception.apply(graphdef, p, s, x, train=train, mixing=mixing)
         )
+        return step.lower(*network, images).as_text()
 
-    np.testing.assert_array_equal(logits(False, mixing), logits(False, None))
-    assert np.abs(logits(True, mixing) - logits(True, None)).max() > 1e-3
+    assert program(False, mixing) == program(False, None)
+    assert program(True, mixing) != program(True, None)
+
+
+def test_eight_devices_borrow_from_each_other():
+    x = feature_maps(16)
+    domain = np.repeat(np.asarray([0, 1], np.int32), [10, 6])
+    found = []
+    for count in (1, 8):
+        where = batch_sharding(make_mesh(jax.devices()[:count]))
+        mix = jax.jit(
+            lambda x, domain: mix_styles(x, Mixing(1.0, jax.random.key(4), domain), 1),
+            in_shardings=(where, where),
+            out_shardings=where,
+        )
+        found.append(np.asarray(mix(x, domain)))
+    np.testing.assert_allclose(*found, atol=1e-5)
+    assert np.abs(found[0] - np.asarray(x)).max() > 0.1
