@@ -26,8 +26,8 @@ def network(head: str = "gap") -> tuple[dict, dict]:
 def test_with_the_gap_head_it_is_the_class_activation_map():
     model, arrays = network()
     graphdef = xception.graphdef(**model)
-    images = np.stack([picture(seed, 96) for seed in range(4)])
-    classes = np.asarray([0, 1, 2, 1])
+    images = jnp.stack([picture(seed, 96) for seed in range(4)])
+    classes = jnp.asarray([0, 1, 2, 1])
     maps, probabilities = grad_cam(arrays, images, classes, graphdef=graphdef)
     merged = nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])
     activations = np.asarray(merged.features(normalize(images)))
@@ -45,8 +45,8 @@ def test_with_the_gap_head_it_is_the_class_activation_map():
 def test_with_the_mlp_head_it_is_the_gradient_of_the_head():
     model, arrays = network("mlp")
     graphdef = xception.graphdef(**model)
-    images = np.stack([picture(seed, 96) for seed in range(2)])
-    maps, _ = grad_cam(arrays, images, np.asarray([2, 0]), graphdef=graphdef)
+    images = jnp.stack([picture(seed, 96) for seed in range(2)])
+    maps, _ = grad_cam(arrays, images, jnp.asarray([2, 0]), graphdef=graphdef)
     merged = nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])
     activations = merged.features(normalize(jnp.asarray(images)))
     for image, label in ((0, 2), (1, 0)):
@@ -61,7 +61,7 @@ def test_with_the_mlp_head_it_is_the_gradient_of_the_head():
 def test_the_average_is_explained_where_there_is_one():
     model, arrays = network()
     graphdef = xception.graphdef(**model)
-    images, classes = np.stack([picture(0, 96)]), np.asarray([0])
+    images, classes = jnp.stack([picture(0, 96)]), jnp.asarray([0])
     plain, _ = grad_cam(arrays, images, classes, graphdef=graphdef)
     averaged = arrays | {
         "ema": arrays["params"],

@@ -290,6 +290,7 @@ def test_parts_that_are_missing_are_said_to_be(tmp_path: Path):
     page = report(tmp_path).read_text()
     assert "n/a: the workdir has no metrics.jsonl" in page
     assert "the run does not say where its data are" in page
+    assert "Leaks into demo/controlled test, demo/social test: n/a" in page
     assert "<img" not in page and not (tmp_path / "explanations").exists()
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
@@ -337,13 +338,15 @@ def test_a_network_that_answers_otherwise_is_not_asked_where_it_looked(
     run_with_faces: tuple[Path, Path], tmp_path: Path
 ):
     workdir = shutil.copytree(run_with_faces[0], tmp_path / "run")
-    shutil.rmtree(workdir / "explanations", ignore_errors=True)
+    report(workdir)
+    assert (workdir / "explanations" / "web.test.1.jpg").exists()
     table, classes = predictions.read(workdir / "predictions" / "web.test.csv")
     table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
     predictions.write(workdir / "predictions" / "web.test.csv", table, classes)
     page = report(workdir).read_text()
     assert "answers otherwise than these predictions say" in page
     assert json.loads((workdir / "explanations" / "web.test.json").read_text()) == []
+    assert not (workdir / "explanations" / "web.test.1.jpg").exists()
     assert len(json.loads((workdir / "explanations" / "lab.test.json").read_text())) == 12
     shutil.rmtree(workdir / "checkpoints")
     page = report(workdir).read_text()
@@ -360,7 +363,7 @@ TEST_SETS |= {"synthetic": ("test", 49, 49), "advertisements": ("car_tech", 3020
 
 
 def interval(value: float, arm: float) -> dict[str, Any]:
-    return {"value": value, "interval": [value - arm, value + 0.8 * arm]}
+    return {"value": value, "interval": [value - arm * (value + 1) / 2, value + arm * (1 - value)]}
 
 
 def simulated_study() -> dict[str, Any]:

@@ -231,13 +231,13 @@ def _worst_errors(table: predictions.Table, classes: Sequence[str]) -> list[dict
     given = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(given != labels)
     ranked = wrong[np.argsort(-probabilities[wrong, given[wrong]], kind="stable")]
-    clips: np.ndarray = np.where(table["clip_id"] != "", table["clip_id"], table["record_id"])
-    _, first = np.unique(clips[ranked], return_index=True)
+    clips = np.where(table["clip_id"] != "", table["clip_id"], table["record_id"])[ranked]
+    _, first = np.unique(clips, return_index=True)
     return [
         {
             "record_id": str(table["record_id"][row]),
-            "label": classes[labels[row]],
-            "given": classes[given[row]],
+            "label": classes[int(labels[row])],
+            "given": classes[int(given[row])],
             "probability": float(probabilities[row, given[row]]),
             "probability_of_label": float(probabilities[row, labels[row]]),
         }

@@ -146,6 +146,7 @@ def _run_page(workdir: Path, data_dir: Path | None, faces: bool) -> str:
         sets=sets,
         answer=_answer(scored),
         warnings=_leaks(scored),
+        unaudited=[s["title"] for s in sets if s["leaks"] is None and not s["variant"]],
         left_out=", ".join(f"{n} records of {name}" for name, n in scored["left_out"].items()),
         training=_training_charts(workdir, config["selection_metric"]),
         selection_metric=config["selection_metric"].replace("_", " "),
@@ -352,6 +353,10 @@ def _add_looks(
     folder = workdir / EXPLANATIONS
     folder.mkdir(exist_ok=True)
     kept: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _, _ in wanted}
+    for name in kept:
+        # What an earlier report left may be of errors that are none any more.
+        for rank in range(1, results.WORST_ERRORS + 1):
+            _picture_file(folder, name, rank).unlink(missing_ok=True)
     for (name, rank, error, face), heat, chances, answer in zip(
         wanted, maps, probabilities, given, strict=True
     ):
@@ -363,12 +368,15 @@ def _add_looks(
             continue
         picture = overlay(face, heat)
         found[name]["pictures"][rank]["looked"] = _data_uri(resized(picture, THUMBNAIL))
-        stem = name.removesuffix(".csv")
-        (folder / f"{stem}.{rank + 1}.jpg").write_bytes(_jpeg(picture))
+        _picture_file(folder, name, rank + 1).write_bytes(_jpeg(picture))
         kept[name].append(error | {"checkpoint": model.step, "map": heat.tolist()})
     for name, rows in kept.items():
         text = json.dumps(rows, indent=1) + "\n"
         (folder / name).with_suffix(".json").write_text(text)
+
+
+def _picture_file(folder: Path, name: str, rank: int) -> Path:
+    return folder / f"{name.removesuffix('.csv')}.{rank}.jpg"
 
 
 def _jpeg(picture: np.ndarray) -> bytes:
