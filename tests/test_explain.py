@@ -38,12 +38,20 @@ def asked(head: str) -> dict[str, Any]:
     classes = jnp.asarray(CLASSES)
     step = jax.jit(functools.partial(grad_cam, graphdef=graphdef))
 
+    def head_of_one(params: Any, x: jax.Array) -> jax.Array:
+        if head == "gap":
+            x = x.mean(axis=(0, 1))
+        else:
+            for hidden in (params["hidden1"], params["hidden2"]):
+                x = jnp.maximum(x.reshape(-1) @ hidden["kernel"] + hidden["bias"], 0)
+        return x @ params["logits"]["kernel"] + params["logits"]["bias"]
+
     @jax.jit
     def by_hand(params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         merged = nnx.merge(graphdef, params, batch_stats)
         activations = merged.features(normalize(images))
         gradients = [
-            jax.grad(lambda a, label=label: merged.classify(a[None])[0, label])(one)
+            jax.grad(lambda x, label=label: head_of_one(params, x)[label])(one)
             for one, label in zip(activations, CLASSES, strict=True)
         ]
         return activations, jnp.stack(gradients), merged(normalize(images))

@@ -574,6 +574,20 @@ def test_a_studys_names_are_text_not_markup(tmp_path: Path):
     assert HOSTILE not in page and "&lt;script&gt;" in page
 
 
+def test_notes_have_marks_of_their_own_however_many(tmp_path: Path):
+    one = simulated_study()
+    one["cells"][4]["relation"] = None
+    for number, cell in enumerate(2 * one["cells"]):
+        cell["warning"] = f"note number {number % len(one['cells'])}"
+    one["cells"] += [
+        one["cells"][0] | {"variant": f"v{i}", "warning": f"other note {i}"} for i in range(9)
+    ]
+    page = report(write_study(tmp_path / "study", one)).read_text()
+    marks = re.findall(r'<li id="note_(\w+)">', page)
+    assert len(marks) == 34 and marks[:3] == ["a", "b", "c"] and marks[25:28] == ["z", "aa", "ab"]
+    assert "partly trained on" in page
+
+
 # Charts
 
 

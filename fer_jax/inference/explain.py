@@ -47,7 +47,7 @@ def grad_cam(
     activations = merged.features(normalize(images)).astype(jnp.float32)
 
     def asked(activations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = merged.classify(activations)
+        logits = _head(merged, activations)
         # Images do not touch each other here, so one gradient of the sum is all of theirs.
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum(), logits
 
@@ -55,6 +55,14 @@ def grad_cam(
     weights = gradient.sum(axis=(1, 2), keepdims=True)
     maps = jax.nn.relu((weights * activations).sum(axis=-1))
     return maps, jax.nn.softmax(logits)
+
+
+def _head(network: xception.Xception, activations: jax.Array) -> jax.Array:
+    """What `Xception.__call__` does with its features outside training: float32 [b, k]."""
+    if network.head == "gap":
+        return network.logits(activations.mean(axis=(1, 2)))
+    x = nnx.relu(network.hidden1(activations.reshape(len(activations), -1)))
+    return network.logits(nnx.relu(network.hidden2(x)))
 
 
 def explain(

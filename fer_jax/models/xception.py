@@ -170,24 +170,12 @@ class Xception(nnx.Module):
           float32 [batch, num_classes].
         """
         x = self.features(images, use_running_average=not train or frozen_statistics)
-        if not train or not self.dropout.rate:
-            return self.classify(x)
-        if dropout_key is None:
-            raise ValueError("training with dropout needs a dropout_key")
-        return self.classify(x, dropout_key=dropout_key)
-
-    def classify(self, features: jax.Array, *, dropout_key: jax.Array | None = None) -> jax.Array:
-        """The head: what `features` returned to logits.
-
-        Args:
-          features: [batch, size / 32, size / 32, 2048 * width].
-          dropout_key: a random key; without one nothing is dropped.
-
-        Returns:
-          float32 [batch, num_classes].
-        """
-        x = features.astype(jnp.promote_types(self.dtype, jnp.float32))
-        keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        keys = [None, None]
+        if train and self.dropout.rate:
+            if dropout_key is None:
+                raise ValueError("training with dropout needs a dropout_key")
+            keys = list(jax.random.split(dropout_key))
 
         def drop(x: jax.Array, key: jax.Array | None) -> jax.Array:
             return self.dropout(x, deterministic=key is None, rngs=key)

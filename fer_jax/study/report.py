@@ -437,12 +437,18 @@ def _study_values(workdir: Path, scored: dict[str, Any]) -> dict[str, Any]:
     return {
         "scored": scored,
         "rows": rows,
-        "notes": {warning: number for number, warning in enumerate(warnings, 1)},
+        "notes": {warning: _letters(number) for number, warning in enumerate(warnings)},
         "pages": pages,
         "reach": math.ceil(10 * largest) / 10 or 0.1,
         "measures": list(dict.fromkeys(one["metric"] for one in scored["differences"])),
         "config": json.dumps(scored["reproduce"]["config"], indent=2),
     }
+
+
+def _letters(number: int) -> str:
+    """The mark of a note: a to z, then aa to az, ba and so on."""
+    before, last = divmod(number, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("a") + last)
 
 
 def _page_of(workdir: Path, run: str) -> str | None:
