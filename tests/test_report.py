@@ -1,21 +1,32 @@
-"""The report: self-contained, every number from results.json, readable on a phone."""
+"""The reports: self-contained, every number from results.json, readable by anybody anywhere."""
 
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import chromium
 import numpy as np
 import pytest
+from small_runs import write_dataset, write_run
 
+from fer_jax.__main__ import main
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
+from fer_jax.evaluation.evaluate import evaluate
 from fer_jax.schema import EMOTIONS
+from fer_jax.study.charts import Line, panel, ticks, track
 from fer_jax.study.report import report
 
 HOSTILE = "<script>alert(1)</script>"
+# A phone's width; 360 is the narrowest that is common.
+PHONE = 360
+
+# A run
 
 
 def make_workdir(workdir: Path, cross: str = "demo/social") -> Path:
@@ -24,30 +35,44 @@ def make_workdir(workdir: Path, cross: str = "demo/social") -> Path:
     config.sources = ("demo/controlled",)
     workdir.joinpath("config.json").write_text(to_json(config))
     workdir.joinpath("predictions").mkdir()
-    for seed, (dataset, n, classes) in enumerate((("demo/controlled", 140, 7), (cross, 90, 6))):
+    parts = [("demo/controlled", "test", 140, 7), (cross, "test", 90, 6)]
+    parts += [("demo/controlled", "validation", 70, 7)]
+    for seed, (dataset, split, n, classes) in enumerate(parts):
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, classes, n)
-        chances = rng.dirichlet(np.ones(7), n) + np.eye(7)[labels] * (1 - seed * 0.7)
+        chances = rng.dirichlet(np.ones(7), n) + np.eye(7)[labels] * (1 - seed % 2 * 0.7)
         text = {name: np.full(n, "x") for name in predictions.TEXT}
         table = text | {
             "dataset": np.full(n, dataset),
-            "split": np.full(n, "test"),
-            "record_id": np.asarray([f"{dataset}/{i}" for i in range(n)]),
-            "subject_id": np.asarray([f"s{i % 9}" for i in range(n)]),
+            "split": np.full(n, split),
+            "record_id": np.asarray([f"{dataset}/{split}/{i}" for i in range(n)]),
+            "subject_id": np.asarray([f"{dataset}/{split}/s{i % 9}" for i in range(n)]),
+            "clip_id": np.asarray([f"{dataset}/{split}/c{i // 2}" for i in range(n)]),
+            "gender": np.where(np.arange(n) % 9 < 4, "female", "male"),
             "frame_index": np.zeros(n, int),
-            "age": np.full(n, -1.0),
+            "age": 20.0 + 5 * (np.arange(n) % 9),
             "label": labels,
             "probabilities": chances / chances.sum(axis=1, keepdims=True),
         }
-        name = predictions.file_name(dataset, "test")
-        predictions.write(workdir / "predictions" / name, table, EMOTIONS)
+        predictions.write(
+            workdir / "predictions" / predictions.file_name(dataset, split), table, EMOTIONS
+        )
+        if split == "test":
+            name = predictions.file_name(dataset, split, "label_shift")
+            table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
+            predictions.write(workdir / "predictions" / name, table, EMOTIONS)
     rows = [
         {"step": s, "train_loss": 2 / s, "train_accuracy": 0.5}
         | ({"validation_loss": 1.0, "validation_accuracy": 0.4} if s % 2 == 0 else {})
         | ({"validation_balanced_accuracy": 0.1 * s} if s % 2 == 0 else {})
         for s in range(1, 7)
     ]
-    workdir.joinpath("metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    log = "".join(json.dumps(row) + "\n" for row in rows)
+    # A run that was stopped left half a line.
+    workdir.joinpath("metrics.jsonl").write_text(log + '{"step": 7, "train_lo')
+    workdir.joinpath("training_labels.csv").write_text(
+        "source,content,label,images\n" + "".join(f"x,x,{name},20\n" for name in EMOTIONS)
+    )
     return workdir
 
 
@@ -58,43 +83,199 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def test_every_headline_number_is_in_results_json(workdir: Path):
-    page = (workdir / "report.html").read_text()
+@pytest.fixture(scope="module")
+def run_with_faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(workdir, data_dir) of an untrained network that is scored on pictures that are here."""
+    data_dir = tmp_path_factory.mktemp("data")
+    people = [(f"s{i // 7}", i % 7) for i in range(28)]
+    write_dataset(data_dir, "lab", {"train": people, "validation": people, "test": people})
+    write_dataset(data_dir, "web", {"test": people}, first=5000)
+    workdir = write_run(tmp_path_factory.mktemp("faces") / "run", data_dir, sources=("lab",))
+    config = json.loads((workdir / "config.json").read_text())
+    evaluate(workdir, data_dir, [("lab", "test"), ("web", "test")])
+    assert config["sources"] == ["lab"]
+    return workdir, data_dir
+
+
+class Text(HTMLParser):
+    """The visible text of a page, without styles, scripts, and the ticks of axes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self._skipped = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        classes = (dict(attrs).get("class") or "").split()
+        if tag in ("style", "script") or (tag == "text" and "tick" in classes):
+            self._skipped = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._skipped = "" if tag == self._skipped else self._skipped
+
+    def handle_data(self, data: str) -> None:
+        if not self._skipped:
+            self.text.append(data)
+
+
+NUMBER = re.compile(r"(?:(?<![\w.])[−+-])?\d+(?:[.,]\d+)*%?")
+# What the page says by itself: the level of intervals, F1 and the ends of a line, the smallest p.
+ITS_OWN = {"95", "1", "0", "0.001"}
+
+
+def numbers(text: str) -> set[str]:
+    return set(NUMBER.findall(text.replace("−", "-")))
+
+
+def as_shown(value: Any) -> Iterator[str]:
+    """Every way in which a value of results.json may stand on a page."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(str(key))
+            yield from as_shown(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from as_shown(inner)
+    elif isinstance(value, str):
+        yield from numbers(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield from (f"{value:.3f}", f"{value:+.3f}", f"{value:.0%}", json.dumps(value))
+        if value == int(value):
+            yield from (f"{value:,.0f}", f"{value:.0f}")
+
+
+def strangers(workdir: Path) -> set[str]:
+    """Numbers on the page that are not in results.json."""
     scored = json.loads((workdir / "results.json").read_text())
-    body = page[page.index("<tbody>") : page.index("</tbody>")]
-    known = {
-        results.number(value)
-        for one in [*scored["sets"], *scored["means"].values()]
-        for value in [*(one[name] for name in results.HEADLINE)]
-    } | {results.number(one["majority"]["accuracy"]) for one in scored["sets"]}
-    shown = re.findall(r">(\d\.\d{3}|n/a)<", body)
-    assert len(shown) >= 2 * 7
-    assert set(shown) <= known
+    text = " ".join(Text((workdir / "report.html").read_text()).text)
+    shown = numbers(text)
+    assert len(shown) > 100
+    return shown - set(as_shown(scored)) - ITS_OWN
 
 
-def test_results_come_from_the_tables_alone(workdir: Path):
+def test_every_number_of_a_run_is_in_results_json(workdir: Path, tmp_path: Path):
+    assert strangers(workdir) == set()
+    # The check sees a number that is nowhere else.
+    shutil.copytree(workdir, tmp_path / "run")
+    page = tmp_path / "run" / "report.html"
+    first = json.loads((workdir / "results.json").read_text())["sets"][0]["accuracy"]
+    page.write_text(page.read_text().replace(f"{first:.3f}", f"{first + 0.0137:.3f}"))
+    assert strangers(tmp_path / "run") == {f"{first + 0.0137:.3f}"}
+
+
+def test_results_come_from_the_tables_alone(workdir: Path, tmp_path: Path):
     scored = json.loads((workdir / "results.json").read_text())
     assert results.plain(results.results(workdir)) == scored
+    for name in ("config.json", "training_labels.csv"):
+        shutil.copy(workdir / name, tmp_path / name)
+    shutil.copytree(workdir / "predictions", tmp_path / "predictions")
+    assert results.plain(results.results(tmp_path)) == scored
     cross = next(one for one in scored["sets"] if one["relation"] == "cross")
     assert cross["class_roc_auc"][6] is None
     assert cross["roc_auc_classes"] == 6
     assert cross["n_subjects"] == 9
     assert cross["majority"]["balanced_accuracy"] == pytest.approx(1 / 6)
+    assert sum(cross["n_by_class"]) == cross["n"]
+
+
+def test_the_most_confident_errors_are_one_of_each_clip(workdir: Path):
+    scored = json.loads((workdir / "results.json").read_text())
+    one = next(one for one in scored["sets"] if one["relation"] == "cross")
+    table, classes = predictions.read(workdir / "predictions" / "demo-social.test.csv")
+    wrong = {}
+    for row, p in enumerate(table["probabilities"]):
+        if p.argmax() != table["label"][row]:
+            clip = table["clip_id"][row]
+            if clip not in wrong or p.max() > wrong[clip][0]:
+                wrong[clip] = (p.max(), str(table["record_id"][row]), classes[p.argmax()])
+    assert len(wrong) < (table["probabilities"].argmax(axis=1) != table["label"]).sum()
+    expected = sorted(wrong.values(), reverse=True)[: results.WORST_ERRORS]
+    found = [(e["probability"], e["record_id"], e["given"]) for e in one["errors"]]
+    assert found == expected
+    assert all(e["given"] != e["label"] for e in one["errors"])
+    assert all(e["probability"] >= e["probability_of_label"] for e in one["errors"])
+
+
+def scored_set(relation: str, value: float, bounds: list[float], variant: str = "") -> dict:
+    return {
+        "relation": relation,
+        "variant": variant,
+        "balanced_accuracy": value,
+        "intervals": {"balanced_accuracy": bounds},
+    }
+
+
+def test_the_loss_has_the_interval_of_independent_sets():
+    within = scored_set("within", 0.8, [0.7, 0.85])
+    crosses = [scored_set("cross", 0.5, [0.4, 0.6]), scored_set("cross", 0.6, [0.3, 0.8])]
+    adapted = scored_set("cross", 0.99, [0.98, 1.0], variant="adapted")
+    found = results.generalization([within, *crosses, adapted], 7)
+    assert found["within"] == {"value": 0.8, "interval": pytest.approx([0.7, 0.85]), "n_sets": 1}
+    assert found["cross"]["value"] == pytest.approx(0.55)
+    below, above = np.hypot(0.1, 0.3) / 2, np.hypot(0.1, 0.2) / 2
+    assert found["cross"]["interval"] == pytest.approx([0.55 - below, 0.55 + above])
+    # The lower end of the loss is where within is low and cross is high.
+    expected = [0.25 - np.hypot(0.1, above), 0.25 + np.hypot(0.05, below)]
+    assert found["loss"]["interval"] == pytest.approx(expected)
+    assert found["why"] is None
+    together = results.generalization([within, *crosses], 7, shared_people=True)
+    assert np.isnan(together["loss"]["interval"]).all() and "in several" in together["why"]
+    assert together["within"]["interval"] == pytest.approx([0.7, 0.85])
+    alone = results.generalization([within], 7)
+    assert np.isnan(alone["cross"]["value"]) and np.isnan(alone["loss"]["value"])
+
+
+def test_the_interval_of_the_loss_covers_the_truth():
+    """Independent normal estimates with exact intervals: about 95 % of 4,000 hold the loss."""
+    rng = np.random.default_rng(0)
+    errors, truths = np.asarray([0.03, 0.05, 0.08]), np.asarray([0.8, 0.5, 0.6])
+    held = 0
+    for estimates in truths + errors * rng.standard_normal((4000, 3)):
+        sets = [
+            scored_set(relation, value, [value - 1.96 * error, value + 1.96 * error])
+            for relation, value, error in zip(
+                ("within", "cross", "cross"), estimates, errors, strict=True
+            )
+        ]
+        low, high = results.generalization(sets, 7)["loss"]["interval"]
+        held += low <= 0.25 <= high
+    # Standard error of the share: 0.0034.
+    assert 0.94 <= held / 4000 <= 0.96
+
+
+def test_people_in_two_sets_are_noticed(tmp_path: Path):
+    make_workdir(tmp_path)
+    file = tmp_path / "predictions" / "demo-social.test.csv"
+    file.write_text(file.read_text().replace("demo/social/test/s1,", "demo/controlled/test/s1,"))
+    page = report(tmp_path).read_text()
+    assert "no interval where somebody is in several of the test sets" in page
 
 
 def test_undefined_numbers_read_as_not_available(workdir: Path):
     assert ">n/a<" in (workdir / "report.html").read_text()
 
 
-def test_it_is_self_contained_and_deterministic(workdir: Path):
+def test_a_variant_is_a_row_of_its_own(workdir: Path):
     page = (workdir / "report.html").read_text()
+    rows = re.findall(r'<tr class="variant">.*?</tr>', page, re.DOTALL)
+    assert len(rows) == 2 and all(">label shift<" in row for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["run", "study"])
+def test_it_is_self_contained_and_deterministic(kind: str, workdir: Path, study: Path):
+    folder = workdir if kind == "run" else study
+    page = (folder / "report.html").read_text()
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert all(link.startswith("#") for link in links)
-    assert not re.findall(r"url\((?!#)", page)
+    own = {link for link in links if link.startswith(("#", "data:"))}
+    assert set(links) - own <= {"runs/lab.seed_0/report.html"}
+    assert not re.findall(r"url\((?!#)|@import|https?://", page)
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
-    report(workdir)
-    assert (workdir / "report.html").read_text() == page
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert all(re.search(r'alt="[^"]+"', image) for image in re.findall(r"<img[^>]*>", page))
+    report(folder)
+    assert (folder / "report.html").read_text() == page
 
 
 def test_names_are_text_not_markup(tmp_path: Path):
@@ -107,41 +288,470 @@ def test_names_are_text_not_markup(tmp_path: Path):
 def test_parts_that_are_missing_are_said_to_be(tmp_path: Path):
     make_workdir(tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
-    assert "n/a: the workdir has no metrics.jsonl" in report(tmp_path).read_text()
+    page = report(tmp_path).read_text()
+    assert "n/a: the workdir has no metrics.jsonl" in page
+    assert "the run does not say where its data are" in page
+    assert "Leaks into demo/controlled test, demo/social test: n/a" in page
+    assert "<img" not in page and not (tmp_path / "explanations").exists()
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        report(tmp_path)
+    (tmp_path / "results.json").unlink()
     for file in (tmp_path / "predictions").iterdir():
         file.unlink()
     with pytest.raises(InputError, match="run `fer-jax evaluate` first"):
         report(tmp_path)
 
 
-def test_it_fits_a_phone(workdir: Path, tmp_path: Path):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
+def test_the_gallery_shows_faces_and_where_the_network_looked(run_with_faces: tuple[Path, Path]):
+    workdir, _ = run_with_faces
+    page = report(workdir).read_text()
+    scored = json.loads((workdir / "results.json").read_text())
+    assert strangers(workdir) == set()
+    num_errors = sum(len(one["errors"]) for one in scored["sets"])
+    assert num_errors == 24
+    assert page.count("<img") == 2 * num_errors
+    assert "Not all is shown" not in page
+    kept = {file.name for file in (workdir / "explanations").iterdir()}
+    assert {"lab.test.1.jpg", "lab.test.12.jpg", "lab.test.json", "web.test.json"} <= kept
+    assert len(kept) == num_errors + 2
+    rows = json.loads((workdir / "explanations" / "web.test.json").read_text())
+    errors = next(one["errors"] for one in scored["sets"] if one["dataset"] == "web")
+    assert [{name: row[name] for name in errors[0]} for row in rows] == errors
+    assert np.asarray(rows[0]["map"]).shape == (3, 3)
+
+
+def test_faces_stay_out_where_that_is_asked_or_they_are_not_here(
+    run_with_faces: tuple[Path, Path], tmp_path: Path
+):
+    workdir = shutil.copytree(run_with_faces[0], tmp_path / "run")
+    shutil.rmtree(workdir / "explanations", ignore_errors=True)
+    assert main(["report", f"--workdir={workdir}", "--no_faces"]) == 0
     page = (workdir / "report.html").read_text()
-    # Chromium's own windows are not narrower than 500 px: a frame of a phone's width is.
-    (tmp_path / "page.html").write_text(page)
-    probe = (
-        '<iframe src="page.html" width="375" height="800"></iframe><p id="out"></p><script>'
-        'onload = () => { const d = frames[0].document; document.getElementById("out").textContent'
-        ' = "width " + d.documentElement.scrollWidth + " svgs " + d.querySelectorAll("svg").length'
-        "; }</script>"
-    )
-    (tmp_path / "probe.html").write_text(probe)
-    flags = (
-        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --allow-file-access-from-files --dump-dom"
-    )
-    done = subprocess.run(
-        [
-            *(chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--virtual-time-budget=5000", f"file://{tmp_path / 'probe.html'}"),
+    assert "<img" not in page and "taken for <b>" in page
+    assert not (workdir / "explanations").exists()
+    page = report(workdir, data_dir=tmp_path / "nowhere").read_text()
+    assert "<img" not in page and "is not built in" in page
+    assert not (workdir / "explanations").exists()
+
+
+def test_a_network_that_answers_otherwise_is_not_asked_where_it_looked(
+    run_with_faces: tuple[Path, Path], tmp_path: Path
+):
+    workdir = shutil.copytree(run_with_faces[0], tmp_path / "run")
+    report(workdir)
+    assert (workdir / "explanations" / "web.test.1.jpg").exists()
+    table, classes = predictions.read(workdir / "predictions" / "web.test.csv")
+    table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
+    predictions.write(workdir / "predictions" / "web.test.csv", table, classes)
+    page = report(workdir).read_text()
+    assert "answers otherwise than these predictions say" in page
+    assert json.loads((workdir / "explanations" / "web.test.json").read_text()) == []
+    assert not (workdir / "explanations" / "web.test.1.jpg").exists()
+    assert len(json.loads((workdir / "explanations" / "lab.test.json").read_text())) == 12
+    shutil.rmtree(workdir / "checkpoints")
+    page = report(workdir).read_text()
+    assert "where the network looked is not known" in page
+    assert page.count("<img") == 24
+
+
+# A study
+
+SCENARIOS = {"lab": ["lab"], "lab + web": ["lab", "web"], "lab + synthetic": ["lab", "synthetic"]}
+SCENARIOS |= {"all": ["lab", "web", "synthetic"]}
+TEST_SETS = {"lab": ("fold_4", 43, 10), "web": ("test", 3589, 0), "press": ("test", 130, 97)}
+TEST_SETS |= {"synthetic": ("test", 49, 49), "advertisements": ("car_tech", 3020, 18)}
+
+
+def interval(value: float, arm: float) -> dict[str, Any]:
+    return {"value": value, "interval": [value - arm * (value + 1) / 2, value + arm * (1 - value)]}
+
+
+def simulated_study() -> dict[str, Any]:
+    """A study's results.json, as its contract says; the numbers are drawn."""
+    rng = np.random.default_rng(7)
+    cells = []
+    for scenario, sources in SCENARIOS.items():
+        for dataset, (split, n, people) in TEST_SETS.items():
+            for variant in ("", "adapted") if scenario == "all" else ("",):
+                within = dataset in sources
+                cell = {
+                    **{"scenario": scenario, "dataset": dataset, "split": split},
+                    "variant": variant,
+                    "relation": "within"
+                    if within
+                    else "cross_content"
+                    if dataset == "advertisements"
+                    else "cross_domain",
+                    "empty": None,
+                    "oracle": False,
+                    "warning": "only 10 clusters (by subject): rough intervals"
+                    if people == 10
+                    else None,
+                    "cluster": "subject" if people else "image",
+                    "n_clusters": people or n,
+                    **{"n": n, "n_subjects": people, "n_clips": 0},
+                    "metrics": {},
+                    "prevalence": 1 / 7,
+                    "majority": {"accuracy": 0.25, "balanced_accuracy": 1 / 7},
+                    "no_pixels": {"accuracy": 0.21, "balanced_accuracy": 0.16},
+                }
+                if dataset == "synthetic" and scenario == "lab":
+                    cell |= {"empty": "no image of 'contempt' in this set", "metrics": {}}
+                else:
+                    base = 0.35 + 0.35 * within + 0.05 * len(sources) + rng.normal(0, 0.03)
+                    for number, name in enumerate(results.HEADLINE):
+                        seeds = (base + 0.03 * number + rng.normal(0, 0.02, 3)).clip(0, 0.99)
+                        found = interval(float(seeds.mean()), 1.5 / np.sqrt(people or n))
+                        cell["metrics"][name] = found | {"by_seed": seeds.tolist()}
+                cells.append(cell)
+    cells[6]["no_pixels"] = None
+    cells[7]["metrics"]["roc_auc"] = {"value": None, "interval": [None, None], "by_seed": [None]}
+    differences = [
+        {
+            **{"scenario": scenario, "against": "lab", "dataset": dataset},
+            "split": TEST_SETS[dataset][0],
+            "metric": metric,
+            "difference": float(d),
+            "interval": [d - 0.06, d + 0.05],
+            "p": p,
+            "p_corrected": min(1.0, 4 * p),
+        }
+        for metric in ("balanced_accuracy", "accuracy")
+        for scenario in list(SCENARIOS)[1:]
+        for dataset in ("web", "press", "advertisements")
+        for d, p in [(rng.normal(0.05, 0.05), float(rng.choice([0.0004, 0.031, 0.42])))]
+    ]
+    distances = [
+        {
+            "scenario": scenario,
+            "within_domain": interval(0.71, 0.08) | {"n_sets": 1},
+            "cross_domain": interval(0.44, 0.05) | {"n_sets": 3},
+            "cross_content": interval(0.39, 0.07) | {"n_sets": 1},
+            "new_people": {"value": None, "interval": None, "why": "one content group only"},
+            "new_content": interval(-0.031, 0.06) | {"n_sets": 2} if scenario == "all" else None,
+            "why": "one content group only",
+        }
+        for scenario in SCENARIOS
+    ]
+    runs = {s: [f"runs/{s.replace(' + ', '_')}.seed_{i}" for i in range(3)] for s in SCENARIOS}
+    return {
+        "question": "Which sources make the model hold on content it has never seen?",
+        "answer": "Adding web pictures raises balanced accuracy on unseen content by 0.093 "
+        "[0.021, 0.158] over the laboratory alone; synthetic faces add 0.012 [-0.041, 0.063].",
+        "task": "emotion",
+        "classes": list(EMOTIONS),
+        "protocol": "sources by sources, subjects disjoint",
+        "baseline": "lab",
+        "scenarios": [
+            {
+                "name": scenario,
+                "sources": sources,
+                "n_images": 1200 * len(sources),
+                "n_subjects": 80 * len(sources),
+                "seeds": [0, 1, 2],
+                "runs": runs[scenario],
+                "oracle": scenario == "all",
+            }
+            for scenario, sources in SCENARIOS.items()
         ],
-        capture_output=True,
-        text=True,
-        timeout=60,
+        "test_sets": [
+            {
+                **{"dataset": dataset, "split": split, "source": dataset, "n": n},
+                **{"n_subjects": people, "n_clips": 0, "classes_present": 7},
+                "majority": {"accuracy": 0.25, "balanced_accuracy": 1 / 7},
+            }
+            for dataset, (split, n, people) in TEST_SETS.items()
+        ],
+        "cells": cells,
+        "differences": differences,
+        "distances": distances,
+        "audit": {"leaks": {}, "allowed": False, "left_out": {"web train": 31}},
+        "openings": [
+            {
+                **{"run": run, "dataset": dataset, "split": TEST_SETS[dataset][0]},
+                **{"time": "2026-11-24T21:03:11Z", "times": 2 if "all" in run else 1},
+            }
+            for scenario in SCENARIOS
+            for run in runs[scenario][:1]
+            for dataset in TEST_SETS
+        ],
+        "published": {"accuracy": 0.94, "pr_auc": 0.94, "source": "the paper's table 3, car_tech"},
+        "reproduce": {
+            "command": "fer-jax study --config=configs/study_sources.py --workdir=STUDY",
+            "config": {"seeds": [0, 1, 2], "num_epochs": 24.0, "scenarios": SCENARIOS},
+            "seeds": [0, 1, 2],
+            "commit": "3c5dcc8f00",
+            "datasets": {dataset: f"{i:064x}" for i, dataset in enumerate(TEST_SETS)},
+            "versions": {"python": "3.11.2", "jax": "0.10.2"},
+            "hardware": "2 CPU cores",
+        },
+    }
+
+
+def write_study(folder: Path, study: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(study))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_study(tmp_path_factory.mktemp("study"), simulated_study())
+    run = folder / "runs" / "lab.seed_0"
+    run.mkdir(parents=True)
+    (run / "report.html").write_text("<title>a run</title>")
+    report(folder)
+    return folder
+
+
+def test_every_number_of_a_study_is_in_results_json(study: Path):
+    before = (study / "results.json").read_text()
+    assert strangers(study) == set()
+    assert (study / "results.json").read_text() == before
+
+
+def test_the_matrix_has_every_cell_or_says_why_not(study: Path):
+    scored = json.loads((study / "results.json").read_text())
+    page = (study / "report.html").read_text()
+    matrix = page[page.index('<table class="matrix">') :]
+    matrix = matrix[: matrix.index("</table>")]
+    cells = re.findall(r"<td.*?</td>", matrix, re.DOTALL)
+    assert len(cells) == (len(SCENARIOS) + 1) * len(TEST_SETS)
+    for one in scored["cells"]:
+        if one["empty"]:
+            assert f"n/a: {one['empty']}".replace("'", "&#39;") in matrix
+        else:
+            found = one["metrics"]["balanced_accuracy"]
+            assert f"{found['value']:.3f}" in matrix
+            assert results.interval(found["interval"]).replace("-", "−") in matrix
+    rows = re.findall(r"<tr.*?</tr>", matrix, re.DOTALL)
+    assert [len(re.findall('class="home"', row)) for row in rows] == [0, 1, 2, 2, 3, 3]
+    assert "oracle" in rows[-2] and "oracle" not in rows[1]
+    assert "adapted" in rows[-1] and "baseline" in rows[1]
+
+
+def test_a_study_says_what_was_published_and_what_was_opened_again(study: Path):
+    page = (study / "report.html").read_text()
+    assert ">0.940<" in page and "as published" in page.lower()
+    assert page.count("opened again</span></td>") == len(TEST_SETS)
+    assert "31 records of web train" in page
+    assert 'role="alert"' not in page
+    assert 'href="runs/lab.seed_0/report.html"' in page and page.count("report.html") == 1
+
+
+def test_a_study_without_publication_openings_or_differences(tmp_path: Path):
+    one = simulated_study() | {"published": None, "openings": [], "differences": []}
+    one["audit"] = {"leaks": {"subject": 3}, "allowed": True, "left_out": {}}
+    # An address that leads elsewhere is no link.
+    one["scenarios"][0]["runs"] = ["..", str(tmp_path), "runs/../.."]
+    (tmp_path / "report.html").write_text("not of this study")
+    page = report(write_study(tmp_path / "study", one)).read_text()
+    assert "as published" not in page.lower()
+    assert 'class="leaks" role="alert"' in page and "3 x a person on two sides" in page
+    assert "n/a: nothing was compared" in page and "none was logged" in page
+    assert "report.html" not in page
+    assert strangers(tmp_path / "study") == set()
+
+
+def test_a_study_that_is_no_study_is_refused(tmp_path: Path):
+    one = simulated_study()
+    del one["test_sets"]
+    with pytest.raises(InputError, match="it lacks 'test_sets'"):
+        report(write_study(tmp_path / "a", one))
+    one = simulated_study()
+    del one["cells"][0]["prevalence"]
+    with pytest.raises(InputError, match=r"it lacks .*'prevalence'"):
+        report(write_study(tmp_path / "b", one))
+    (tmp_path / "c" / "runs").mkdir(parents=True)
+    with pytest.raises(InputError, match="study without results"):
+        report(tmp_path / "c")
+
+
+def test_a_studys_names_are_text_not_markup(tmp_path: Path):
+    text = json.dumps(simulated_study()).replace("lab + web", HOSTILE)
+    page = report(write_study(tmp_path / "study", json.loads(text))).read_text()
+    assert HOSTILE not in page and "&lt;script&gt;" in page
+
+
+def test_notes_have_marks_of_their_own_however_many(tmp_path: Path):
+    one = simulated_study()
+    one["cells"][4]["relation"] = None
+    for number, cell in enumerate(2 * one["cells"]):
+        cell["warning"] = f"note number {number % len(one['cells'])}"
+    one["cells"] += [
+        one["cells"][0] | {"variant": f"v{i}", "warning": f"other note {i}"} for i in range(9)
+    ]
+    page = report(write_study(tmp_path / "study", one)).read_text()
+    marks = re.findall(r'<li id="note_(\w+)">', page)
+    assert len(marks) == 34 and marks[:3] == ["a", "b", "c"] and marks[25:28] == ["z", "aa", "ab"]
+    assert "partly trained on" in page
+
+
+# Charts
+
+
+def test_ticks_are_round_and_cover():
+    assert ticks(0, 1) == [0, 0.5, 1]
+    assert ticks(0, 360) == [0, 100, 200, 300, 400]
+    assert ticks(0, 0.3) == [0, 0.1, 0.2, 0.3]
+    assert ticks(0, 0) == ticks(0, 0) and len(ticks(0, 0)) >= 2
+    for high in (1e-3, 0.07, 2.2, 19.9, 12345.0):
+        found = ticks(0, high)
+        assert found[0] == 0 and found[-1] >= high and 2 <= len(found) <= 7
+
+
+def test_a_line_is_interrupted_where_it_is_undefined():
+    chart = panel(
+        [Line("<b>", [0, 0.5, 0.7, 1], [0, float("nan"), 1, 0.5], "c0")],
+        label='a "chart"',
+        x_label="x",
+        y_label="y",
     )
-    found = re.search(r"width (\d+) svgs (\d+)", done.stdout)
-    assert found, done.stderr[-500:]
-    assert int(found[1]) <= 375
-    assert int(found[2]) == 6
+    assert len(re.findall(r"M[^H]*?", re.findall(r'class="line c0" d="([^"]*)"', chart)[0])) == 2
+    assert "&lt;b&gt;" in chart and "nan" not in chart
+    assert 'aria-label="a &#34;chart&#34;"' in chart
+
+
+def test_a_track_stays_within_its_ends():
+    assert 'class="dot" style="left:25.0%"' in track(-0.1, [-0.9, 0.1], low=-0.2, high=0.2)
+    assert "left:0.0%;width:75.0%" in track(-0.1, [-0.9, 0.1], low=-0.2, high=0.2)
+    assert "reach" not in track(0.5, [None, None]) and "dot" not in track(None, None)
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Page]:
+    if chromium.PATH is None:
+        pytest.skip("needs chromium")
+    with chromium.browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(params=["run", "faces", "study"])
+def address(request: pytest.FixtureRequest, workdir: Path, study: Path) -> str:
+    if request.param == "faces":
+        faces, _ = request.getfixturevalue("run_with_faces")
+        report(faces)
+        return (faces / "report.html").as_uri()
+    return ((workdir if request.param == "run" else study) / "report.html").as_uri()
+
+
+OPEN_ALL = "document.querySelectorAll('details').forEach((d) => { d.open = true; })"
+# The worst contrast of text against what it stands on, and where (WCAG 2.2, 1.4.3).
+CONTRAST = """(() => {
+  const channels = (text) => {
+    const found = text.match(/[\\d.]+(?:e-?\\d+)?/g).map(Number);
+    const scale = text.startsWith("color(") ? 1 : 255;
+    return [...found.slice(0, 3).map((v) => v / scale), found.length > 3 ? found[3] : 1];
+  };
+  const over = (top, below) => top.slice(0, 3).map((v, i) => v * top[3] + below[i] * (1 - top[3]));
+  const luminance = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) =>
+    sum + weight * (c[i] <= 0.04045 ? c[i] / 12.92 : ((c[i] + 0.055) / 1.055) ** 2.4), 0);
+  const ground = (element) => {
+    const here = channels(getComputedStyle(element).backgroundColor);
+    if (here[3] === 1) return here.slice(0, 3);
+    return over(here, element.parentElement ? ground(element.parentElement) : [1, 1, 1]);
+  };
+  let worst = [99, ""];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !element.getClientRects().length || element.closest("script, title")) continue;
+    const style = getComputedStyle(element);
+    const behind = ground(element);
+    const ink = over(channels(element.closest("svg") ? style.fill : style.color), behind);
+    const [high, low] = [luminance(ink), luminance(behind)].sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 200)];
+  }
+  return worst;
+})()"""
+
+
+def test_it_fits_a_phone_and_fetches_nothing(browser: chromium.Page, address: str):
+    browser.requests.clear()
+    browser.errors.clear()
+    browser.open(address, PHONE)
+    browser.run(OPEN_ALL)
+    assert browser.run("document.documentElement.scrollWidth") <= PHONE
+    # What is wider than the phone scrolls within its own box, that the keyboard reaches.
+    assert browser.run(
+        "[...document.querySelectorAll('body *')].filter((e) => e.scrollWidth > e.clientWidth + 1"
+        " && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))"
+        ".every((e) => e.tabIndex === 0)"
+    )
+    assert [url for url in browser.requests if not url.startswith("data:")] == [address]
+    assert browser.errors == []
+    assert browser.run("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_word_can_be_read(browser: chromium.Page, address: str, dark: bool):
+    browser.open(address, 1280, dark=dark)
+    browser.run(OPEN_ALL)
+    ground = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert ("255, 255, 255" in ground) != dark
+    ratio, where = browser.run(CONTRAST)
+    assert ratio >= 4.5, where
+
+
+def test_a_click_opens_what_it_leads_to(browser: chromium.Page, address: str):
+    browser.open(address, 1280)
+    closed = "document.querySelectorAll('details:not([open])').length"
+    before = browser.run(closed)
+    assert before > 1
+    browser.click("details:not([open]) > summary")
+    assert browser.run(closed) == before - 1
+    browser.click("nav button")
+    assert browser.run(closed) == 0
+    assert browser.run("document.querySelector('nav button').textContent") == "Close all parts"
+    browser.click("nav button")
+    assert browser.run(closed) == browser.run("document.querySelectorAll('details').length")
+    if browser.run("document.querySelector('.tests') !== null"):
+        browser.click(".tests tr:last-child a")
+        target = "document.querySelector(document.querySelector('.tests tr:last-child a').hash)"
+        browser.until(f"{target}.closest('details').open")
+        assert -1 <= browser.run(f"{target}.getBoundingClientRect().top") < 800
+    browser.click("nav a[href='#reproduce']")
+    assert browser.run("location.hash") == "#reproduce"
+
+
+def test_the_keyboard_is_enough(browser: chromium.Page, address: str):
+    browser.open(address, 1280)
+    focused = "document.activeElement"
+    browser.press("Tab")
+    assert browser.run(f"{focused}.className") == "skip"
+    assert browser.run(f"{focused}.getBoundingClientRect().left") >= 0
+    browser.press("Enter")
+    assert browser.run("location.hash") == "#main"
+    seen = set()
+    for _ in range(400):
+        browser.press("Tab")
+        tag = browser.run(f"{focused}.tagName")
+        if tag == "BODY":
+            break
+        outline = browser.run(f"getComputedStyle({focused}).outlineStyle")
+        assert outline != "none", browser.run(f"{focused}.outerHTML")[:200]
+        seen.add(tag)
+        if tag == "SUMMARY" and not browser.run(f"{focused}.parentElement.open"):
+            browser.press("Enter")
+            assert browser.run(f"{focused}.parentElement.open")
+    assert {"SUMMARY", "DIV", "PRE"} <= seen
+    assert browser.run("document.querySelectorAll('details:not([open])').length") == 0
+
+
+def test_paper_has_everything_in_black_on_white(browser: chromium.Page, address: str):
+    browser.open(address, 1280, dark=True)
+    closed = browser.run("document.querySelectorAll('details:not([open])').length")
+    browser.media("print", dark=True)
+    ground = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
+    assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
+    count = "document.querySelectorAll('details:not([open])').length"
+    browser.run(f"addEventListener('beforeprint', () => {{ window.leftClosed = {count}; }})")
+    printed = browser("Page.printToPDF", printBackground=True)["data"]
+    assert len(printed) > 10_000
+    assert browser.run("window.leftClosed") == 0
+    assert browser.run(count) == closed

@@ -24,6 +24,7 @@ from fer_jax.schema import TASKS
 # Predictions file -> leaks by kind into what the run learned on; null where it was not looked at.
 LEAKS_FILE = "leaks.json"
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "pr_auc", "roc_auc", "ece")
+WORST_ERRORS = 12
 
 
 def results(workdir: Path) -> dict[str, Any]:
@@ -32,12 +33,14 @@ def results(workdir: Path) -> dict[str, Any]:
     Returns:
       {"task", "classes", "seed", "commit", "datasets", "leaks" (by kind, in what was trained
       on), "left_out", "sets": [...], "validation": [...], "calibration": what
-      `calibration.from_validation` returns, "means": {...}}. Each set has dataset, split,
+      `calibration.from_validation` returns, "means": {...}, "generalization": what
+      `generalization` returns, "reproduce": {...}}. Each set has dataset, split,
       variant, relation ("within" where the run trained on that dataset, else "cross"), leaks
-      (of it into what was trained on; None where that was not looked at), n_unlabelled and
-      everything of `scoring.score_table`. "validation" has the parts that the checkpoint was
-      selected on: they are no test. "means" averages the headline metrics over the sets of each
-      relation, variants left out.
+      (of it into what was trained on; None where that was not looked at), n_unlabelled,
+      n_by_class (images), errors (the most confident ones) and everything of
+      `scoring.score_table`. "validation" has the parts that the checkpoint was selected on: they
+      are no test. "means" averages the headline metrics over the sets of each relation, variants
+      left out. "reproduce" has the command, config and versions.
 
     Raises:
       InputError: no run, or no predictions yet.
@@ -76,7 +79,89 @@ def results(workdir: Path) -> dict[str, Any]:
             relation: {name: _mean(sets, relation, name) for name in HEADLINE}
             for relation in ("within", "cross")
         },
+        "generalization": generalization(
+            sets, len(classes), shared_people=_share_people(workdir, sets)
+        ),
+        "reproduce": {
+            "command": environment.get("command"),
+            "config": config.to_dict(),
+            "versions": environment.get("versions", {}),
+            "devices": environment.get("devices", []),
+            "cpu_cores": environment.get("cpu_cores"),
+        },
     }
+
+
+def generalization(
+    sets: Sequence[dict[str, Any]], num_classes: int, *, shared_people: bool = False
+) -> dict[str, Any]:
+    """Balanced accuracy within and across sources, and the loss from one to the other.
+
+    The squared arms of the intervals of independent estimates add up as their variances do
+    (Zou and Donner 2008), each arm by its own side's.
+
+    Args:
+      sets: scored, as in `results`; variants are left out.
+      num_classes: k.
+      shared_people: whether somebody is in several of the sets, which then are not independent.
+
+    Returns:
+      {"metric", "chance", "within", "cross", "loss": {"value", "interval", "n_sets"}, "why":
+      the reason if intervals are missing, else None}; NaN where a side has not been scored.
+    """
+    metric = "balanced_accuracy"
+    of_relation = {
+        relation: [s for s in sets if s["relation"] == relation and not s["variant"]]
+        for relation in ("within", "cross")
+    }
+
+    def combined(signs: dict[str, float]) -> dict[str, Any]:
+        value, below, above, n = 0.0, 0.0, 0.0, 0
+        for relation, sign in signs.items():
+            chosen = of_relation[relation]
+            n += len(chosen)
+            if not chosen:
+                value = math.nan
+            for one in chosen:
+                weight = sign / len(chosen)
+                arms = [weight * (bound - one[metric]) for bound in one["intervals"][metric]]
+                value += weight * one[metric]
+                below += min(arms) ** 2
+                above += max(arms) ** 2
+        bounds = [value - math.sqrt(below), value + math.sqrt(above)]
+        return {
+            "value": value,
+            "interval": [math.nan, math.nan] if shared_people and n > 1 else bounds,
+            "n_sets": n,
+        }
+
+    found = {
+        "within": combined({"within": 1.0}),
+        "cross": combined({"cross": 1.0}),
+        "loss": combined({"within": 1.0, "cross": -1.0}),
+    }
+    why = None
+    if shared_people:
+        why = "somebody is in several of the test sets, which therefore are not independent"
+    elif any(math.isnan(one["interval"][0]) for one in found.values() if one["n_sets"]):
+        why = "one of the test sets has none"
+    return {"metric": metric, "chance": 1 / num_classes} | found | {"why": why}
+
+
+def _share_people(workdir: Path, sets: Sequence[dict[str, Any]]) -> bool:
+    """Whether a subject (where none is named, a record) is in two of the plain tables."""
+    seen: set[str] = set()
+    for one in sets:
+        if one["variant"]:
+            continue
+        name = predictions.file_name(one["dataset"], one["split"])
+        table, _ = predictions.read(workdir / "predictions" / name)
+        subjects = table["subject_id"]
+        people = set(np.where(subjects != "", subjects, table["record_id"]).tolist())
+        if seen & people:
+            return True
+        seen |= people
+    return False
 
 
 def read_leaks(workdir: Path) -> dict[str, Any]:
@@ -119,19 +204,45 @@ def _score_table(
     variant = file.name.removesuffix(".csv").removeprefix(plain).removeprefix(".")
     # A dataset may be named with or without its config.
     names = {dataset, dataset.split("/")[0]}
+    labelled = {name: column[known] for name, column in table.items()}
     return {
         "dataset": dataset,
         "split": split,
         "variant": variant,
         "relation": "within" if names & trained_on else "cross",
         "n_unlabelled": int((~known).sum()),
+        "n_by_class": np.bincount(labelled["label"], minlength=len(classes)),
+        "errors": _worst_errors(labelled, classes),
     } | scoring.score_table(
-        {name: column[known] for name, column in table.items()},
+        labelled,
         len(classes),
         # The temperature is of the plain predictions.
         fitted=None if variant else fitted,
         counts=counts,
     )
+
+
+def _worst_errors(table: predictions.Table, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The wrong answers with the highest probability, at most one of each clip.
+
+    The frames of a clip fail together: without that limit a few clips would fill the list.
+    """
+    probabilities, labels = table["probabilities"], table["label"]
+    given = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(given != labels)
+    ranked = wrong[np.argsort(-probabilities[wrong, given[wrong]], kind="stable")]
+    clips = np.where(table["clip_id"] != "", table["clip_id"], table["record_id"])[ranked]
+    _, first = np.unique(clips, return_index=True)
+    return [
+        {
+            "record_id": str(table["record_id"][row]),
+            "label": classes[int(labels[row])],
+            "given": classes[int(given[row])],
+            "probability": float(probabilities[row, given[row]]),
+            "probability_of_label": float(probabilities[row, labels[row]]),
+        }
+        for row in ranked[np.sort(first)][:WORST_ERRORS]
+    ]
 
 
 def _mean(sets: list[dict[str, Any]], relation: str, name: str) -> float:
@@ -207,7 +318,7 @@ def summary(scored: dict[str, Any]) -> str:
                 number(one["majority"]["balanced_accuracy"]),
             ]
         )
-        notes += [f"{name}: {doubt}" for doubt in _doubts(one, scored["classes"])]
+        notes += [f"{name}: {doubt}" for doubt in doubts(one, scored["classes"])]
     return "\n".join([*aligned(rows, num_left=2), *notes])
 
 
@@ -223,13 +334,13 @@ def aligned(rows: Sequence[Sequence[str]], *, num_left: int) -> list[str]:
     ]
 
 
-def _doubts(one: dict[str, Any], classes: Sequence[str]) -> list[str]:
+def doubts(one: dict[str, Any], classes: Sequence[str]) -> list[str]:
     """What a reader of a set's numbers must know, in a line each."""
-    doubts = []
+    found = []
     absent = [name for name, share in zip(classes, one["prevalence"], strict=True) if not share]
     if absent:
-        doubts.append(f"no image of {', '.join(absent)}; means are over the other classes")
-    doubts += doubts_of_interval(one, one["intervals"]["balanced_accuracy"])
+        found.append(f"no image of {', '.join(absent)}; means are over the other classes")
+    found += doubts_of_interval(one, one["intervals"]["balanced_accuracy"])
     shares = one["undefined_draws"].get("class_pr_auc", [0.0] * len(classes))
     rare = {
         name: share
@@ -237,8 +348,8 @@ def _doubts(one: dict[str, Any], classes: Sequence[str]) -> list[str]:
         if name not in absent and share > bootstrap.MUCH_UNDEFINED
     }
     if rare:
-        doubts.append(f"{', '.join(rare)} missing from up to {max(rare.values()):.0%} of the draws")
-    return doubts
+        found.append(f"{', '.join(rare)} missing from up to {max(rare.values()):.0%} of the draws")
+    return found
 
 
 def doubts_of_interval(one: dict[str, Any], bounds: Sequence[float | None]) -> list[str]:

@@ -1,72 +1,76 @@
-"""report.html: what a run shows, in one self-contained page computed from its files."""
+"""The verb `report`: report.html of a run or of a study, one self-contained page.
+
+Every number on it is in results.json. A run's is computed again from its predictions tables
+first; a study's is read as `study` left it.
+"""
 
 import argparse
-import hashlib
-import io
+import base64
 import json
-import re
+import math
+import os
+import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from fer_jax.config import OneLineParser, read_config
+from fer_jax import checkpoints
+from fer_jax.config import OneLineParser
 from fer_jax.data.audit import leaks_in_words
+from fer_jax.data.records import open_records
+from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, results
+from fer_jax.inference.explain import explain, overlay
+from fer_jax.inference.load import load
+from fer_jax.media.images import resized
+from fer_jax.study.charts import NUM_COLOURS, Line, panel, ticks, track
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-WITHIN, CROSS = COLOURS[0], COLOURS[1]
+TEMPLATES = Path(__file__).parent
+EXPLANATIONS = "explanations"
+THUMBNAIL = 128  # pixels a side
+THUMBNAIL_QUALITY = 80
+CURVE_POINTS = 100
+# A probability that has moved by more is of another checkpoint, or of another picture.
+SAME_PROBABILITY = 0.02
+PROSE = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "pr_auc": "PR-AUC",
+    "roc_auc": "ROC-AUC",
+    "ece": "ECE",
+    "loss": "loss",
+}
 
 
-def report(workdir: Path) -> Path:
-    """Writes workdir/report.html (and results.json beside it, from the same tables).
+def report(workdir: Path, *, data_dir: Path | None = None, faces: bool = True) -> Path:
+    """Writes workdir/report.html.
+
+    Args:
+      workdir: of a scored run, whose results.json is written anew, or of a study.
+      data_dir: where a run's datasets are, for the gallery of errors; None means where it
+        trained from. Where they are not, the errors are listed without pictures.
+      faces: whether a run's page may show faces, and workdir/explanations hold them.
 
     Raises:
-      InputError: no run, or no predictions yet.
+      InputError: no run and no study, or no predictions yet.
     """
-    results.write(workdir)
-    scored = json.loads((workdir / "results.json").read_text())
-    environment = workdir / "environment.json"
-    history = workdir / "metrics.jsonl"
-    rows = [json.loads(line) for line in _lines(history)]
-    config = read_config(workdir).to_dict()
-    sets = []
-    for one in scored["sets"]:
-        name = predictions.file_name(one["dataset"], one["split"], one["variant"])
-        table, _ = predictions.read(workdir / "predictions" / name)
-        known = table["label"] >= 0
-        labels, probabilities = table["label"][known], table["probabilities"][known]
-        title = f"{one['dataset']} {one['split']} {one['variant']}".strip()
-        curves = metrics.curves(labels, probabilities)
-        bins = metrics.reliability(labels, probabilities)
-        plots = {
-            "title": title,
-            "curves": _curves_plot(curves, scored["classes"], title),
-            "reliability": _reliability_plot(bins, title),
-        }
-        sets.append(one | plots)
-    environment_values = json.loads(environment.read_text()) if environment.is_file() else {}
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (Path(__file__).parent / "report.html").read_text()
-    )
-    page = template.render(
-        scored=scored,
-        sets=sets,
-        answer=_answer(scored),
-        warnings=_leaks(scored),
-        left_out=", ".join(f"{n} records of {name}" for name, n in scored["left_out"].items()),
-        overview=_overview_plot(scored),
-        training=_training_plot(rows, config["selection_metric"]) if rows else None,
-        config=json.dumps(config, indent=2),
-        environment=environment_values,
-        number=results.number,
-        headline=results.HEADLINE,
-    )
+    file = workdir / "results.json"
+    try:
+        scored = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"'{file}' is damaged ({error}); remove it and score again") from error
+    if "scenarios" in scored:
+        page = _study_page(workdir, scored)
+    elif not scored and (workdir / "runs").is_dir():
+        raise InputError(f"'{workdir}' is a study without results; run `fer-jax study` to its end")
+    else:
+        page = _run_page(workdir, data_dir, faces)
     path = workdir / "report.html"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page)
@@ -74,156 +78,384 @@ def report(workdir: Path) -> Path:
     return path
 
 
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.is_file() else []
+def _render(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "number": _number,
+        "interval": _interval,
+        "count": _count,
+        "p_value": _p_value,
+        "track": track,
+        "prose": PROSE,
+        "headline": results.HEADLINE,
+        "leaks_in_words": leaks_in_words,
+    }
+    return environment.get_template(template).render(**values)
+
+
+def _number(value: float | None, *, signed: bool = False) -> str:
+    return results.number(value, signed=signed).replace("-", "−")
+
+
+def _interval(bounds: Sequence[float | None] | None, *, signed: bool = False) -> str:
+    return results.interval(bounds or (None, None), signed=signed).replace("-", "−")
+
+
+def _count(value: float | None) -> str:
+    """A whole number, or "n/a" where there is none to count."""
+    return f"{value:,.0f}" if value else "n/a"
+
+
+def _p_value(p: float | None) -> str:
+    return "<0.001" if p is not None and p < 0.001 else _number(p)
+
+
+# A run
+
+
+def _run_page(workdir: Path, data_dir: Path | None, faces: bool) -> str:
+    results.write(workdir)
+    scored = json.loads((workdir / "results.json").read_text())
+    galleries = _galleries(workdir, scored, data_dir) if faces else {}
+    sets = []
+    for number, one in enumerate(scored["sets"], 1):
+        title = f"{one['dataset']} {one['split']}"
+        name = predictions.file_name(one["dataset"], one["split"], one["variant"])
+        shown = galleries.get(name) or {"pictures": [{}] * len(one["errors"]), "why": None}
+        sets.append(
+            one
+            | {
+                "id": f"set{number}",
+                "title": title,
+                "doubts": results.doubts(one, scored["classes"]),
+                "charts": _set_charts(workdir / "predictions" / name, one, scored["classes"]),
+                "gallery": list(zip(one["errors"], shown["pictures"], strict=True)),
+                "no_pictures": shown["why"],
+            }
+        )
+    config = scored["reproduce"]["config"]
+    return _render(
+        "run.html",
+        scored=scored,
+        sets=sets,
+        answer=_answer(scored),
+        warnings=_leaks(scored),
+        unaudited=[s["title"] for s in sets if s["leaks"] is None and not s["variant"]],
+        left_out=", ".join(f"{n} records of {name}" for name, n in scored["left_out"].items()),
+        training=_training_charts(workdir, config["selection_metric"]),
+        selection_metric=config["selection_metric"].replace("_", " "),
+        config=json.dumps(config, indent=2),
+    )
 
 
 def _answer(scored: dict[str, Any]) -> str:
     """The question's answer in one sentence."""
-    within = scored["means"]["within"]["balanced_accuracy"]
-    cross = scored["means"]["cross"]["balanced_accuracy"]
-    chance = results.number(1 / len(scored["classes"]))
-    if within is None or cross is None:
-        only, value = ("within", within) if cross is None else ("cross", cross)
-        where = {
-            "within": "on held-out people of the sources it trained on",
-            "cross": "on sources it never saw",
-        }[only]
+    found = scored["generalization"]
+
+    def said(name: str) -> str:
+        one = found[name]
+        bounds = _interval(one["interval"])
+        return _number(one["value"]) + ("" if bounds == "n/a" else f" {bounds}")
+
+    chance = f"chance is {_number(found['chance'])}"
+    if any(bound is not None for name in ("within", "cross") for bound in found[name]["interval"]):
+        chance = f"95 % intervals; {chance}"
+    if found["why"]:
+        chance += f"; no interval where {found['why']}"
+    sides = {
+        "within": "on held-out people of the sources it trained on",
+        "cross": "on sources it never saw",
+    }
+    missing = [name for name in sides if found[name]["value"] is None]
+    if missing:
+        only = next(name for name in sides if name not in missing)
         return (
-            f"Balanced accuracy is {results.number(value)} {where} (chance is {chance}); the "
-            "other side of the comparison has not been scored."
+            f"Balanced accuracy is {said(only)} {sides[only]} ({chance}); the other side of the "
+            "comparison has not been scored."
         )
     return (
         f"On held-out people of the sources it trained on the model reaches a balanced accuracy "
-        f"of {results.number(within)}; on sources it never saw, {results.number(cross)}: "
-        f"a loss of {results.number(within - cross)} (chance is {chance})."
+        f"of {said('within')}; on sources it never saw, {said('cross')}: a loss of "
+        f"{said('loss')} ({chance})."
     )
 
 
 def _leaks(scored: dict[str, Any]) -> list[str]:
     """What makes the scores untrustworthy, a line each."""
     found = [("the training and validation parts", scored["leaks"])]
-    found += [(f"{one['dataset']} {one['split']}", one["leaks"]) for one in scored["sets"]]
+    found += [
+        (f"{one['dataset']} {one['split']}", one["leaks"])
+        for one in scored["sets"]
+        if not one["variant"]
+    ]
     return [f"{where}: {leaks_in_words(counts)}" for where, counts in found if counts]
 
 
-def _svg(figure: Figure, label: str) -> Markup:
-    """A figure as inline SVG that scales with the page and has a name for screen readers."""
-    # Fixed salt: the same data gives the same page.
-    with matplotlib.rc_context({"svg.hashsalt": label, "svg.fonttype": "none"}):
-        text = io.StringIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Ids are shared by all figures of a page, so each figure gets its own prefix.
-    prefix = f"f{hashlib.sha256(label.encode()).hexdigest()[:8]}_"
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    name = str(Markup.escape(label))
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{name}"', 1))
-
-
-def _axes(figure: Figure, *position: int) -> Any:
-    axes = figure.add_subplot(*position)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    return axes
-
-
-def _overview_plot(scored: dict[str, Any]) -> Markup:
-    sets = scored["sets"][::-1]
-    figure = Figure(figsize=(7, 0.5 + 0.45 * len(sets)))
-    axes = _axes(figure)
-    for row, one in enumerate(sets):
-        colour = WITHIN if one["relation"] == "within" else CROSS
-        axes.plot([0, one["balanced_accuracy"]], [row, row], color=colour, linewidth=2)
-        axes.plot(one["balanced_accuracy"], row, "o", color=colour, markersize=8)
-        axes.annotate(
-            results.number(one["balanced_accuracy"]),
-            (one["balanced_accuracy"], row),
-            xytext=(9, -3),
-            textcoords="offset points",
-            fontsize=9,
-        )
-    axes.axvline(1 / len(scored["classes"]), color="#888888", linestyle=":", linewidth=1)
-    axes.set_yticks(range(len(sets)), [f"{s['dataset']} ({s['relation']})" for s in sets])
-    axes.set_xlim(0, 1.05)
-    axes.set_ylim(-0.6, len(sets) - 0.4)
-    axes.set_xlabel("balanced accuracy (dotted: chance)")
-    return _svg(figure, "Balanced accuracy of every test set, within and across sources")
-
-
-def _curves_plot(curves: list[Any], classes: list[str], title: str) -> Markup:
-    figure = Figure(figsize=(8, 3.4))
-    left, right = _axes(figure, 1, 2, 1), _axes(figure, 1, 2, 2)
+def _set_charts(file: Path, one: dict[str, Any], classes: Sequence[str]) -> list[Markup]:
+    """Precision-recall, ROC and reliability of one test set."""
+    table, _ = predictions.read(file)
+    known = table["label"] >= 0
+    curves = metrics.curves(
+        table["label"][known], table["probabilities"][known], max_points=CURVE_POINTS
+    )
+    recall, roc = [], []
     for index, points in enumerate(curves):
         if points is None:
             continue
-        colour = COLOURS[index % len(COLOURS)]
-        recall, precision = points["recall"], points["precision"]
-        left.step(recall, precision, color=colour, linewidth=1.4, label=classes[index])
-        right.plot(
-            np.append(0, points["false_positive_rate"]),
-            np.append(0, recall),
-            color=colour,
-            linewidth=1.4,
-        )
-    right.plot([0, 1], [0, 1], ":", color="#888888", linewidth=1)
-    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
-    right.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1.02))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.set_layout_engine("constrained")
-    return _svg(figure, f"Precision-recall and ROC curves of {title}")
+        name, style = classes[index], f"c{index % NUM_COLOURS}"
+        recall.append(Line(name, points["recall"], points["precision"], style))
+        rates = (np.append(0, points["false_positive_rate"]), np.append(0, points["recall"]))
+        if np.isfinite(rates[0]).all():
+            roc.append(Line(name, *rates, style))
+    title = f"{one['dataset']} {one['split']} {one['variant']}".strip()
+    bins = {
+        name: np.asarray([math.nan if value is None else value for value in values])
+        for name, values in one["reliability"].items()
+    }
+    filled = bins["weight"] > 0
+    reliability = Line(
+        "accuracy by confidence",
+        bins["confidence"][filled],
+        bins["accuracy"][filled],
+        "within points",
+    )
+    return [
+        panel(
+            recall,
+            label=f"Precision-recall curves of {title}",
+            x_label="recall",
+            y_label="precision",
+        ),
+        panel(
+            roc,
+            label=f"ROC curves of {title}",
+            x_label="false positive rate",
+            y_label="recall",
+            diagonal=True,
+        ),
+        panel(
+            [reliability],
+            label=f"Reliability of {title}: accuracy by confidence",
+            x_label="confidence",
+            y_label="accuracy; bars: share of images",
+            diagonal=True,
+            bars=bins["weight"] / bins["weight"].sum(),
+        ),
+    ]
 
 
-def _reliability_plot(bins: dict[str, np.ndarray], title: str) -> Markup:
-    figure = Figure(figsize=(3.4, 3.2))
-    axes = _axes(figure)
-    share = bins["weight"] / bins["weight"].sum()
-    centres = (np.arange(len(share)) + 0.5) / len(share)
-    axes.bar(centres, share, width=0.9 / len(share), color="#BBBBBB", label="share of images")
-    known = bins["weight"] > 0
-    axes.plot([0, 1], [0, 1], ":", color="#888888", linewidth=1)
-    axes.plot(bins["confidence"][known], bins["accuracy"][known], "o-", color=WITHIN, markersize=4)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
-    return _svg(figure, f"Reliability of {title}: accuracy by confidence")
-
-
-def _training_plot(rows: list[dict[str, Any]], metric: str) -> Markup:
-    figure = Figure(figsize=(8, 3.2))
-    left, right = _axes(figure, 1, 2, 1), _axes(figure, 1, 2, 2)
-    for axes, name in ((left, "loss"), (right, "accuracy")):
-        for part, colour in (("train", "#888888"), ("validation", WITHIN)):
+def _training_charts(workdir: Path, metric: str) -> list[Markup]:
+    """Loss and accuracy by step; none without a log."""
+    file = workdir / "metrics.jsonl"
+    rows = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            # A run that was stopped while it wrote leaves half a line, the last one.
+            break
+    if not rows:
+        return []
+    validated = [row for row in rows if row.get(metric) is not None]
+    best = checkpoints.best_step(validated, metric)
+    charts = []
+    for name in ("loss", "accuracy"):
+        lines = []
+        for part, style in (("train", "soft"), ("validation", "within points")):
             points = [
                 (row["step"], row[f"{part}_{name}"])
                 for row in rows
                 if row.get(f"{part}_{name}") is not None
             ]
             if points:
-                style = "-" if part == "train" else "o-"
-                axes.plot(
-                    *zip(*points, strict=True),
-                    style,
-                    color=colour,
-                    label=part,
-                    markersize=3,
-                    linewidth=1.3,
-                )
-        axes.set(xlabel="step", ylabel=name)
-    left.set_ylim(bottom=0)
-    right.set_ylim(0, 1.02)
-    validated = [row for row in rows if row.get(metric) is not None]
-    if validated:
-        sign = -1 if metric.endswith("loss") else 1
-        best = max(validated, key=lambda row: sign * row[metric])["step"]
-        for axes in (left, right):
-            axes.axvline(best, color=CROSS, linestyle="--", linewidth=1, label="best checkpoint")
-    right.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.set_layout_engine("constrained")
-    return _svg(figure, "Loss and accuracy during training")
+                steps, values = zip(*points, strict=True)
+                lines.append(Line(part, steps, values, style))
+        highest = max((max(line.y) for line in lines), default=1.0)
+        charts.append(
+            panel(
+                lines,
+                label=f"{name.capitalize()} during training",
+                x_label="step",
+                y_label=name,
+                x_ticks=ticks(0, rows[-1]["step"]),
+                y_ticks=ticks(0, highest) if name == "loss" else (0, 0.5, 1),
+                upright=best,
+            )
+        )
+    return charts
+
+
+def _galleries(
+    workdir: Path, scored: dict[str, Any], data_dir: Path | None
+) -> dict[str, dict[str, Any]]:
+    """The faces of each plain table's errors and where the network looked.
+
+    Writes workdir/explanations: <predictions file>.<rank>.jpg, the face that glows where the
+    network looked, and <predictions file>.json, the maps as numbers.
+
+    Returns:
+      {predictions file: {"pictures": [{"face", "looked": data URIs}, or {} where there is no
+      picture], "why": what is missing, or None}}.
+    """
+    environment = workdir / "environment.json"
+    if data_dir is None and environment.is_file():
+        recorded = json.loads(environment.read_text()).get("data_dir")
+        data_dir = Path(recorded) if recorded else None
+    found: dict[str, dict[str, Any]] = {}
+    wanted: list[tuple[str, int, dict[str, Any], np.ndarray]] = []
+    for one in scored["sets"]:
+        if one["variant"]:
+            continue
+        name = predictions.file_name(one["dataset"], one["split"])
+        found[name] = {"pictures": [{} for _ in one["errors"]], "why": None}
+        if data_dir is None:
+            found[name]["why"] = "the run does not say where its data are; name it with --data_dir"
+            continue
+        try:
+            records = open_records(one["dataset"], one["split"], data_dir)
+            rows = {str(key): row for row, key in enumerate(records.columns["record_id"])}
+            for rank, error in enumerate(one["errors"]):
+                if error["record_id"] in rows:
+                    face = records.image(rows[error["record_id"]])
+                    wanted.append((name, rank, error, face))
+                else:
+                    found[name]["why"] = "some of these records are no longer in the dataset"
+        except InputError as error:
+            found[name]["why"] = str(error)
+    for name, rank, _, face in wanted:
+        found[name]["pictures"][rank] = {"face": _data_uri(resized(face, THUMBNAIL))}
+    if wanted:
+        _add_looks(workdir, scored["classes"], wanted, found)
+    return found
+
+
+def _add_looks(
+    workdir: Path,
+    classes: Sequence[str],
+    wanted: Sequence[tuple[str, int, dict[str, Any], np.ndarray]],
+    found: dict[str, dict[str, Any]],
+) -> None:
+    """Adds "looked" to the pictures in `found` and writes workdir/explanations."""
+    given = [classes.index(error["given"]) for _, _, error, _ in wanted]
+    try:
+        model = load(workdir)
+    except InputError as error:
+        for name, _, _, _ in wanted:
+            found[name]["why"] = f"where the network looked is not known: {error}"
+        return
+    maps, probabilities = explain(model, [face for _, _, _, face in wanted], given)
+    folder = workdir / EXPLANATIONS
+    folder.mkdir(exist_ok=True)
+    kept: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _, _ in wanted}
+    for name in kept:
+        # What an earlier report left may be of errors that are none any more.
+        for rank in range(1, results.WORST_ERRORS + 1):
+            _picture_file(folder, name, rank).unlink(missing_ok=True)
+    for (name, rank, error, face), heat, chances, answer in zip(
+        wanted, maps, probabilities, given, strict=True
+    ):
+        if abs(chances[answer] - error["probability"]) > SAME_PROBABILITY:
+            found[name]["why"] = (
+                "the best checkpoint answers otherwise than these predictions say, so where it "
+                "looked is left out; evaluate again"
+            )
+            continue
+        picture = overlay(face, heat)
+        found[name]["pictures"][rank]["looked"] = _data_uri(resized(picture, THUMBNAIL))
+        _picture_file(folder, name, rank + 1).write_bytes(_jpeg(picture))
+        kept[name].append(error | {"checkpoint": model.step, "map": heat.tolist()})
+    for name, rows in kept.items():
+        text = json.dumps(rows, indent=1) + "\n"
+        (folder / name).with_suffix(".json").write_text(text)
+
+
+def _picture_file(folder: Path, name: str, rank: int) -> Path:
+    return folder / f"{name.removesuffix('.csv')}.{rank}.jpg"
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    quality = [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY]
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
+    if not done:
+        raise ValueError(f"could not encode a picture of shape {picture.shape}")
+    return data.tobytes()
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture)).decode()
+
+
+# A study
+
+
+def _study_page(workdir: Path, scored: dict[str, Any]) -> str:
+    try:
+        return _render("study.html", **_study_values(workdir, scored))
+    except (KeyError, jinja2.UndefinedError) as error:
+        file = workdir / "results.json"
+        raise InputError(
+            f"'{file}' is not what this version's study writes (it lacks {error}); run "
+            "`fer-jax study` again"
+        ) from error
+
+
+def _study_values(workdir: Path, scored: dict[str, Any]) -> dict[str, Any]:
+    cells = {
+        (cell["scenario"], cell["variant"], cell["dataset"], cell["split"]): cell
+        for cell in scored["cells"]
+    }
+    variants = list(dict.fromkeys(["", *(cell["variant"] for cell in scored["cells"])]))
+    rows = []
+    for scenario in scored["scenarios"]:
+        for variant in variants:
+            of_row = [
+                cells.get((scenario["name"], variant, one["dataset"], one["split"]))
+                for one in scored["test_sets"]
+            ]
+            if any(of_row) or not variant:
+                rows.append({"scenario": scenario, "variant": variant, "cells": of_row})
+    warnings = list(dict.fromkeys(c["warning"] for c in scored["cells"] if c["warning"]))
+    pages = {}
+    for scenario in scored["scenarios"]:
+        for run in scenario["runs"]:
+            pages[run] = _page_of(workdir, run)
+    largest = max(
+        (
+            abs(bound)
+            for one in scored["differences"]
+            for bound in [one["difference"], *(one["interval"] or ())]
+            if bound is not None
+        ),
+        default=1.0,
+    )
+    return {
+        "scored": scored,
+        "rows": rows,
+        "notes": {warning: _letters(number) for number, warning in enumerate(warnings)},
+        "pages": pages,
+        "reach": math.ceil(10 * largest) / 10 or 0.1,
+        "measures": list(dict.fromkeys(one["metric"] for one in scored["differences"])),
+        "config": json.dumps(scored["reproduce"]["config"], indent=2),
+    }
+
+
+def _letters(number: int) -> str:
+    """The mark of a note: a to z, then aa to az, ba and so on."""
+    before, last = divmod(number, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("a") + last)
+
+
+def _page_of(workdir: Path, run: str) -> str | None:
+    """The address of a run's own page, relative to the study's; None if there is none."""
+    page = Path(os.path.normpath(run)) / "report.html"
+    inside = not page.is_absolute() and ".." not in page.parts
+    return urllib.parse.quote(page.as_posix()) if inside and (workdir / page).is_file() else None
 
 
 def main(argv: list[str]) -> None:
@@ -233,5 +465,13 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="of a scored run")
-    print(report(parser.parse_args(argv).workdir).resolve())
+    parser.add_argument("--workdir", type=Path, required=True, help="of a scored run or a study")
+    parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
+    parser.add_argument(
+        "--no_faces",
+        action="store_true",
+        help="list the most confident errors without their pictures",
+    )
+    arguments = parser.parse_args(argv)
+    page = report(arguments.workdir, data_dir=arguments.data_dir, faces=not arguments.no_faces)
+    print(page.resolve())
