@@ -760,13 +760,18 @@ def test_the_keyboard_is_enough(browser: chromium.Page, address: str):
 
 
 def test_paper_has_everything_in_black_on_white(browser: chromium.Page, address: str):
-    browser.open(address, 1280, dark=True)
-    closed = browser.run("document.querySelectorAll('details:not([open])').length")
+    # A4 across, less its margins, in CSS pixels.
+    browser.open(address, 1031, dark=True)
     browser.media("print", dark=True)
     ground = browser.run("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(255, 255, 255)"
     assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     count = "document.querySelectorAll('details:not([open])').length"
+    rights = "[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right)"
+    assert browser.run(f"(() => {{ {OPEN_ALL}; return Math.max(...{rights}); }})()") <= 1031
+    browser.run("document.querySelectorAll('nav button')[0].click()")
+    closed = browser.run(count)
+    assert closed > 1
     browser.run(f"addEventListener('beforeprint', () => {{ window.leftClosed = {count}; }})")
     printed = browser("Page.printToPDF", printBackground=True)["data"]
     assert len(printed) > 10_000
