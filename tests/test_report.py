@@ -417,7 +417,7 @@ def simulated_study() -> dict[str, Any]:
             "p": p,
             "p_corrected": min(1.0, 4 * p),
         }
-        for metric in ("balanced_accuracy", "accuracy")
+        for metric in ("accuracy", "balanced_accuracy")
         for scenario in list(SCENARIOS)[1:]
         for dataset in ("web", "press", "advertisements")
         for d, p in [(rng.normal(0.05, 0.05), float(rng.choice([0.0004, 0.031, 0.42])))]
@@ -531,6 +531,20 @@ def test_the_matrix_has_every_cell_or_says_why_not(study: Path):
     assert "adapted" in rows[-1] and "baseline" in rows[1]
 
 
+def test_differences_lead_with_balanced_accuracy(study: Path):
+    scored = json.loads((study / "results.json").read_text())
+    page = (study / "report.html").read_text()
+    part = page[page.index('id="differences"') : page.index("In other measures")]
+    said = [
+        f"{one['difference']:+.3f}".replace("-", "−")
+        for one in scored["differences"]
+        if one["metric"] == "balanced_accuracy"
+    ]
+    assert re.findall(r"<td><b>(.*?)</b></td>", part) == said
+    assert "<td>&lt;0.001</td><td>0.002</td>" in part
+    assert "Differences between recipes" in page
+
+
 def test_a_study_says_what_was_published_and_what_was_opened_again(study: Path):
     page = (study / "report.html").read_text()
     assert ">0.940<" in page and "as published" in page.lower()
@@ -543,11 +557,14 @@ def test_a_study_says_what_was_published_and_what_was_opened_again(study: Path):
 def test_a_study_without_publication_openings_or_differences(tmp_path: Path):
     one = simulated_study() | {"published": None, "openings": [], "differences": []}
     one["audit"] = {"leaks": {"subject": 3}, "allowed": True, "left_out": {}}
+    for scenario in one["scenarios"]:
+        scenario["seeds"] = [0]
     # An address that leads elsewhere is no link.
     one["scenarios"][0]["runs"] = ["..", str(tmp_path), "runs/../.."]
     (tmp_path / "report.html").write_text("not of this study")
     page = report(write_study(tmp_path / "study", one)).read_text()
     assert "as published" not in page.lower()
+    assert "Differences between models" in page and "One seed" in page
     assert 'class="leaks" role="alert"' in page and "3 x a person on two sides" in page
     assert "n/a: nothing was compared" in page and "none was logged" in page
     assert "report.html" not in page
@@ -743,13 +760,18 @@ def test_the_keyboard_is_enough(browser: chromium.Page, address: str):
 
 
 def test_paper_has_everything_in_black_on_white(browser: chromium.Page, address: str):
-    browser.open(address, 1280, dark=True)
-    closed = browser.run("document.querySelectorAll('details:not([open])').length")
+    # A4 across, less its margins, in CSS pixels.
+    browser.open(address, 1031, dark=True)
     browser.media("print", dark=True)
     ground = browser.run("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(255, 255, 255)"
     assert browser.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     count = "document.querySelectorAll('details:not([open])').length"
+    rights = "[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right)"
+    assert browser.run(f"(() => {{ {OPEN_ALL}; return Math.max(...{rights}); }})()") <= 1031
+    browser.run("document.querySelectorAll('nav button')[0].click()")
+    closed = browser.run(count)
+    assert closed > 1
     browser.run(f"addEventListener('beforeprint', () => {{ window.leftClosed = {count}; }})")
     printed = browser("Page.printToPDF", printBackground=True)["data"]
     assert len(printed) > 10_000

@@ -440,7 +440,12 @@ def _study_values(workdir: Path, scored: dict[str, Any]) -> dict[str, Any]:
         "notes": {warning: _letters(number) for number, warning in enumerate(warnings)},
         "pages": pages,
         "reach": math.ceil(10 * largest) / 10 or 0.1,
-        "measures": list(dict.fromkeys(one["metric"] for one in scored["differences"])),
+        # The one that the page is about first.
+        "measures": sorted(
+            {one["metric"] for one in scored["differences"]},
+            key=lambda metric: (metric != "balanced_accuracy", metric),
+        ),
+        "several_seeds": any(len(scenario["seeds"]) > 1 for scenario in scored["scenarios"]),
         "config": json.dumps(scored["reproduce"]["config"], indent=2),
     }
 
