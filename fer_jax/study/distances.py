@@ -101,7 +101,7 @@ def is_oracle(of: Learned, table: predictions.Table) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
+class Answered:
     """A scenario's answers to the scored images of a test set.
 
     Attributes:
@@ -158,7 +158,7 @@ def combined(terms: Sequence[tuple[Estimate, float]]) -> tuple[float, float, flo
 
 
 def distances(
-    cells: Sequence[tuple[str | None, Estimate, Tested]], num_classes: int, *, seed: int = 0
+    cells: Sequence[tuple[str | None, Estimate, Answered]], num_classes: int, *, seed: int = 0
 ) -> dict[str, Any]:
     """The three distances of one scenario, and what new people and new content cost.
 
@@ -193,7 +193,7 @@ def distances(
       Each name with {"value", "interval", "n_sets"}; where it does not exist these are NaN, two
       NaN and 0, and "why" says so.
     """
-    by_relation: dict[str | None, list[tuple[Estimate, Tested]]] = {}
+    by_relation: dict[str | None, list[tuple[Estimate, Answered]]] = {}
     for related, estimated, tested in cells:
         by_relation.setdefault(related, []).append((estimated, tested))
     found = {}
@@ -230,7 +230,12 @@ def _absent(why: str) -> dict[str, Any]:
 
 
 def _drop(
-    sets: Sequence[Tested], within: Tested, num_classes: int, *, seed: int, from_many: bool = False
+    sets: Sequence[Answered],
+    within: Answered,
+    num_classes: int,
+    *,
+    seed: int,
+    from_many: bool = False,
 ) -> dict[str, Any]:
     """`within` less the mean over the sets, matched; the other way round with `from_many`."""
     pairs = [matched(within, one, num_classes, seed=seed) for one in sets]
@@ -254,9 +259,9 @@ def _drop(
     }
 
 
-def pooled(sets: Sequence[Tested]) -> Tested:
+def pooled(sets: Sequence[Answered]) -> Answered:
     """Several test sets as one."""
-    return Tested(
+    return Answered(
         {
             name: np.concatenate([one.table[name] for one in sets])
             for name in sets[0].table
@@ -270,7 +275,7 @@ def pooled(sets: Sequence[Tested]) -> Tested:
 
 
 def matched(
-    a: Tested, b: Tested, num_classes: int, *, seed: int = 0
+    a: Answered, b: Answered, num_classes: int, *, seed: int = 0
 ) -> tuple[Estimate, Estimate] | None:
     """Both sides' balanced accuracies, matched in size as `distances` says.
 
@@ -299,13 +304,13 @@ def matched(
     return found[0], found[1]
 
 
-def _rows(one: Tested, rows: np.ndarray) -> Tested:
+def _rows(one: Answered, rows: np.ndarray) -> Answered:
     table = {name: column[rows] for name, column in one.table.items() if name != "probabilities"}
-    return Tested(table, [p[rows] for p in one.probabilities])
+    return Answered(table, [p[rows] for p in one.probabilities])
 
 
 def _thinned(
-    one: Tested,
+    one: Answered,
     cluster: np.ndarray,
     num_clusters: int,
     per_class: np.ndarray,

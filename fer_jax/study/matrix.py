@@ -17,7 +17,7 @@ from fer_jax.evaluation import baselines, bootstrap, compare, metrics, predictio
 from fer_jax.evaluation.results import HEADLINE
 from fer_jax.schema import TASKS
 from fer_jax.study import distances
-from fer_jax.study.distances import METRIC, RELATIONS, Estimate, Tested
+from fer_jax.study.distances import METRIC, RELATIONS, Answered, Estimate
 from fer_jax.study.scenarios import Run, Scenario, baseline_of
 
 SMALLEST = 1e-12  # a sum of probabilities below this says nothing of their proportions
@@ -68,7 +68,7 @@ def of_study(
     tests = scenarios[0].experiment.test
     classes = scored_classes(config, scenarios, tests)
     sets, cells, differences = [], [], []
-    estimates: dict[str, list[tuple[str | None, Estimate, Tested]]] = {
+    estimates: dict[str, list[tuple[str | None, Estimate, Answered]]] = {
         s.name: [] for s in scenarios
     }
     gains: dict[str, list[tuple[str, Estimate]]] = {s.name: [] for s in scenarios}
@@ -81,7 +81,7 @@ def of_study(
             if not variant:
                 sets.append(_test_set(records, table, len(classes)))
             predictors = [
-                _renormalised(p[rows][:, classes])
+                _of_classes(p[rows], classes)
                 for seeds in answers.probabilities.values()
                 for p in seeds
             ]
@@ -127,7 +127,7 @@ def of_study(
                 if variant:
                     continue
                 estimated = distances.of_predictors(resampled, numbers)
-                tested = Tested(table, [predictors[i] for i in numbers])
+                tested = Answered(table, [predictors[i] for i in numbers])
                 estimates[scenario.name].append((related, estimated, tested))
                 if scenario.name != baseline:
                     pair = [(numbers, 1.0), (own[baseline], -1.0)]
@@ -187,9 +187,12 @@ def scored_classes(
     return classes
 
 
-def _renormalised(probabilities: np.ndarray) -> np.ndarray:
-    probabilities = np.maximum(probabilities, SMALLEST)
-    return probabilities / probabilities.sum(axis=1, keepdims=True)
+def _of_classes(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """float64 [n, len(classes)]: columns of float64 [n, k], rows brought to 1 if any is gone."""
+    if len(classes) == probabilities.shape[1]:
+        return probabilities
+    kept = np.maximum(probabilities[:, classes], SMALLEST)
+    return kept / kept.sum(axis=1, keepdims=True)
 
 
 class _Answers:
@@ -336,8 +339,8 @@ def _no_pixels(
     counts = baselines.read(workdir, names)
     if counts is None:
         return None
-    answers = baselines.no_pixels(counts, table["source"], table["content"])[:, classes]
-    scored = metrics.score(table["label"], _renormalised(answers))
+    answers = baselines.no_pixels(counts, table["source"], table["content"])
+    scored = metrics.score(table["label"], _of_classes(answers, classes))
     return {name: scored[name] for name in baselines.COMPARABLE}
 
 

@@ -156,7 +156,11 @@ def scenario_config(config: Config, block: Mapping[str, Any]) -> Config:
             changeable = [name for name in known if name not in SET_BY_STUDY]
             raise InputError(f"{where}: no field '{field}'{did_you_mean(field, changeable)}")
         *blocks, last = field.split(".")
-        functools.reduce(lambda place, name: place[name], blocks, own)[last] = value
+        try:
+            functools.reduce(lambda place, name: place[name], blocks, own)[last] = value
+        except TypeError as error:
+            kind = type(known[field]).__name__
+            raise InputError(f"{where}: {field} is of type {kind}, not {value!r}") from error
     try:
         for entry in own.sources:
             as_source(entry)
