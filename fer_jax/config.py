@@ -250,7 +250,7 @@ def check_config(config: Config) -> Config:
     Raises:
       InputError: names the field, its value and what is accepted.
     """
-    check_fields(config, default_config())
+    check_fields(config, default_config)
     choices = {
         "task": ("emotion", "interest"),
         "model.head": ("gap", "mlp"),
@@ -295,13 +295,13 @@ def check_config(config: Config) -> Config:
     return config
 
 
-def check_fields(config: Config, defaults: Config) -> None:
+def check_fields(config: Config, defaults: Callable[[], Config]) -> None:
     """Refuses other fields, and other types of them, than the defaults have.
 
     Raises:
       InputError: names the field.
     """
-    known = dict(fields(defaults))
+    known = dict(fields(defaults()))
     lacking = known.keys() - dict(fields(config)).keys()
     for name, value in fields(config):
         if name not in known:
@@ -316,7 +316,9 @@ def check_fields(config: Config, defaults: Config) -> None:
         if wanted is float and not math.isfinite(value):
             raise InputError(f"config.{name} must be finite, not {value}")
     if lacking:
-        raise InputError(f"the config lacks {', '.join(sorted(lacking))}; start from its defaults")
+        raise InputError(
+            f"the config lacks {', '.join(sorted(lacking))}; start from {defaults.__name__}()"
+        )
 
 
 def fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:

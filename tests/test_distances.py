@@ -177,7 +177,9 @@ def test_sides_are_matched_in_people_images_and_classes():
     original = distances._thinned
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distances, "_thinned", counting)
-        a, b = distances.matched(large, small, 3) or ()
+        pair = distances.matched(large, small, 3)
+        assert pair is not None
+        a, b = pair
         assert seen == [(5, [10, 5, 0], [0, 1])]
         # Clusters of another kind are not counted against people.
         alone = Answered(small.table | {"subject_id": np.full(15, "")}, small.probabilities)

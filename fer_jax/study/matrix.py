@@ -417,7 +417,7 @@ def answer(
             compared.append((value, error, degrees, scenario.name, [where for where, _ in own]))
     if compared:
         value, error, degrees, name, where = max(compared)
-        bounds = bootstrap.difference(value, error, degrees)["interval"]
+        bounds = _around(value, error, degrees)
         fixed = "" if num_seeds > 1 else "; one seed, so this is about these models, not recipes"
         several = len(compared) > 1
         others = f"{len(compared)} scenarios that add" if several else "1 scenario that adds"
@@ -430,31 +430,36 @@ def answer(
 
 
 def _loss(measured: Sequence[Mapping[str, Any]]) -> str:
-    drops = []
+    known = []
     for one in measured:
         beyond = [one[name]["value"] for name in RELATIONS[1:] if one[name]["n_sets"]]
         if one["within_domain"]["n_sets"] and beyond:
-            drops.append((one["within_domain"]["value"], float(np.mean(beyond))))
-    if not drops:
+            known.append((one, one["within_domain"]["value"], float(np.mean(beyond))))
+    if not known:
         return (
             "No scenario was tested both on held-out people of what it learned from and on "
             "anything new: there is no distance to tell."
         )
-    within, beyond = np.mean(drops, axis=0)
-    lost = np.asarray([a - b for a, b in drops])
-    if len(drops) > 1:
+    within, beyond = np.mean([(a, b) for _, a, b in known], axis=0)
+    lost = np.asarray([a - b for _, a, b in known])
+    if len(known) > 1:
         error = float(lost.std(ddof=1) / np.sqrt(len(lost)))
-        interval = bootstrap.difference(float(lost.mean()), error, len(lost) - 1)["interval"]
-        over = f"over {len(drops)} scenarios"
+        interval = _around(float(lost.mean()), error, len(lost) - 1)
+        over = f"over {len(known)} scenarios"
     else:
-        (one,) = [m for m in measured if m["within_domain"]["n_sets"]][:1]
-        interval, over = one["new_content"]["interval"], "matched in size"
+        interval = known[0][0]["new_content"]["interval"]
+        over = "matched in size"
     return (
         f"On held-out people of what it learned from a model reaches a mean balanced accuracy of "
         f"{results.number(float(within))}, on sources or content it has never seen "
         f"{results.number(float(beyond))}: a loss of {results.number(float(lost.mean()))} "
         f"{results.interval(interval)} ({over})."
     )
+
+
+def _around(value: float, error: float, degrees: float) -> list[float]:
+    reach = bootstrap.quantile_of_t(degrees) * error
+    return [value - reach, value + reach]
 
 
 def _scenario(scenario: Scenario, runs: Sequence[Run]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def check_study(config: Config) -> Config:
     Raises:
       InputError: names the field or the scenario.
     """
-    check_fields(config, default_study())
+    check_fields(config, default_study)
     check_config(config.run)
     for name in SET_BY_STUDY:
         if config.run[name] != default_study().run[name]:
