@@ -13,7 +13,7 @@ import json
 import math
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -118,13 +118,46 @@ def default_config() -> Config:
     )
 
 
+def default_study() -> Config:
+    """Every field of a study with its default.
+
+    A scenario is a block: `name`, `sources` as in `default_config`, `oracle` (it is chosen with
+    data of the test sets' kind) and any field of `run` by its dotted name, such as
+    `{"name": "all", "sources": (...), "mixture.balance_sources": True}`.
+    """
+    return Config(
+        {
+            "question": "Which sources make the model hold on content it has never seen?",
+            "protocol": "",  # who is trained on, selected on and tested on, in words
+            "scenarios": (),
+            "baseline": "",  # the scenario that the others are compared with; "": the first
+            "test_sets": (),  # as in `default_config`; every scenario is tested on each
+            "seeds": (0,),
+            "equal_steps": True,  # an epoch of every scenario has as many steps as the baseline's
+            "shared_classes": False,  # score only classes that all scenarios and test sets have
+            "variants": (),  # of the predictions, beside the plain ones, such as "label_shift"
+            "published": {  # what others reported of the protocol; 0: not reported
+                "accuracy": 0.0,
+                "pr_auc": 0.0,
+                "roc_auc": 0.0,
+                "source": "",
+            },
+            "run": default_config(),  # what the scenarios have in common
+        }
+    )
+
+
 def default_data_dir() -> Path:
     """Where datasets go unless --data_dir says otherwise: $FER_JAX_DATA or ~/fer_jax_data."""
     return Path(os.environ.get("FER_JAX_DATA", "~/fer_jax_data")).expanduser()
 
 
-def load_config(path_and_variant: str) -> Config:
+def load_config(path_and_variant: str, check: Callable[[Config], Config] | None = None) -> Config:
     """Loads `configs/x.py` or `configs/x.py:variant`.
+
+    Args:
+      path_and_variant: of the file.
+      check: what it must pass; None means `check_config`.
 
     Raises:
       InputError: no such file, no `get_config` in it, or it sets a field that does not exist.
@@ -154,7 +187,7 @@ def load_config(path_and_variant: str) -> Config:
         config = get_config(variant) if variant else get_config()
         if not isinstance(config, ConfigDict):
             raise InputError(f"get_config() returns {type(config).__name__}, not a config")
-        return check_config(Config(config.to_dict()))
+        return (check or check_config)(Config(config.to_dict()))
     except InputError as error:
         raise InputError(f"{path_and_variant}: {error}") from error
     except Exception as error:
@@ -226,24 +259,7 @@ def check_config(config: Config) -> Config:
     Raises:
       InputError: names the field, its value and what is accepted.
     """
-    known = dict(fields(default_config()))
-    lacking = known.keys() - dict(fields(config)).keys()
-    for name, value in fields(config):
-        if name not in known:
-            raise InputError(f"the config has no field '{name}'{did_you_mean(name, known)}")
-        wanted = type(known[name])
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise InputError(
-                f"config.{name} is of type {wanted.__name__}, not {type(value).__name__}: {value!r}"
-            )
-        if wanted is float and not math.isfinite(value):
-            raise InputError(f"config.{name} must be finite, not {value}")
-    if lacking:
-        raise InputError(
-            f"the config lacks {', '.join(sorted(lacking))}; start from default_config()"
-        )
+    check_fields(config, default_config)
     choices = {
         "task": ("emotion", "interest"),
         "model.head": ("gap", "mlp"),
@@ -308,6 +324,32 @@ def check_config(config: Config) -> Config:
     return config
 
 
+def check_fields(config: Config, defaults: Callable[[], Config]) -> None:
+    """Refuses other fields, and other types of them, than the defaults have.
+
+    Raises:
+      InputError: names the field.
+    """
+    known = dict(fields(defaults()))
+    lacking = known.keys() - dict(fields(config)).keys()
+    for name, value in fields(config):
+        if name not in known:
+            raise InputError(f"the config has no field '{name}'{did_you_mean(name, known)}")
+        wanted = type(known[name])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise InputError(
+                f"config.{name} is of type {wanted.__name__}, not {type(value).__name__}: {value!r}"
+            )
+        if wanted is float and not math.isfinite(value):
+            raise InputError(f"config.{name} must be finite, not {value}")
+    if lacking:
+        raise InputError(
+            f"the config lacks {', '.join(sorted(lacking))}; start from {defaults.__name__}()"
+        )
+
+
 def fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
     """Every field as (dotted name, value), in order; blocks are walked into."""
     for name, value in config.items():
@@ -368,7 +410,11 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_with_config(
-    parser: argparse.ArgumentParser, argv: list[str]
+    parser: argparse.ArgumentParser,
+    argv: list[str],
+    *,
+    defaults: Callable[[], Config] = default_config,
+    check: Callable[[Config], Config] = check_config,
 ) -> tuple[argparse.Namespace, Config]:
     """Parses a verb's words, its config file and the overrides of it.
 
@@ -376,6 +422,8 @@ def parse_with_config(
       parser: the verb's own flags; `--config` is added here, and `--help` lists the fields
         of the config that is named (else the defaults).
       argv: the words after the verb.
+      defaults: makes the config whose fields `--help` lists where no file is named.
+      check: what the config must pass.
 
     Raises:
       InputError: an unknown word, or anything `load_config` and `override` refuse.
@@ -383,12 +431,12 @@ def parse_with_config(
     parser.add_argument("--config", metavar="FILE[:VARIANT]", required=True)
     named = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     if "--help" in argv or "-h" in argv:
-        config = load_config(named[-1]) if named else default_config()
+        config = load_config(named[-1], check) if named else defaults()
         lines = [f"  --config.{name}={_as_typed(value)}" for name, value in fields(config)]
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.epilog = "config fields and their defaults:\n" + "\n".join(lines)
     arguments, rest = parser.parse_known_args(argv)
-    config = load_config(arguments.config)
+    config = load_config(arguments.config, check)
     for word in rest:
         field, equals, value = word.removeprefix("--config.").partition("=")
         if not word.startswith("--config.") or not equals:
@@ -399,7 +447,7 @@ def parse_with_config(
                 hint = "; write --config.FIELD=VALUE"
             raise InputError(f"{parser.prog}: unknown word '{word}'{hint}")
         override(config, field, value)
-    return arguments, check_config(config)
+    return arguments, check(config)
 
 
 def _as_typed(value: Any) -> str:

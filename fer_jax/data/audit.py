@@ -10,7 +10,7 @@ import collections
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,8 +195,15 @@ class Experiment(NamedTuple):
         ]
 
 
-def open_experiment(config: Config, data_dir: Path) -> Experiment:
+def open_experiment(
+    config: Config, data_dir: Path, opening: Callable[[str, str, Path], Records] = open_records
+) -> Experiment:
     """Opens everything that a config names.
+
+    Args:
+      config: of the experiment.
+      data_dir: where the datasets are.
+      opening: `open_records`, or what remembers what it opened before.
 
     Raises:
       InputError: no source, one that is not built, a test set without such a split, or
@@ -212,14 +219,14 @@ def open_experiment(config: Config, data_dir: Path) -> Experiment:
             (source.train, opened.train),
             (source.validation, opened.validation),
         ):
-            kept, left_out = without(open_records(source.name, split, data_dir), excluded)
+            kept, left_out = without(opening(source.name, split, data_dir), excluded)
             records.append(kept)
             if left_out:
                 opened.left_out[f"{kept.name} {split}"] = left_out
     built = built_datasets(data_dir)
     for source in [as_source(entry) for entry in config.test_sets]:
         if any(f"{label}/".startswith(f"{source.name}/") for label in built):
-            opened.test.append(open_records(source.name, source.test, data_dir))
+            opened.test.append(opening(source.name, source.test, data_dir))
         else:
             opened.absent.append(source.name)
     return opened
@@ -409,6 +416,26 @@ def lasting_exclusions(everything: Pool, findings: Iterable[Finding]) -> list[tu
         added = [row for row in exclusions(everything, findings) if row not in left_out]
         left_out = left_out + added
     return sorted(left_out)
+
+
+def write_exclusions(
+    file: Path, rows: Sequence[tuple[str, str, str]], before: Iterable[tuple[str, str]]
+) -> int:
+    """Writes what `config.exclusions` reads.
+
+    Args:
+      file: the CSV.
+      rows: from `exclusions`.
+      before: what was left out already, from `read_exclusions`.
+
+    Returns:
+      How many records it lists.
+    """
+    # A list that replaces another goes on leaving out what that one did.
+    listed = [*rows, *((*pair, "excluded before") for pair in sorted(before))]
+    with file.open("w", newline="", encoding="utf-8") as text:
+        csv.writer(text).writerows([("dataset", "record_id", "reason"), *listed])
+    return len(listed)
 
 
 def _without(everything: Pool, names: set[tuple[str, str]]) -> Pool:
@@ -661,10 +688,6 @@ def main(argv: list[str]) -> int:
     print(summary(described))
     print(f"  -> {arguments.workdir / 'audit.html'}")
     if listed is not None:
-        rows = lasting_exclusions(everything, findings)
-        # A list that replaces another goes on leaving out what that one did.
-        rows += [(*pair, "excluded before") for pair in sorted(before)]
-        with listed.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("dataset", "record_id", "reason"), *rows])
-        print(f"{len(rows)} records to leave out -> {listed}")
+        count = write_exclusions(listed, lasting_exclusions(everything, findings), before)
+        print(f"{count} records to leave out -> {listed}")
     return int(bool(described["leaks"]))

@@ -8,6 +8,7 @@ of Welch and Satterthwaite over clusters and seeds.
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,7 +117,7 @@ def _compare_set(
             raise InputError(
                 f"{file} is about {', '.join(of_other)} and {files[0]} about {', '.join(classes)}"
             )
-        sides.append(other["probabilities"][_same_images(table, other, files[0], file)])
+        sides.append(other["probabilities"][same_images(table, other, files[0], file)])
     known = table["label"] >= 0
     if not known.any():
         raise InputError(f"{files[0]}: no image has a label")
@@ -146,7 +147,7 @@ def _compare_set(
     }
 
 
-def _same_images(
+def same_images(
     table: predictions.Table, other: predictions.Table, file: Path, other_file: Path
 ) -> np.ndarray:
     """int64 [n]: the row of `other` for each row of `table`.
@@ -194,35 +195,99 @@ def compare_predictors(
     Returns:
       {metric of `bootstrap.SCALARS`: {"a", "b", "difference", "interval", "p"}}.
     """
-    everyone = [*side_a, *side_b]
-    prepared = [bootstrap.prepare(of.labels, p, of.cluster, len(of.scale)) for p in everyone]
-    drawn = bootstrap.replicates(prepared, of.sizes, scale=of.scale, num_draws=num_draws, seed=seed)
-    scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in everyone]
-    # Seeds are drawn apart from clusters, so that the latter are the same with or without them.
-    rng = np.random.default_rng((seed, 1))
-    sides = [(len(side_a), 1.0), (len(side_b), -1.0)]
-    shares = np.hstack([sign * _seed_shares(count, num_draws, rng) for count, sign in sides])
-    means = np.hstack([np.full(count, sign / count) for count, sign in sides])
-    cluster_degrees, _ = of.degrees()
+    resampled = resample(of, [*side_a, *side_b], num_draws=num_draws, seed=seed)
+    numbers = np.arange(len(side_a) + len(side_b))
+    a, b = numbers[: len(side_a)], numbers[len(side_a) :]
     found = {}
     for name in bootstrap.SCALARS:
-        values = np.asarray([one[name] for one in scored])
-        draws = np.stack([one.draws[name] for one in drawn], axis=1)
-        left_out = np.stack([one.left_out[name] for one in drawn], axis=1)
-        a, b = values[: len(side_a)], values[len(side_a) :]
-        difference = float(a.mean() - b.mean())
-        error = bootstrap.bootstrap_error(difference, (draws * shares[: len(draws)]).sum(axis=1))
-        of_clusters = bootstrap.jackknife_error(difference, left_out @ means)
-        of_seeds = [side.var(ddof=1) / len(side) if len(side) > 1 else 0.0 for side in (a, b)]
-        error = float(np.fmax(error, np.sqrt(of_clusters**2 + sum(of_seeds))))
-        degrees = _satterthwaite(
-            [max(error**2 - sum(of_seeds), 0.0), *of_seeds],
-            [cluster_degrees, len(a) - 1, len(b) - 1],
-        )
-        found[name] = {"a": float(a.mean()), "b": float(b.mean())} | bootstrap.difference(
-            difference, error, degrees
-        )
+        values = resampled.values(name)
+        found[name] = {"a": float(values[a].mean()), "b": float(values[b].mean())}
+        found[name] |= bootstrap.difference(*estimate(resampled, name, [(a, 1.0), (b, -1.0)]))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """Predictors of the same images, scored in the same draws.
+
+    Attributes:
+      of: the images.
+      scored: what `metrics.score` returns, one per predictor.
+      drawn: from `bootstrap.replicates`, one per predictor.
+      num_draws: how many.
+      seed: of the draws.
+    """
+
+    of: bootstrap.Sample
+    scored: Sequence[dict[str, Any]]
+    drawn: Sequence[bootstrap.Replicates]
+    num_draws: int
+    seed: int
+
+    def values(self, name: str) -> np.ndarray:
+        """A metric of every predictor: float64 [predictors]."""
+        return np.asarray([one[name] for one in self.scored])
+
+
+def resample(
+    of: bootstrap.Sample,
+    predictors: Sequence[np.ndarray],
+    *,
+    areas: bool = True,
+    num_draws: int = bootstrap.DRAWS,
+    seed: int = 0,
+) -> Resampled:
+    """Scores predictors in draws of the clusters.
+
+    Args:
+      of: the images.
+      predictors: probabilities, float64 [n, k] each.
+      areas: whether PR-AUC and ROC-AUC are wanted.
+      num_draws: of clusters, and of seeds.
+      seed: of the draws.
+    """
+    prepared = [
+        bootstrap.prepare(of.labels, p, of.cluster, len(of.scale), areas=areas) for p in predictors
+    ]
+    drawn = bootstrap.replicates(prepared, of.sizes, scale=of.scale, num_draws=num_draws, seed=seed)
+    scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in predictors]
+    return Resampled(of, scored, drawn, num_draws, seed)
+
+
+def estimate(
+    resampled: Resampled, name: str, sides: Sequence[tuple[Sequence[int] | np.ndarray, float]]
+) -> tuple[float, float, float]:
+    """A metric of one side, or the difference of two, over clusters and seeds.
+
+    Args:
+      resampled: all predictors.
+      name: of a metric of `bootstrap.SCALARS`.
+      sides: (numbers of the predictors, which differ in their seeds; 1 or -1) pairs.
+
+    Returns:
+      (sum of the sides' means with their signs, its standard error, degrees of freedom of t).
+    """
+    # Seeds are drawn apart from clusters, so that the latter are the same with or without them.
+    rng = np.random.default_rng((resampled.seed, 1))
+    shares = np.hstack(
+        [sign * _seed_shares(len(side), resampled.num_draws, rng) for side, sign in sides]
+    )
+    means = np.hstack([np.full(len(side), sign / len(side)) for side, sign in sides])
+    chosen = [number for side, _ in sides for number in side]
+    draws = np.stack([resampled.drawn[i].draws[name] for i in chosen], axis=1)
+    left_out = np.stack([resampled.drawn[i].left_out[name] for i in chosen], axis=1)
+    values = [resampled.values(name)[np.asarray(side)] for side, _ in sides]
+    value = float(sum(sign * own.mean() for own, (_, sign) in zip(values, sides, strict=True)))
+    error = bootstrap.bootstrap_error(value, (draws * shares[: len(draws)]).sum(axis=1))
+    of_clusters = bootstrap.jackknife_error(value, left_out @ means)
+    of_seeds = [own.var(ddof=1) / len(own) if len(own) > 1 else 0.0 for own in values]
+    error = float(np.fmax(error, np.sqrt(of_clusters**2 + sum(of_seeds))))
+    cluster_degrees, _ = resampled.of.degrees()
+    degrees = satterthwaite(
+        [max(error**2 - sum(of_seeds), 0.0), *of_seeds],
+        [cluster_degrees, *(len(own) - 1 for own in values)],
+    )
+    return value, error, degrees
 
 
 def _seed_shares(num_seeds: int, num_draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -235,7 +300,7 @@ def _seed_shares(num_seeds: int, num_draws: int, rng: np.random.Generator) -> np
     return bootstrap.draw(num_seeds, num_draws, rng).T / (num_seeds - 1)
 
 
-def _satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
+def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
     """Degrees of freedom of a sum of variances that are known with so many each."""
     known = [(v, d) for v, d in zip(variances, degrees, strict=True) if v > 0]
     if len(known) < 2:

@@ -1,6 +1,7 @@
 """A trained run to scores: predictions once per split, then results.json from the tables."""
 
 import argparse
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import numpy as np
 from fer_jax import checkpoints, compilations
 from fer_jax.config import OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import Experiment, leaks_into, open_trained
-from fer_jax.data.records import Records, as_source, labelled_rows, open_records
+from fer_jax.data.records import (
+    Records,
+    as_source,
+    build_summary,
+    labelled_rows,
+    open_records,
+)
 from fer_jax.errors import InputError
 from fer_jax.evaluation import adaptation, calibration, predictions, results
 from fer_jax.evaluation.predict import (
@@ -89,6 +96,7 @@ def evaluate(
         # What the checkpoint was selected on is no test set, that anything could leak into.
         if (records.name, records.split) in test_sets:
             leaks[file.name] = leaks_into(trained, records) if trained else None
+            _log_opening(workdir, records, step, data_dir)
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
@@ -106,6 +114,19 @@ def evaluate(
             file = workdir / "predictions" / predictions.file_name(name, split)
             print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
     return results.write(workdir)
+
+
+def _log_opening(workdir: Path, records: Records, step: int, data_dir: Path) -> None:
+    """Whoever looks at a test set again and again chooses by it: each time is written down."""
+    opening = {
+        "dataset": records.name,
+        "split": records.split,
+        "checkpoint": step,
+        "fingerprint": build_summary(records.name, data_dir).get("fingerprint"),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    with (workdir / results.OPENINGS_FILE).open("a") as file:
+        file.write(json.dumps(opening) + "\n")
 
 
 def _validation_records(

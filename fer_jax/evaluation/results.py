@@ -23,6 +23,8 @@ from fer_jax.schema import TASKS
 
 # Predictions file -> leaks by kind into what the run learned on; null where it was not looked at.
 LEAKS_FILE = "leaks.json"
+# A row for every time that a test set was predicted.
+OPENINGS_FILE = "openings.jsonl"
 HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "pr_auc", "roc_auc", "ece")
 WORST_ERRORS = 12
 
@@ -168,6 +170,17 @@ def read_leaks(workdir: Path) -> dict[str, Any]:
     """What `evaluate` found to leak into each set: predictions file -> leaks by kind."""
     file = workdir / LEAKS_FILE
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def read_openings(workdir: Path) -> list[dict[str, Any]]:
+    """Every opening of a test set by `evaluate`, oldest first.
+
+    Returns:
+      {"dataset", "split", "checkpoint": its step, "fingerprint" of the dataset, "time" (ISO
+      8601, UTC)} each.
+    """
+    file = workdir / OPENINGS_FILE
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
 def validation_files(workdir: Path, config: Config) -> list[Path]:

@@ -5,16 +5,13 @@ import time
 from pathlib import Path
 
 from fer_jax import compilations
-from fer_jax.config import OneLineParser, default_data_dir, load_config
+from fer_jax.config import OneLineParser, default_data_dir, load_config, to_json
 from fer_jax.data.build import build
-from fer_jax.data.records import as_source
-from fer_jax.evaluation import results
-from fer_jax.evaluation.evaluate import evaluate
-from fer_jax.study.report import report
+from fer_jax.study import matrix, study
+from fer_jax.study.scenarios import check_leaks, check_study
 from fer_jax.training.log import duration
-from fer_jax.training.train import train
 
-CONFIG = Path(__file__).parents[2] / "configs" / "demo.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "study_demo.py"
 
 
 def main(argv: list[str]) -> None:
@@ -24,25 +21,30 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/study_demo"))
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     arguments = parser.parse_args(argv)
+    workdir, data_dir = arguments.workdir, arguments.data_dir
     started = time.monotonic()
     compilations.keep()
 
     print("1/4 build: drawn faces of three sources", flush=True)
-    build("demo", data_dir=arguments.data_dir)
+    build("demo", data_dir=data_dir)
 
-    print("\n2/4 train: on the controlled source only", flush=True)
-    config = load_config(str(CONFIG))
-    train(config, arguments.workdir, arguments.data_dir)
+    config = load_config(str(CONFIG), check_study)
+    scenarios, runs = study.opened_study(config, workdir, data_dir)
+    check_leaks(scenarios)
+    names = ", ".join(scenario.name for scenario in scenarios)
+    print(f"\n2/4 train: {len(runs)} runs, one for each mixture of sources ({names})", flush=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(to_json(config))
+    study.train_missing(runs, data_dir)
 
     print("\n3/4 evaluate: on unseen people of every source", flush=True)
-    entries = [as_source(entry) for entry in config.test_sets]
-    test_sets = [(source.name, source.test) for source in entries]
-    evaluate(arguments.workdir, arguments.data_dir, test_sets)
-    print(results.summary(results.results(arguments.workdir)))
+    study.predict_missing(config, runs, data_dir)
+    found = matrix.write(config, scenarios, runs, workdir, data_dir)
+    print(f"\n{matrix.summary(found)}\n\n{found['answer']}")
 
     print("\n4/4 report", flush=True)
-    page = report(arguments.workdir)
+    page = study.write_report(workdir, runs)
     print(f"done in {duration(time.monotonic() - started)}; open {page.resolve()}")

@@ -1,0 +1,45 @@
+"""What adding sources is worth, on drawn faces: the embedded default, in minutes.
+
+    fer-jax demo                                                     # builds the faces first
+    fer-jax study --config=configs/study_demo.py --workdir=runs/study_demo
+
+Four runs of one seed, the network of configs/demo.py trained for less long: the baseline sees the
+controlled faces only, the others social ones, synthetic ones, or both beside them. What neither
+the baseline nor a scenario has seen says what the scenario is worth there.
+"""
+
+from fer_jax.config import Config, default_study
+
+
+def get_config(task: str = "emotion") -> Config:
+    """The study; the variant is the task, "emotion" or "interest"."""
+    config = default_study()
+    config.question = "Do drawn faces of other sources make the model hold on faces it never saw?"
+    config.protocol = (
+        "train, validation and test are different drawn people; checkpoints are chosen on the "
+        "validation people of the sources that are trained on"
+    )
+    controlled, social, synthetic = "demo/controlled", "demo/social", "demo/synthetic"
+    config.scenarios = (
+        {"name": "baseline", "sources": (controlled,)},
+        {"name": "social", "sources": (controlled, social)},
+        {"name": "synthetic", "sources": (controlled, synthetic)},
+        {"name": "all", "sources": (controlled, social, synthetic)},
+    )
+    config.test_sets = (controlled, social, synthetic)
+    run = config.run
+    run.task = task
+    run.batch_size = 64
+    run.num_epochs = 12.0
+    run.validate_every_epochs = 3.0
+    run.model.image_size = 72
+    run.model.width = 0.25
+    run.model.num_middle_blocks = 2
+    run.model.dropout = 0.2
+    run.model.batch_norm_momentum = 0.9
+    run.optimizer.learning_rate = 3e-3
+    run.augment.rotation_degrees = 10.0
+    run.augment.shift = 0.1
+    run.augment.shear = 0.1
+    run.augment.zoom = 0.1
+    return config
