@@ -58,9 +58,10 @@ def make_workdir(workdir: Path, cross: str = "demo/social") -> Path:
             workdir / "predictions" / predictions.file_name(dataset, split), table, EMOTIONS
         )
         if split == "test":
-            name = predictions.file_name(dataset, split, "label_shift")
             table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
-            predictions.write(workdir / "predictions" / name, table, EMOTIONS)
+            for variant in ("adapted", "label_shift"):
+                name = predictions.file_name(dataset, split, variant)
+                predictions.write(workdir / "predictions" / name, table, EMOTIONS)
     rows = [
         {"step": s, "train_loss": 2 / s, "train_accuracy": 0.5}
         | ({"validation_loss": 1.0, "validation_accuracy": 0.4} if s % 2 == 0 else {})
@@ -258,8 +259,11 @@ def test_undefined_numbers_read_as_not_available(workdir: Path):
 
 def test_a_variant_is_a_row_of_its_own(workdir: Path):
     page = (workdir / "report.html").read_text()
-    rows = re.findall(r'<tr class="variant">.*?</tr>', page, re.DOTALL)
-    assert len(rows) == 2 and all(">label shift<" in row for row in rows)
+    rows = re.findall(r"<tr.*?</tr>", page[page.index('class="tests"') :], re.DOTALL)[:6]
+    names = [re.findall(r'<a href="#set\d">(.*?)</a>', row)[0] for row in rows]
+    variants = ["adapted", "label shift"]
+    assert names == ["demo/controlled test", *variants, "demo/social test", *variants]
+    assert ['class="variant"' in row for row in rows] == 2 * [False, True, True]
 
 
 @pytest.mark.parametrize("kind", ["run", "study"])

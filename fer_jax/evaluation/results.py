@@ -65,7 +65,8 @@ def results(workdir: Path) -> dict[str, Any]:
     }
     selected_on = validation_files(workdir, config)
     sets = [one for file, one in scored.items() if file not in selected_on]
-    sets.sort(key=lambda scored: (scored["relation"] != "within", scored["dataset"]))
+    # A variant after what it is a variant of, which has none.
+    sets.sort(key=lambda s: (s["relation"] != "within", s["dataset"], s["split"], s["variant"]))
     return {
         "task": config["task"],
         "classes": list(classes),
