@@ -96,7 +96,7 @@ def predict_missing(config: Config, runs: Sequence[Run], data_dir: Path) -> None
 @contextlib.contextmanager
 def shared_compilations() -> Iterator[None]:
     """Runs of the same shapes are compiled once, where no lasting cache is set up already."""
-    if jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue] (made at import)
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
