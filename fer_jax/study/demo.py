@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-from fer_jax.config import OneLineParser, default_data_dir, load_config, to_json
+from fer_jax.config import OneLineParser, default_data_dir, load_config
 from fer_jax.data.build import build
 from fer_jax.study import matrix, study
 from fer_jax.study.scenarios import check_leaks, check_study
@@ -34,8 +34,7 @@ def main(argv: list[str]) -> None:
     check_leaks(scenarios)
     names = ", ".join(scenario.name for scenario in scenarios)
     print(f"\n2/4 train: {len(runs)} runs, one for each mixture of sources ({names})", flush=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
+    study.keep_config(config, workdir)
     with study.shared_compilations():
         study.train_missing(runs, data_dir)
 

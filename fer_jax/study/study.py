@@ -7,11 +7,11 @@ that was stopped, and retrains exactly the runs whose folders were deleted.
 
 import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -125,30 +125,17 @@ def opened_study(config: Config, workdir: Path, data_dir: Path) -> tuple[list[Sc
     return scenarios, runs
 
 
-def study(config: Config, workdir: Path, data_dir: Path) -> dict[str, Any]:
-    """Trains and predicts what is missing, and writes the matrix.
-
-    Args:
-      config: from `default_study`, checked.
-      workdir: gets config.json, runs/, results.json, matrix.csv.
-      data_dir: where the datasets were built.
-
-    Returns:
-      What results.json says.
-
-    Raises:
-      InputError: anything that a person must change; before training wherever it can be seen.
-    """
-    scenarios, runs = opened_study(config, workdir, data_dir)
-    check_leaks(scenarios)
-    do_runs(config, runs, workdir, data_dir)
-    return matrix.write(config, scenarios, runs, workdir, data_dir)
+def keep_config(config: Config, workdir: Path) -> None:
+    """Writes config.json whole or not at all: jobs beside each other read it as they start."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f".config.{os.getpid()}.tmp"
+    temporary.write_text(to_json(config))
+    temporary.replace(workdir / "config.json")
 
 
 def do_runs(config: Config, runs: Sequence[Run], workdir: Path, data_dir: Path) -> None:
     """Trains and predicts some of a study's runs."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
+    keep_config(config, workdir)
     with shared_compilations():
         train_missing(runs, data_dir)
         predict_missing(config, runs, data_dir)
