@@ -21,7 +21,7 @@ VERBS = {
     "synthesize": ("fer_jax.synthesis.synthesize", "generate, label and filter faces"),
     "compare": ("fer_jax.evaluation.compare", "is one run better than another, beyond chance"),
     "study": ("fer_jax.study.study", "train scenarios, and say which holds on what is new"),
-    "report": ("fer_jax.study.report", "write report.html from a scored run"),
+    "report": ("fer_jax.study.report", "write report.html of a scored run or a study"),
     "export": ("fer_jax.inference.export", "write a trained run as safetensors, ONNX, StableHLO"),
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
 }

@@ -13,12 +13,13 @@ import pytest
 from small_runs import write_dataset
 
 from fer_jax.__main__ import main
-from fer_jax.config import Config, default_study, override
+from fer_jax.config import Config, default_study, load_config, override
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, results
+from fer_jax.evaluation.compare import compare
 from fer_jax.schema import EMOTIONS, INTERESTS
 from fer_jax.sharding import make_mesh
-from fer_jax.study import matrix, scenarios, study
+from fer_jax.study import demo, matrix, scenarios, study
 
 CONFIG = """
 from fer_jax.config import default_study
@@ -103,8 +104,6 @@ def loaded(config_file: Path) -> Config:
 
 
 def study_config(file: Path, **changes: str) -> Config:
-    from fer_jax.config import load_config
-
     config = load_config(str(file), scenarios.check_study)
     for field, text in changes.items():
         override(config, field, text)
@@ -212,8 +211,6 @@ def test_cells_say_what_is_doubtful(finished: Path):
 
 
 def test_differences_are_those_of_compare(finished: Path):
-    from fer_jax.evaluation.compare import compare
-
     found = json.loads((finished / "results.json").read_text())
     sides = [
         [finished / "runs" / f"{name}.seed_{seed}" for seed in (0, 1)] for name in ("both", "base")
@@ -501,6 +498,33 @@ def test_oracles_are_marked(copied: Path, data_dir: Path, loaded: Config):
     }
     assert [one["oracle"] for one in found["scenarios"]] == [False, True]
     assert "'both'" not in found["answer"]
+
+
+def test_the_demo_ends_with_its_report(
+    copied: Path,
+    data_dir: Path,
+    config_file: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """A finished study: the steps are there, and nothing is left to train."""
+    built = []
+    monkeypatch.setattr(demo, "CONFIG", config_file)
+    monkeypatch.setattr(demo, "build", lambda name, data_dir: built.append((name, data_dir)))
+    assert main(["demo", f"--workdir={copied}", f"--data_dir={data_dir}"]) == 0
+    printed = capsys.readouterr().out
+    steps = ("1/4 build", "2/4 train: 4 runs", "3/4 evaluate", "4/4 report", "done in")
+    places = [printed.index(step) for step in steps]
+    assert places == sorted(places) and built == [("demo", data_dir)] and trained == []
+    assert json.loads((copied / "results.json").read_text())["answer"] in printed
+    page = Path(printed.strip().split("open ")[-1])
+    assert page.name == "report.html" and page.is_file()
+
+
+def test_the_demos_config_is_small():
+    config = load_config(str(demo.CONFIG), scenarios.check_study)
+    assert len(config.scenarios) * len(config.seeds) <= 4
 
 
 def test_the_defaults_are_complete():

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from fer_jax import compilations
-from fer_jax.config import OneLineParser, default_data_dir, load_config, to_json
+from fer_jax.config import OneLineParser, default_data_dir, load_config
 from fer_jax.data.build import build
 from fer_jax.study import matrix, study
 from fer_jax.study.scenarios import check_leaks, check_study
@@ -36,8 +36,7 @@ def main(argv: list[str]) -> None:
     check_leaks(scenarios)
     names = ", ".join(scenario.name for scenario in scenarios)
     print(f"\n2/4 train: {len(runs)} runs, one for each mixture of sources ({names})", flush=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
+    study.keep_config(config, workdir)
     study.train_missing(runs, data_dir)
 
     print("\n3/4 evaluate: on unseen people of every source", flush=True)

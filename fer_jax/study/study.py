@@ -6,10 +6,10 @@ that was stopped, and retrains exactly the runs whose folders were deleted.
 """
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fer_jax import checkpoints, compilations
 from fer_jax.config import (
@@ -103,31 +103,17 @@ def opened_study(config: Config, workdir: Path, data_dir: Path) -> tuple[list[Sc
     return scenarios, runs
 
 
-def study(config: Config, workdir: Path, data_dir: Path) -> dict[str, Any]:
-    """Trains and predicts what is missing, and writes the matrix.
-
-    Args:
-      config: from `default_study`, checked.
-      workdir: gets config.json, runs/, results.json, matrix.csv.
-      data_dir: where the datasets were built.
-
-    Returns:
-      What results.json says.
-
-    Raises:
-      InputError: anything that a person must change; before training wherever it can be seen.
-    """
-    scenarios, runs = opened_study(config, workdir, data_dir)
-    check_leaks(scenarios)
-    compilations.keep()
-    do_runs(config, runs, workdir, data_dir)
-    return matrix.write(config, scenarios, runs, workdir, data_dir)
+def keep_config(config: Config, workdir: Path) -> None:
+    """Writes config.json whole or not at all: jobs beside each other read it as they start."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f".config.{os.getpid()}.tmp"
+    temporary.write_text(to_json(config))
+    temporary.replace(workdir / "config.json")
 
 
 def do_runs(config: Config, runs: Sequence[Run], workdir: Path, data_dir: Path) -> None:
     """Trains and predicts some of a study's runs."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
+    keep_config(config, workdir)
     train_missing(runs, data_dir)
     predict_missing(config, runs, data_dir)
 
@@ -180,9 +166,9 @@ def exclusions(scenarios: Sequence[Scenario]) -> list[tuple[str, str, str]]:
 
 
 def write_report(workdir: Path, runs: Sequence[Run]) -> Path:
-    """The page that shows a study, and a page for each of its runs; returns the study's."""
+    """The page that shows a study, and one without faces for each of its runs; returns the study's."""
     for run in runs:
-        report(run.workdir)
+        report(run.workdir, faces=False)
     return report(workdir)
 
 
