@@ -166,7 +166,7 @@ def exclusions(scenarios: Sequence[Scenario]) -> list[tuple[str, str, str]]:
 
 
 def write_report(workdir: Path, runs: Sequence[Run]) -> Path:
-    """The page that shows a study, and one without faces for each of its runs; returns the study's."""
+    """Writes the study's page, which it returns, and one without faces for each run."""
     for run in runs:
         report(run.workdir, faces=False)
     return report(workdir)
