@@ -43,10 +43,10 @@ def test_it_is_the_mean_over_pairs_by_definition(domain: list[int], seed: int):
 
 
 def test_equal_distributions_cost_nothing():
-    features = np.float32(np.tile(draw([0] * 20, width=64), (2, 1)))
+    features = np.tile(draw([0] * 20, width=64), (2, 1)).astype(np.float32)
     domain = np.repeat([0, 1], 20)
     assert abs(float(coral(jnp.asarray(features), jnp.asarray(domain), 2))) < 1e-5
-    moved = features + np.float32(domain)[:, None]
+    moved = features + domain[:, None].astype(np.float32)
     assert float(coral(jnp.asarray(moved), jnp.asarray(domain), 2)) == pytest.approx(1, rel=1e-4)
 
 
@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_the_penalty_and_finite_without_a_pair():
 def test_eight_devices_compare_all_their_images():
     # Every device has images of one source alone: it would find nothing to compare.
     domain = np.repeat(np.asarray([0, 1], np.int32), [10, 6])
-    features = np.float32(draw(domain.tolist()))
+    features = draw(domain.tolist()).astype(np.float32)
     found = []
     for count in (1, 8):
         where = batch_sharding(make_mesh(jax.devices()[:count]))

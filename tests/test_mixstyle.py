@@ -11,7 +11,7 @@ from fer_jax.models import xception
 from fer_jax.models.mixstyle import Mixing, mix_styles, partners
 from fer_jax.sharding import batch_sharding, make_mesh
 
-TWO_DOMAINS = np.asarray([0, 1], np.int32)
+TWO_DOMAINS = jnp.asarray([0, 1], jnp.int32)
 
 
 def feature_maps(n: int, seed: int = 0) -> jax.Array:
@@ -28,7 +28,7 @@ def moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_probability_zero_is_the_identity_and_shape_and_dtype_stay(dtype: str):
     x = jnp.asarray(feature_maps(8), dtype)
-    domain = np.arange(8, dtype=np.int32) % 3
+    domain = jnp.arange(8, dtype=jnp.int32) % 3
     for probability in (0.0, 1.0):
         mixed = mix_styles(x, Mixing(probability, jax.random.key(0), domain), 1)
         assert (mixed.shape, mixed.dtype) == (x.shape, x.dtype)
@@ -63,12 +63,12 @@ def test_the_output_has_the_mixed_statistics_and_the_inputs_content():
 def test_partners_are_of_another_domain_where_there_is_one():
     domain = np.asarray([0] * 9 + [1] * 2 + [2] * 5)
     keys = jax.random.split(jax.random.key(0), 400)
-    drawn = np.asarray(jax.vmap(lambda key: partners(key, domain))(keys))
+    drawn = np.asarray(jax.vmap(lambda key: partners(key, jnp.asarray(domain)))(keys))
     assert (domain[drawn] != domain).all()
     # The first image has seven strangers, all equally likely: 57 draws each of 400.
     counts = np.bincount(drawn[:, 0], minlength=16)
     assert counts[:9].sum() == 0 and counts[9:].min() > 30 and counts[9:].max() < 90
-    alone = np.asarray(jax.vmap(lambda key: partners(key, np.zeros(4, np.int32)))(keys))
+    alone = np.asarray(jax.vmap(lambda key: partners(key, jnp.zeros(4, jnp.int32)))(keys))
     assert np.bincount(alone.ravel(), minlength=4).min() > 300
 
 
@@ -96,7 +96,7 @@ def test_the_network_mixes_in_training_only():
     network = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
     graphdef = xception.graphdef(**model)
     images = jax.ShapeDtypeStruct((4, 71, 71, 3), jnp.float32)
-    mixing = Mixing(1.0, jax.random.key(2), np.asarray([0, 0, 1, 1], np.int32))
+    mixing = Mixing(1.0, jax.random.key(2), jnp.asarray([0, 0, 1, 1], jnp.int32))
 
     def program(train: bool, mixing: Mixing | None) -> str:
         step = jax.jit(

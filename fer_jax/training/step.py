@@ -237,7 +237,7 @@ def train_step(
     def loss_of(params: Any, batch_stats: Any, part: Any):
         images, targets, domain, key = part
         # The network splits the key in two for dropout: 0 and 1 are taken.
-        style_key = jax.random.fold_in(key, 2) if mixstyle else None
+        mixing = Mixing(mixstyle, jax.random.fold_in(key, 2), domain) if mixstyle else None
         features, logits, batch_stats = xception.apply_pooled(
             graphdef,
             params,
@@ -246,7 +246,7 @@ def train_step(
             train=True,
             frozen_statistics=frozen_statistics,
             dropout_key=key,
-            mixing=Mixing(mixstyle, style_key, domain) if mixstyle else None,
+            mixing=mixing,
         )
         loss = cross_entropy(logits, targets, class_weights, label_smoothing)
         if coral:
