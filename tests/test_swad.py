@@ -72,7 +72,7 @@ def test_decisions_of_a_short_run():
     assert decide([0.9, 0.9]) == Decision(False, True, False)
     begun = [1.0, 0.9, 1.0, 1.1]  # the bound is 1.3
     assert decide([*begun, 0.1]) == Decision(False, True, False)  # no longer restarts
-    assert decide([*begun, 1.2]) == Decision(False, True, False)
+    assert decide([*begun, 1.25]) == Decision(False, True, False)
     assert decide([*begun, 1.4]) == Decision(False, False, False)
     assert decide([*begun, 1.4], last=True) == Decision(False, True, False)
     assert decide([*begun, *[1.4] * 6]) == Decision(False, False, True)
