@@ -282,7 +282,7 @@ def is_finished(run: Run) -> bool:
     done = steps_done(run.workdir)
     history = history_of(run.workdir, run.config.selection_metric)
     return done >= run.scenario.num_steps or (
-        done > 0 and validation.stops_early(run.config, history)
+        done > 0 and bool(validation.reason_to_stop(run.config, history))
     )
 
 
