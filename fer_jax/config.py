@@ -259,6 +259,8 @@ def check_config(config: Config) -> Config:
     Raises:
       InputError: names the field, its value and what is accepted.
     """
+    if "scenarios" in config:
+        raise InputError("this is a study's config; run it with `fer-jax study`")
     check_fields(config, default_config)
     choices = {
         "task": ("emotion", "interest"),

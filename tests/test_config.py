@@ -40,6 +40,13 @@ def test_every_config_of_the_project_loads(path: Path):
     assert f"configs/{path.name}" in path.read_text(), "its docstring says the command"
 
 
+def test_a_studys_config_and_a_runs_are_not_mistaken():
+    with pytest.raises(InputError, match="run it with `fer-jax study`"):
+        load_config(str(CONFIGS / "study_demo.py"))
+    with pytest.raises(InputError, match="train it with `fer-jax train`"):
+        load_config(str(CONFIGS / "demo.py"), check_study)
+
+
 def test_overrides_take_the_type_of_the_default():
     config = default_config()
     override(config, "optimizer.learning_rate", "3e-4")

@@ -91,6 +91,8 @@ def check_study(config: Config) -> Config:
     Raises:
       InputError: names the field or the scenario.
     """
+    if "scenarios" not in config:
+        raise InputError("this is one run's config; train it with `fer-jax train`")
     check_fields(config, default_study)
     check_config(config.run)
     for name in SET_BY_STUDY:
