@@ -38,7 +38,10 @@ OWN_FIELDS = ("name", "sources", "oracle")
 SET_BY_STUDY = ("sources", "test_sets", "seed")
 EPOCH_FIELDS = ("num_epochs", "validate_every_epochs", "schedule.warmup_epochs")
 # Variant of the predictions: what `evaluate` must be told to write it.
-VARIANTS: dict[str, dict[str, Any]] = {"label_shift": {"label_shift": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "label_shift": {"label_shift": True},
+    "adapted": {"adapt": True},
+}
 
 
 @dataclasses.dataclass(frozen=True)
