@@ -120,7 +120,7 @@ class _Faces:
     def __len__(self) -> int:
         return self.amount
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    def __getitem__(self, number: int) -> Any:
         data = np.frombuffer(self.jpegs[number % len(self.jpegs)], np.uint8)
         return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
