@@ -14,7 +14,7 @@ def keep() -> None:
     The folder is $JAX_COMPILATION_CACHE_DIR where it is set, else one under $XDG_CACHE_HOME
     (~/.cache). It may be deleted at any time.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder()))
 
 

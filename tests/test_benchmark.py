@@ -17,13 +17,10 @@ from fer_jax.benchmark import (
     benchmark,
     collected,
     depthwise,
-    end_to_end,
     model_side,
     records,
-    scaling,
 )
 from fer_jax.benchmark import input as input_benchmark
-from fer_jax.config import default_config
 from fer_jax.errors import InputError
 from fer_jax.training.log import read_metrics
 
@@ -86,20 +83,7 @@ def test_models_rows_and_what_is_not_installed(tmp_path: Path, monkeypatch: pyte
     assert values["peak memory"] > 100 and values["until the first"] > 0
 
 
-SMALL = ["--width=0.03", "--image_size=71", "--repeats=1"]
-
-
-@pytest.fixture
-def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks without middle blocks: most of what is compiled."""
-
-    def config() -> Any:
-        config = default_config()
-        config.model.num_middle_blocks = 0
-        return config
-
-    monkeypatch.setattr(end_to_end, "default_config", config)
-    monkeypatch.setattr(scaling, "default_config", config)
+SMALL = ["--width=0.03", "--num_middle_blocks=0", "--image_size=71", "--repeats=1"]
 
 
 def rows_of(workdir: Path, name: str, *words: str) -> list[dict[str, Any]]:
@@ -126,7 +110,6 @@ def test_workers_seconds_are_counted():
         assert input_benchmark.family_cpu_seconds() - before > 0.05
 
 
-@pytest.mark.usefixtures("shallow")
 def test_end_to_ends_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(records, "IMAGES", {"train": 32, "validation": 8})
     words = ["--batch=8", "--steps=2", "--inputs", "memmap", *SMALL]
@@ -138,7 +121,6 @@ def test_end_to_ends_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert metrics == [2, 4]
 
 
-@pytest.mark.usefixtures("shallow")
 def test_scalings_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     two = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: two)

@@ -23,14 +23,12 @@ def test_another_processor_has_programs_of_its_own(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_folder_that_is_named_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    before = jax.config.jax_compilation_cache_dir
-    try:
-        jax.config.update("jax_compilation_cache_dir", "/named")
-        compilations.keep()
-        assert jax.config.jax_compilation_cache_dir == "/named"
-        jax.config.update("jax_compilation_cache_dir", None)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        compilations.keep()
-        assert Path(str(jax.config.jax_compilation_cache_dir)).is_relative_to(tmp_path)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+    said = []
+    monkeypatch.setattr(jax.config, "update", lambda *words: said.append(words))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/named")
+    compilations.keep()
+    assert said == []
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    compilations.keep()
+    assert said == [("jax_compilation_cache_dir", str(compilations.folder()))]

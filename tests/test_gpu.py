@@ -25,13 +25,13 @@ MODEL = {"num_classes": 7, "width": 0.25, "num_middle_blocks": 2, "image_size": 
 
 
 @pytest.fixture(scope="module")
-def gpu() -> jax.Device:
+def gpu() -> Any:
     if jax.default_backend() != "gpu":
         pytest.skip("needs a GPU that JAX sees, and JAX_PLATFORMS=cuda,cpu")
     return jax.devices()[0]
 
 
-def test_in_float32_the_network_is_the_cpus(gpu: jax.Device):
+def test_in_float32_the_network_is_the_cpus(gpu: Any):
     params, batch_stats = xception.init(jax.random.key(0), **MODEL)
     images = np.random.default_rng(0).uniform(-1, 1, (4, 96, 96, 3)).astype(np.float32)
     graphdef = xception.graphdef(**MODEL)
@@ -58,7 +58,7 @@ def test_in_float32_the_network_is_the_cpus(gpu: jax.Device):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_both_depthwise_forms_are_the_same(gpu: jax.Device, relu: bool):
+def test_both_depthwise_forms_are_the_same(gpu: Any, relu: bool):
     keys = jax.random.split(jax.random.key(0), 4)
     scale, offset = (jax.random.normal(key, (24,)) for key in keys[:2])
     x = Unnormalized(jax.random.normal(keys[2], (2, 19, 17, 24)), scale, offset)
@@ -79,7 +79,7 @@ def test_both_depthwise_forms_are_the_same(gpu: jax.Device, relu: bool):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), *results)
 
 
-def test_a_bfloat16_step_trains(gpu: jax.Device):
+def test_a_bfloat16_step_trains(gpu: Any):
     del gpu  # it is the default device
     model = MODEL | {"dtype": "bfloat16"}
     optimizer = optax.adam(1e-3)
@@ -113,7 +113,7 @@ def test_a_bfloat16_step_trains(gpu: jax.Device):
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_generated_images_are_the_published_ones(gpu: jax.Device, name: str, shared: Path):
+def test_generated_images_are_the_published_ones(gpu: Any, name: str, shared: Path):
     del gpu  # it is the default device
     golden = Golden(shared / "golden" / "stylegan2", name)
     with jax.default_matmul_precision("highest"):

@@ -72,7 +72,7 @@ def _grouped(x: Unnormalized, kernel: jax.Array, relu: bool) -> jax.Array:
     return grouped_conv3x3(jax.nn.relu(inputs) if relu else inputs, kernel)
 
 
-def _make(form: Callable[..., jax.Array], work: str) -> Callable[..., Any]:
+def _make(form: Any, work: str) -> Callable[..., Any]:
     if work == "forward":
         return jax.jit(lambda x, kernel, gradient: form(x, kernel, True))
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=4, help="in one repeat")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--width", type=float, default=1.0, help="of the network")
+    parser.add_argument("--num_middle_blocks", type=int, default=8, help="of the network")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--inputs", nargs="+", default=INPUTS)
 
@@ -86,9 +87,8 @@ def _config(options: argparse.Namespace, name: str, kind: str) -> Config:
     config.sources = (name,)
     config.input = kind
     config.batch_size = options.batch
-    config.model.update(
-        {"dtype": options.dtype, "width": options.width, "image_size": options.image_size}
-    )
+    for field in ("dtype", "width", "num_middle_blocks", "image_size"):
+        config.model[field] = getattr(options, field)
     # A schedule that does not depend on the run's length: it would be another step.
     config.schedule.update({"name": "constant", "warmup_epochs": 0.0})
     # Validated once, at its end, which is not counted.

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def _beside_tf_data(
     what: str, ours: Callable[[], None], jpegs: list[bytes], steps: int, beside: Any
 ) -> Row:
     try:
-        import tensorflow as tf  # pyright: ignore[reportMissingImports] (an optional peer)
+        tf = import_module("tensorflow")
     except ImportError:
         return skipped(f"{what} / tf.data", "tensorflow is not installed")
     dataset = tf.data.Dataset.from_tensor_slices(jpegs).repeat()
@@ -120,7 +121,7 @@ class _Faces:
     def __len__(self) -> int:
         return self.amount
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    def __getitem__(self, number: int) -> Any:
         data = np.frombuffer(self.jpegs[number % len(self.jpegs)], np.uint8)
         return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 

@@ -197,7 +197,7 @@ def pytorch_xception(width: float) -> Any:
 
     def entry(channels: int, middle: int, filters: int, first_relu: bool = True) -> Any:
         shortcut = nn.Conv2d(channels, filters, 1, stride=2, bias=False)
-        layers = [nn.ReLU()] if first_relu else []
+        layers: list[Any] = [nn.ReLU()] if first_relu else []
         layers += [*separable(channels, middle), nn.ReLU(), *separable(middle, filters)]
         layers.append(nn.MaxPool2d(3, 2, padding=1))
         return Block(nn.Sequential(shortcut, norm(filters)), layers)

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=2, help="in one repeat")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--width", type=float, default=1.0, help="of the network")
+    parser.add_argument("--num_middle_blocks", type=int, default=8, help="of the network")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--virtual_devices", type=int, default=2, help="where there is only a CPU")
 
@@ -69,7 +70,6 @@ def run(options: argparse.Namespace) -> list[Row]:
 def _config(options: argparse.Namespace, num_devices: int) -> Config:
     config = default_config()
     config.batch_size = options.batch * num_devices
-    config.model.update(
-        {"dtype": options.dtype, "width": options.width, "image_size": options.image_size}
-    )
+    for field in ("dtype", "width", "num_middle_blocks", "image_size"):
+        config.model[field] = getattr(options, field)
     return config

@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from fer_jax.training.train import jitted_step
 WARM_UP_STEPS = 2
 
 
-def alone(config: Config, devices: Sequence[jax.Device]) -> Callable[[int], float]:
+def alone(config: Config, devices: Sequence[Any]) -> Callable[[int], float]:
     """Makes a step.
 
     Args:

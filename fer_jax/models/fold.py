@@ -37,10 +37,10 @@ def folded_graphdef(**model: Any) -> Any:
 
     def make() -> xception.Xception:
         network = xception.Xception(**model, rngs=nnx.Rngs(params=0))
-        layers = [module for _, module in nnx.iter_graph(network)]
+        layers: list[Any] = [module for _, module in nnx.iter_graph(network)]
         for layer in layers:
             if isinstance(layer, Pointwise | Convolution):
-                layer.norm = Offset(layer.kernel.shape[-1])
+                setattr(layer, "norm", Offset(layer.kernel.shape[-1]))  # noqa: B010 (to a type checker it is a BatchNorm)
         return network
 
     return nnx.split(nnx.eval_shape(make), nnx.Param, nnx.BatchStat)[0]

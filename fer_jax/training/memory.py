@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -51,7 +52,7 @@ def compile_that_fits(
 
 def needed(compiled: jax.stages.Compiled) -> int:
     """Bytes on each device while a compiled program runs, its arguments and results included."""
-    stats = compiled.memory_analysis()
+    stats: Any = compiled.memory_analysis()
     return (
         stats.argument_size_in_bytes
         + stats.output_size_in_bytes

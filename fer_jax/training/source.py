@@ -7,6 +7,7 @@ their iterator: a run may be continued with another.
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -64,9 +65,11 @@ def open_source(
         take = row_taker(mesh, divided=not on_devices.sharding.is_fully_replicated)
         read = functools.partial(np.asarray, dtype=np.int32)
 
-        def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        def take_and_place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
             placed = to_devices(batch, mesh)
             return placed | {"image": take(on_devices, placed["image"])}
+
+        place = take_and_place
 
     return _batches(config, mixture, read, num_steps), place
 
@@ -103,7 +106,7 @@ def _on_devices(mixture: Mixture, image_size: int, mesh: Mesh, free: int) -> jax
     shape = (rows, image_size, image_size, 3)
     sharding = resident_sharding(int(np.prod(shape)), mesh, free)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         numbers = range(rows)[index[0]]
         images = np.zeros((len(numbers), *shape[1:]), np.uint8)
         decoded.decode_all(mixture, image_size, numbers, images)
