@@ -6,8 +6,7 @@
 
 The variant names datasets: the real one, the synthetic one, and others that are only tested on;
 the default is the drawn faces. Every run takes the same number of steps, so what synthetic faces
-add is not more training: at 1:5 each real face is seen a sixth as often. About 45 minutes on 2 CPU
-cores, three seeds.
+add is not more training: at 1:5 each real face is seen a sixth as often. Three seeds.
 """
 
 from fer_jax.config import Config, default_study

@@ -24,6 +24,20 @@ def better(metric: str, candidate: float, best: float) -> bool:
     return candidate < best if metric.endswith("loss") else candidate > best
 
 
+def chosen_step(history: list[dict[str, float]], metric: str, *, averaged: bool, last: int) -> int:
+    """The step that "best" means.
+
+    Args:
+      history: the validations.
+      metric: the run's.
+      averaged: whether the run keeps an average over its trajectory, which its last checkpoint
+        holds.
+      last: the last checkpoint's step.
+    """
+    best = None if averaged else best_step(history, metric)
+    return last if best is None else best
+
+
 def best_step(history: list[dict[str, float]], metric: str) -> int | None:
     """The step of the best validation, the latest of equals; None before the first one."""
     best: dict[str, float] | None = None
@@ -131,8 +145,8 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
         elif which == "best":
             items = ocp.args.Composite(loop=ocp.args.JsonRestore())
             loop = manager.restore(steps[-1], args=items)["loop"]
-            best = None if loop.get("averaged") else best_step(loop["history"], metric)
-            step = best if best is not None else steps[-1]
+            averaged = loop.get("averaged", False)
+            step = chosen_step(loop["history"], metric, averaged=averaged, last=steps[-1])
         else:
             step = int(which) if which.isdecimal() else -1
         if step not in steps:

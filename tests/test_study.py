@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_runs import write_dataset
 
+from fer_jax import checkpoints
 from fer_jax.__main__ import main
 from fer_jax.config import Config, default_study, load_config, override
 from fer_jax.errors import InputError
@@ -529,3 +530,18 @@ def test_the_demos_config_is_small():
 def test_the_defaults_are_complete():
     with pytest.raises(InputError, match="scenarios is empty"):
         scenarios.check_study(default_study())
+
+
+def test_a_run_that_averages_is_predicted_once(
+    config_file: Path, data_dir: Path, tmp_path: Path, trained: list[str]
+):
+    one = "--config.scenarios=({'name': 'one', 'sources': ('lab',)},)"
+    more = [one, "--config.run.weight_average=swad", "--config.seeds=(0,)"]
+    # By its losses the first validation is the best; it predicts with its last checkpoint.
+    more.append("--config.run.selection_metric=validation_loss")
+    command = words(config_file, tmp_path, data_dir, *more, "--config.run.num_epochs=3.0")
+    assert main(command) == 0 and trained == ["one.seed_0", "?one.seed_0"]
+    history = scenarios.history_of(tmp_path / "runs" / "one.seed_0", "validation_loss")
+    assert checkpoints.best_step(history, "validation_loss") == 1 and len(history) == 3
+    trained.clear()
+    assert main(command) == 0 and trained == []

@@ -20,6 +20,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from fer_jax import compilations
 from fer_jax.config import OneLineParser, to_json
 from fer_jax.data.audit import open_trained
 from fer_jax.data.records import labelled_rows
@@ -219,6 +220,7 @@ def main(argv: list[str]) -> None:
     for form in formats:
         if form not in FILES:
             raise InputError(f"--format cannot be '{form}'{did_you_mean(form, FILES)}")
+    compilations.keep()
     model = load(arguments.workdir, arguments.checkpoint)
     crops = validation_crops(model, arguments.data_dir or training_data_dir(arguments.workdir))
     out = arguments.out or arguments.workdir / "export"

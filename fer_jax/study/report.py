@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from fer_jax import checkpoints
+from fer_jax import checkpoints, compilations
 from fer_jax.config import OneLineParser
 from fer_jax.data.audit import leaks_in_words
 from fer_jax.data.records import open_records
@@ -478,5 +478,6 @@ def main(argv: list[str]) -> None:
         help="list the most confident errors without their pictures",
     )
     arguments = parser.parse_args(argv)
+    compilations.keep()
     page = report(arguments.workdir, data_dir=arguments.data_dir, faces=not arguments.no_faces)
     print(page.resolve())

@@ -47,8 +47,13 @@ from fer_jax.training.train import train
 
 def sets_to_predict(run: Run, config: Config, data_dir: Path) -> list[tuple[str, str]]:
     """Test sets without a table that the run's best checkpoint made of the present data."""
-    history = history_of(run.workdir, run.config.selection_metric)
-    best = checkpoints.best_step(history, run.config.selection_metric)
+    metric = run.config.selection_metric
+    best = checkpoints.chosen_step(
+        history_of(run.workdir, metric),
+        metric,
+        averaged=run.config.weight_average == "swad",
+        last=steps_done(run.workdir),
+    )
     made = {
         (row["dataset"], row["split"]): (row["checkpoint"], row["fingerprint"])
         for row in results.read_openings(run.workdir)
