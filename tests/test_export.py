@@ -98,7 +98,7 @@ def test_what_answers_otherwise_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("fer_jax.inference.onnx_graph.EPSILON", 0.05)
+    monkeypatch.setattr("fer_jax.models.fold.EPSILON", 0.05)
     with pytest.raises(InputError, match="onnx: a probability differs by 0.* not written"):
         export.export(load(run), tmp_path / "out", ("safetensors", "onnx"), crops(71))
     assert not list((tmp_path / "out").iterdir())

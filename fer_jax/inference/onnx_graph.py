@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from fer_jax.errors import InputError
-from fer_jax.models.normalization import EPSILON
-from fer_jax.models.xception import output_size
+from fer_jax.models.fold import fold
+from fer_jax.models.xception import ENTRY, output_size
 
 OPSET = 17  # the first that all of ONNX Runtime 1.14+, OpenVINO 2023+ and TensorRT 8.6+ read
 INPUT, OUTPUTS = "images", ("probabilities", "logits")
-ENTRY = ("entry1", "entry2", "entry3")
 
 
 def to_onnx(
@@ -46,62 +45,54 @@ def to_onnx(
     x = graph.add("Sub", scaled, graph.array(np.float32(1)))
     x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
 
-    def folded(kernel: np.ndarray, norm: Any, statistics: Any) -> tuple[np.ndarray, np.ndarray]:
-        """[h, w, inputs, filters] to (ONNX' [filters, inputs, h, w], bias), BatchNorm applied."""
-        scale, bias, mean, variance = (
-            np.asarray(array, np.float64)
-            for array in (norm["scale"], norm["bias"], statistics["mean"], statistics["var"])
-        )
-        factor = scale / np.sqrt(variance + EPSILON)
-        weights = np.transpose(np.asarray(kernel, np.float64) * factor, (3, 2, 0, 1))
-        return weights.astype(np.float32), (bias - mean * factor).astype(np.float32)
+    params, _ = fold(params, batch_stats)
 
-    def convolution(x: str, kernel: Any, layer: Any, statistics: Any, stride: int = 1) -> str:
-        weights, bias = folded(np.asarray(kernel), layer["norm"], statistics["norm"])
+    def convolution(x: str, kernel: Any, layer: Any, stride: int = 1) -> str:
+        # [h, w, inputs, filters] to [filters, inputs, h, w].
+        weights = np.transpose(np.asarray(kernel, np.float32), (3, 2, 0, 1))
+        bias = np.asarray(layer["norm"]["bias"], np.float32)
         return graph.add(
             "Conv", x, graph.array(weights), graph.array(bias), strides=[stride, stride]
         )
 
-    def pointwise(x: str, layer: Any, statistics: Any, stride: int = 1) -> str:
-        kernel = np.asarray(layer["kernel"])[None, None]
-        return convolution(x, kernel, layer, statistics, stride)
+    def pointwise(x: str, layer: Any, stride: int = 1) -> str:
+        return convolution(x, layer["kernel"][None, None], layer, stride)
 
-    def separable(x: str, layer: Any, statistics: Any, *, relu: bool = True) -> str:
+    def separable(x: str, layer: Any, *, relu: bool = True) -> str:
         if relu:
             x = graph.add("Relu", x)
         # [h, w, channels] to [channels, 1, h, w].
         kernel = np.transpose(np.asarray(layer["depthwise"], np.float32), (2, 0, 1))[:, None]
         x = graph.add("Conv", x, graph.array(kernel), pads=[1, 1, 1, 1], group=len(kernel))
-        return pointwise(x, layer["pointwise"], statistics["pointwise"])
+        return pointwise(x, layer["pointwise"])
 
     def down(x: str, name: str, side: int, *, first_relu: bool = True) -> tuple[str, int]:
-        layer, statistics = params[name], batch_stats[name]
-        y = separable(x, layer["separable1"], statistics["separable1"], relu=first_relu)
-        y = separable(y, layer["separable2"], statistics["separable2"])
+        layer = params[name]
+        y = separable(x, layer["separable1"], relu=first_relu)
+        y = separable(y, layer["separable2"])
         odd = side % 2
         y = graph.add(
             "MaxPool", y, kernel_shape=[3, 3], strides=[2, 2], pads=[odd, odd, 1, 1]
         )  # as `max_pool3x3` pads
-        shortcut = pointwise(x, layer["shortcut"], statistics["shortcut"], stride=2)
+        shortcut = pointwise(x, layer["shortcut"], stride=2)
         return graph.add("Add", y, shortcut), -(-side // 2)
 
     for name, stride in (("stem1", 2), ("stem2", 1)):
         layer = params[name]
-        x = graph.add("Relu", convolution(x, layer["kernel"], layer, batch_stats[name], stride))
+        x = graph.add("Relu", convolution(x, layer["kernel"], layer, stride))
     side = (size - 3) // 2 + 1 - 2
     for name in ENTRY:
         x, side = down(x, name, side, first_relu=name != "entry1")
     for number in range(1, model["num_middle_blocks"] + 1):
-        layer, statistics = params[f"middle{number}"], batch_stats[f"middle{number}"]
-        y = x
+        layer, y = params[f"middle{number}"], x
         for part in ("separable1", "separable2", "separable3"):
-            y = separable(y, layer[part], statistics[part])
+            y = separable(y, layer[part])
         x = graph.add("Add", x, y)
     x, side = down(x, "exit1", side)
     if side != output_size(size):
         raise AssertionError("the graph lost count of its pixels")
-    x = separable(x, params["exit2"], batch_stats["exit2"], relu=False)
-    x = graph.add("Relu", separable(x, params["exit3"], batch_stats["exit3"]))
+    x = separable(x, params["exit2"], relu=False)
+    x = graph.add("Relu", separable(x, params["exit3"]))
 
     def dense(x: str, layer: Any, *, name: str = "") -> str:
         kernel, bias = (np.asarray(layer[part], np.float32) for part in ("kernel", "bias"))
