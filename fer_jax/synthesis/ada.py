@@ -12,14 +12,19 @@ the images: the generator learns through it.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-GROUPS = ("blit", "geometry", "colour")
+# In the order in which they happen.
+GROUPS = {
+    "blit": ("mirror", "quarter_turns", "whole_shift"),
+    "geometry": ("scale", "turn_before", "anisotropy", "turn_after", "shift"),
+    "colour": ("brightness", "contrast", "inverted", "hue", "saturation"),
+}
 TARGET = 0.6  # of the mean sign of the discriminator's answer to real images
 FULL_SPEED = 500_000  # images in which the probability may go from 0 to 1
 
@@ -43,13 +48,16 @@ BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.5, 1.0
 Draws = Mapping[str, jax.Array]
 
 
-def draw(key: jax.Array, n: int, p: jax.Array | float) -> dict[str, jax.Array]:
+def draw(
+    key: jax.Array, n: int, p: jax.Array | float, groups: Iterable[str] = GROUPS
+) -> dict[str, jax.Array]:
     """What happens to each of n images.
 
     Args:
       key: a random key.
       n: how many.
       p: the probability of each operation.
+      groups: of `GROUPS`, which operations there are.
 
     Returns:
       float32 [n] each, [n, 2] for shifts: "mirror" (0 or 1), "quarter_turns" (0 to 3),
@@ -72,7 +80,7 @@ def draw(key: jax.Array, n: int, p: jax.Array | float) -> dict[str, jax.Array]:
 
     # Two rotations, one with probability p together.
     each = 1 - jnp.sqrt(1 - jnp.asarray(p, jnp.float32))
-    return {
+    drawn = {
         "mirror": maybe(jnp.floor(2 * jax.random.uniform(next(keys), (n,))), 0.0),
         "quarter_turns": maybe(jnp.floor(4 * jax.random.uniform(next(keys), (n,))), 0.0),
         "whole_shift": maybe(uniform(MAX_SHIFT, 2), 0.0),
@@ -87,6 +95,7 @@ def draw(key: jax.Array, n: int, p: jax.Array | float) -> dict[str, jax.Array]:
         "hue": maybe(uniform(math.pi), 0.0),
         "saturation": maybe(jnp.exp2(normal(SATURATION)), 1.0),
     }
+    return {name: drawn[name] for group in groups for name in GROUPS[group]}
 
 
 def augment(images: jax.Array, draws: Draws) -> jax.Array:
@@ -99,11 +108,20 @@ def augment(images: jax.Array, draws: Draws) -> jax.Array:
     Returns:
       [n, side, side, 3].
     """
-    return recolour(warp(images, geometry(draws, images.shape[1])), colour(draws))
+    if draws.keys() & {*GROUPS["blit"], *GROUPS["geometry"]}:
+        images = warp(images, geometry(draws, images.shape[1]))
+    if draws.keys() & set(GROUPS["colour"]):
+        images = recolour(images, colour(draws))
+    return images
 
 
 def geometry(draws: Draws, side: int) -> jax.Array:
-    """Where an output pixel comes from: [n, 3, 3], homogeneous, in pixels from the centre."""
+    """Where an output pixel comes from: [n, 3, 3], homogeneous, in pixels from the centre.
+
+    Args:
+      draws: as `draw` returns it, of the groups "blit", "geometry" or both.
+      side: of the image.
+    """
 
     def turned(angle: jax.Array) -> jax.Array:
         cosine, sine, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
@@ -120,21 +138,22 @@ def geometry(draws: Draws, side: int) -> jax.Array:
         return _rows([[one, zero, x], [zero, one, y], [zero, zero, one]])
 
     # From the output back: the last operation first.
-    steps = [
-        scaled(1 - 2 * draws["mirror"], jnp.ones_like(draws["mirror"])),
-        turned(draws["quarter_turns"] * (math.pi / 2)),
-        shifted(-jnp.round(draws["whole_shift"] * side)),
-        scaled(1 / draws["scale"], 1 / draws["scale"]),
-        turned(draws["turn_before"]),
-        scaled(1 / draws["anisotropy"], draws["anisotropy"]),
-        turned(draws["turn_after"]),
-        shifted(-draws["shift"] * side),
-    ]
+    backwards = {
+        "mirror": lambda x: scaled(1 - 2 * x, jnp.ones_like(x)),
+        "quarter_turns": lambda x: turned(x * (math.pi / 2)),
+        "whole_shift": lambda x: shifted(-jnp.round(x * side)),
+        "scale": lambda x: scaled(1 / x, 1 / x),
+        "turn_before": turned,
+        "anisotropy": lambda x: scaled(1 / x, x),
+        "turn_after": turned,
+        "shift": lambda x: shifted(-x * side),
+    }
+    steps = [step(draws[name]) for name, step in backwards.items() if name in draws]
     return functools.reduce(functools.partial(jnp.matmul, precision="highest"), steps)
 
 
 def colour(draws: Draws) -> jax.Array:
-    """What happens to colours: [n, 4, 4], homogeneous, acting on (r, g, b, 1)."""
+    """What the group "colour" does: [n, 4, 4], homogeneous, acting on (r, g, b, 1)."""
     n = draws["brightness"].shape[0]
     identity = jnp.broadcast_to(jnp.eye(4), (n, 4, 4))
     luma = np.array([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
