@@ -67,14 +67,20 @@ def explainer(model: Model) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarr
     """
     graphdef = xception.graphdef(**model_arguments(model.config))
     step = jax.jit(functools.partial(grad_cam, graphdef=graphdef))
+    cells = xception.output_size(model.image_size, model.config.model.stem_stride)
 
     def explain(faces: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        cells = xception.output_size(model.image_size)
         maps = np.zeros((len(faces), cells, cells), np.float32)
         probabilities = np.zeros((len(faces), len(model.classes)), np.float32)
         for block in blocks(len(faces)):
             asked = np.asarray(classes[block], np.int32)
             maps[block], probabilities[block] = step(model.network, faces[block], asked)
+            if model.config.test_time_flip:
+                # What is scored is the mean over both, and so is what is explained.
+                mirrored = np.ascontiguousarray(faces[block][:, :, ::-1])
+                other, chances = map(np.asarray, step(model.network, mirrored, asked))
+                maps[block] = (maps[block] + other[:, :, ::-1]) / 2
+                probabilities[block] = (probabilities[block] + chances) / 2
         return maps, probabilities
 
     return explain
