@@ -102,8 +102,8 @@ class Answers:
         return path
 
     def write_faces(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Appends rows of faces."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        """Appends rows of faces, their numbers to six digits."""
+        lines = "".join(json.dumps(_rounded(row)) + "\n" for row in rows)
         if self.out is None:
             sys.stdout.write(lines)
             sys.stdout.flush()
@@ -142,7 +142,8 @@ class Answers:
             tqdm.write(f"{one.name}: {reason}", file=sys.stderr)
         if self.out is not None:
             if people:
-                _append_csv(self.out / "clips.csv", [{"file": one.name} | row for row in people])
+                rows = [_rounded({"file": one.name} | row) for row in people]
+                _append_csv(self.out / "clips.csv", rows)
             _append_csv(self.out / "ledger.csv", [self.ledger[one.name]])
 
     def close(self) -> None:
@@ -162,6 +163,14 @@ class Answers:
                         writer.writeheader()
                     writer.writerow(flat)
         temporary.replace(table)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

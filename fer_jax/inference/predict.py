@@ -10,6 +10,7 @@ Without --out the rows of faces.jsonl are printed, and nothing is written.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import glob
 import itertools
@@ -323,8 +324,9 @@ class _Drawing:
             self._size = (picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2)
             self._first_s = timestamp_s
             temporary = self._path.with_suffix(".tmp.webm")
-            code = cv2.VideoWriter.fourcc(*"VP80")
-            self._writer = cv2.VideoWriter(str(temporary), code, self._fps, self._size)
+            with _silenced_stderr():
+                code = cv2.VideoWriter.fourcc(*"VP80")
+                self._writer = cv2.VideoWriter(str(temporary), code, self._fps, self._size)
             if not self._writer.isOpened():
                 raise InputError(f"'{temporary}' cannot be written as a clip")
         width, height = self._size
@@ -345,6 +347,19 @@ class _Drawing:
             temporary.replace(self._path)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """OpenCV prints that WebM files bear no FourCC, each time, past all of its settings."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _drawn(recognizer: Recognizer, answer: Answer, names: Sequence[str]) -> np.ndarray:
