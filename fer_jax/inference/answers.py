@@ -56,7 +56,8 @@ class Answers:
 
         Args:
           out: the folder; made if it is not there. None for none.
-          about: the model and the settings, which must be those of what is there already.
+          about: the model ("task", "classes", ...) and the settings ("smooth", ...), which must
+            be those of what is there already.
           inputs: what is to be answered.
           overwrite: drop all that is there already.
 
@@ -65,6 +66,10 @@ class Answers:
         """
         self.out = out
         self.ledger: dict[str, dict[str, str]] = {}
+        self._columns = ["file", "frame", "timestamp_s", "face", "x", "y", "width", "height"]
+        self._columns += ["score", about["task"], *(f"p_{name}" for name in about["classes"])]
+        if about["smooth"]:
+            self._columns += [f"smoothed_{name}" for name in about["classes"]]
         if out is None:
             return
         out.mkdir(parents=True, exist_ok=True)
@@ -155,13 +160,9 @@ class Answers:
         with lines.open("a+", encoding="utf-8") as rows:
             rows.seek(0)
             with temporary.open("w", newline="", encoding="utf-8") as text:
-                writer = None
-                for line in rows:
-                    flat = _flat(json.loads(line))
-                    if writer is None:
-                        writer = csv.DictWriter(text, list(flat))
-                        writer.writeheader()
-                    writer.writerow(flat)
+                writer = csv.DictWriter(text, self._columns)
+                writer.writeheader()
+                writer.writerows(_flat(json.loads(line)) for line in rows)
         temporary.replace(table)
 
 

@@ -210,7 +210,9 @@ def _clip(
                 if answer.reason:
                     missing.append(frame.index)
                     continue
-                counts.update(pictures=1, with_faces=bool(answer.found), faces=len(answer.found))
+                counts["pictures"] += 1
+                counts["with_faces"] += bool(answer.found)
+                counts["faces"] += len(answer.found)
                 tracks = timeline.add(
                     frame.timestamp_s,
                     [found.face for found in answer.found],
@@ -233,8 +235,12 @@ def _clip(
     except KeyboardInterrupt:
         if one.kind != "camera":
             raise
-    if missing:
-        reason = f"ends early: {_listed(missing)} of {missing[-1] + 1} frames are not there"
+    if missing and counts["pictures"]:
+        # Those that a file lacks are mostly the last ones.
+        reason = f"{len(missing)} wanted frames missing ({missing[0]} to {missing[-1]})"
+        reason += ": the file ends early, or is damaged there"
+    elif missing:
+        reason = "no frame of it could be decoded"
     elif not reason and not counts["pictures"]:
         reason = "no frame between --start and --end"
     progress.total = max(progress.n, progress.total + progress.n - before - expected)
@@ -296,12 +302,6 @@ def _row(
         row[recognizer.engine.task] = recognizer.classes[int(np.argmax(smoothed))]
         row["smoothed"] = dict(zip(recognizer.classes, map(float, smoothed), strict=True))
     return row
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """The first and the last; they are what a file lacks at its end."""
-    first, last = numbers[0], numbers[-1]
-    return f"{first} to {last}" if last > first else str(first)
 
 
 class _Drawing:
