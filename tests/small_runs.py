@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,13 @@ def picture(seed: int, size: int = 32) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal((size, size, 3))
     smooth = cv2.GaussianBlur(noise, (0, 0), size / 12)
     return np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+def image_bomb() -> bytes:
+    """The beginning of a PNG of 20,000 x 20,000 pixels, in a hundred bytes."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + bytes(60)
 
 
 def write_dataset(

@@ -75,6 +75,7 @@ def export(
         "classes": list(model.classes),
         "image_size": model.image_size,
         "step": model.step,
+        "margin": model.margin,
         "config": json.loads(to_json(model.config)),
     }
     write = {"safetensors": _safetensors, "onnx": _onnx, "stablehlo": _stablehlo}

@@ -246,8 +246,8 @@ def _clip(
     progress.total = max(progress.n, progress.total + progress.n - before - expected)
     people = timeline.finish()
     if answers.out and counts["pictures"]:
-        plot = answers.place(one, "timelines", ".svg")
-        if settings.draw and plot:
+        plot = answers.place(one, "timelines", ".svg") if settings.draw else None
+        if plot:
             plot.write_text(timeline.plot(one.name), encoding="utf-8")
         seen = [track for track in timeline.plotted if track.clearest]
         if seen:
