@@ -105,10 +105,15 @@ def picture(seed: int, size: int = 32) -> np.ndarray:
 
 
 def image_bomb() -> bytes:
-    """The beginning of a PNG of 20,000 x 20,000 pixels, in a hundred bytes."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + chunk + bytes(60)
+    """A PNG that says it has 20,000 x 20,000 pixels, in a hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        size, check = len(data), zlib.crc32(kind + data)
+        return struct.pack(">I", size) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
 
 
 def write_dataset(

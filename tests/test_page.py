@@ -310,12 +310,11 @@ def cards(page: chromium.Page) -> list[Any]:
     )
 
 
-def painted(page: chromium.Page) -> bool:
-    """Whether boxes are drawn over the picture."""
-    return page.run(
-        "(() => { const c = document.querySelector('#marks'); return c.width > 0 &&"
-        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v); })()"
-    )
+# Boxes are drawn over the picture.
+PAINTED = (
+    "(() => { const c = document.querySelector('#marks'); return c.width > 0 &&"
+    "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v); })()"
+)
 
 
 @NEEDS_BROWSER
@@ -332,7 +331,8 @@ def test_a_real_photo_and_a_real_clip_in_a_browser(
     page.until("document.querySelector('#stage img').complete")
     shown = cards(page)
     assert len(shown) == 8 and all(one["bars"] == 7 and one["pictures"] == 2 for one in shown)
-    assert painted(page) and page.run("document.documentElement.scrollWidth") <= width
+    page.until(PAINTED)
+    assert page.run("document.documentElement.scrollWidth") <= width
 
     page.choose("#file", shared / "data" / "videos" / "clip_21.mp4")
     assert status(page).startswith("1 face found in 3 frames.")
@@ -378,7 +378,7 @@ def test_the_camera_is_used_by_keyboard_and_let_go(page: chromium.Page, real: st
     assert page.run("document.activeElement.id") == "camera"
     page.press("Enter")
     page.until("document.querySelectorAll('#faces > li').length === 1")
-    assert painted(page)
+    page.until(PAINTED)
     assert status(page) == "The camera's newest picture."
     track = "document.querySelector('#stage video').srcObject.getTracks()[0]"
     page.run(f"window.watched = {track}")
