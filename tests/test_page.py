@@ -302,6 +302,7 @@ def status(page: chromium.Page) -> str:
 
 
 def cards(page: chromium.Page) -> list[Any]:
+    page.until("[...document.querySelectorAll('#faces img')].every((i) => i.complete)")
     pictures = "[...li.querySelectorAll('img')].filter((i) => i.complete && i.naturalWidth).length"
     bars = "li.querySelectorAll('.bar').length"
     return page.run(
@@ -337,7 +338,7 @@ def test_a_real_photo_and_a_real_clip_in_a_browser(
     page.choose("#file", shared / "data" / "videos" / "clip_21.mp4")
     assert status(page).startswith("1 face found in 3 frames.")
     assert len(cards(page)) == 1 and cards(page)[0]["pictures"] == 2
-    assert page.run("document.querySelector('#timeline img').naturalWidth") > 0
+    page.until("document.querySelector('#timeline img').naturalWidth > 0")
     assert page.run("document.documentElement.scrollWidth") <= width
     # Nothing is asked of anybody else, and nothing went wrong.
     assert {r.split(":")[0] for r in page.requests} <= {"http", "blob", "data"}
