@@ -20,6 +20,7 @@ import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.inference.engines import Engine, open_engine
+from fer_jax.inference.explain import overlay
 from fer_jax.media import faces, images
 
 FACES = ("detect", "crop")
@@ -36,10 +37,12 @@ class Found(NamedTuple):
     Attributes:
       face: where it is.
       crop: uint8 RGB [s, s, 3], aligned, at the network's size.
+      view: uint8 RGB [t, t, 3], the same as the picture has it, as a record would hold it.
     """
 
     face: faces.Face
     crop: np.ndarray
+    view: np.ndarray
 
 
 class Answer(NamedTuple):
@@ -163,6 +166,22 @@ class Recognizer:
             for found, row in zip(answer.found, answer.probabilities, strict=True)
         ]
 
+    def looks(self, found: Sequence[Found], classes: Sequence[int]) -> list[np.ndarray]:
+        """Where the network looked for what speaks for a class (`explain.grad_cam`).
+
+        Args:
+          found: n faces.
+          classes: int [n], the class that each is asked about.
+
+        Returns:
+          n views of them, uint8 RGB, that glow there; none where the engine has no gradient.
+        """
+        if self.engine.explain is None or not found:
+            return []
+        crops = np.stack([one.crop for one in found])
+        maps, _ = self.engine.explain(crops, np.asarray(classes))
+        return [overlay(one.view, heat) for one, heat in zip(found, maps, strict=True)]
+
     def _answered(self, waiting: Sequence[Answer]) -> Iterator[Answer]:
         """The network's part, for some pictures' faces at once."""
         crops = [found.crop for answer in waiting for found in answer.found]
@@ -221,7 +240,7 @@ def find_faces(
     """
     if detect is None:
         crop, box = images.square(picture)
-        return [Found(faces.Face(box, 1.0, None), _as_input(crop, crop_size))]
+        return [_cut(faces.Face(box, 1.0, None), crop, crop_size)]
     found = sorted(detect(picture, search_size), key=lambda face: -face.box[2] * face.box[3])
     # What the detector places wholly outside is nothing that can be looked at.
     height, width = picture.shape[:2]
@@ -233,14 +252,12 @@ def find_faces(
         and face.box[0] + face.box[2] > 0
         and face.box[1] + face.box[3] > 0
     ]
-    crops = [faces.align(picture, face, margin=margin) for face in found]
-    return [
-        Found(face, _as_input(crop, crop_size)) for face, crop in zip(found, crops, strict=True)
-    ]
+    return [_cut(face, faces.align(picture, face, margin=margin), crop_size) for face in found]
 
 
-def _as_input(crop: np.ndarray, size: int) -> np.ndarray:
-    return cv2.cvtColor(images.resized(crop, size), cv2.COLOR_BGR2RGB)
+def _cut(face: faces.Face, crop: np.ndarray, size: int) -> Found:
+    view = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+    return Found(face, images.resized(view, size), view)
 
 
 def is_picture(value: Any) -> bool:
