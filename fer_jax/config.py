@@ -61,7 +61,7 @@ def default_config() -> Config:
                 "batch_norm_momentum": 0.99,
                 "remat": False,  # on a GPU less memory for about a third more work
             },
-            "init_from": "",  # Keras Xception weights to start from
+            "init_from": "",  # Keras Xception weights to start from, or what convert made of them
             "input": "stream",  # decoded as needed; or once: "memmap" (workdir/decoded), "device"
             "frozen_statistics": False,  # BatchNorm keeps the statistics it started with
             "mixture": {
