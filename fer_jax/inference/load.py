@@ -127,19 +127,26 @@ class Model:
             yield batch, count
 
 
-def load(path: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_SIZE) -> Model:
+def load(
+    path: str | Path,
+    checkpoint: str = "best",
+    *,
+    batch_size: int = BATCH_SIZE,
+    devices: Sequence[Any] | None = None,
+) -> Model:
     """Loads a trained run, or what `export` wrote of one.
 
     Args:
       path: of the run's workdir, or of a folder with `model.safetensors`.
       checkpoint: of a run: "best" by its selection metric, "last", or a step.
       batch_size: images at once; rounded up to a multiple of the devices.
+      devices: that share a batch; None means all.
 
     Raises:
       InputError: no run, no such checkpoint, one of another architecture, or a damaged export.
     """
     path = Path(path)
-    mesh = make_mesh()
+    mesh = make_mesh(devices)
     if (path / ARRAYS).is_file():
         step, config, network = _read_exported(path, mesh)
     else:

@@ -1,0 +1,305 @@
+"""Pictures to faces with what each shows: the way from any input to a model's answer.
+
+A picture is decoded, its faces are found, aligned to the framing of the records and given to the
+network, many pictures' faces together. Decoding and detecting run in threads ahead of the
+network, a fixed number of pictures and no further, so that memory does not grow with the input.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+
+from fer_jax.errors import InputError, did_you_mean
+from fer_jax.inference.engines import Engine, open_engine
+from fer_jax.media import faces, images
+
+FACES = ("detect", "crop")
+BATCH_SIZE = 32  # faces that the network is given at once
+PICTURES_AHEAD = 8  # decoded and searched, or being so, while the network works
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Found(NamedTuple):
+    """One face of a picture, before the network has seen it.
+
+    Attributes:
+      face: where it is.
+      crop: uint8 RGB [s, s, 3], aligned, at the network's size.
+    """
+
+    face: faces.Face
+    crop: np.ndarray
+
+
+class Answer(NamedTuple):
+    """A picture's faces and what the network says of them.
+
+    Attributes:
+      item: what came in.
+      found: the faces, the largest first.
+      probabilities: float32 [faces, classes].
+      reason: why there is no answer; empty where there is one, be it of no face.
+    """
+
+    item: Any
+    found: list[Found]
+    probabilities: np.ndarray
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+    """A trained network with a face detector in front of it, from `load`.
+
+    Attributes:
+      engine: what runs the network.
+      detector_model: the file of the YuNet detector; "" for the one that is kept or fetched.
+    """
+
+    engine: Engine
+    detector_model: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the probabilities are of, in order."""
+        return self.engine.classes
+
+    def predict(self, pictures: Any, *, faces: str = "detect") -> list[Any]:
+        """Says what the faces of pictures show.
+
+        Args:
+          pictures: one picture, or a list or batch of them. A picture is a path, a PIL image or
+            an array, uint8 RGB [height, width, 3]; a batch is an array [n, height, width, 3].
+          faces: "detect" finds them; "crop" takes each picture for one tight crop of a face, as
+            published sets of faces hold them, and looks at its centre square.
+
+        Returns:
+          A list of the picture's faces, the largest first and empty where there is none; for a
+          list or a batch, a list of such lists in its order. A face is a dict:
+            "box": [x, y, width, height], in pixels of the picture as it is shown (turned the
+              way its EXIF says), from its upper left corner;
+            "score": the detector's, 0 to 1;
+            "emotion", or "interest" of a model of that task: the likeliest class;
+            "probabilities": {class: 0 to 1}, in the order of `classes`, adding up to 1.
+
+        Raises:
+          InputError: something is no picture; the message names it. Nothing is answered then:
+            `stream` goes on.
+        """
+        one = is_picture(pictures)
+        answers = []
+        for answer in self.stream([pictures] if one else pictures, faces=faces):
+            if answer.reason:
+                raise InputError(f"{name_of(answer.item, len(answers))}: {answer.reason}")
+            answers.append(self.described(answer))
+        return answers[0] if one else answers
+
+    def stream(
+        self,
+        pictures: Iterable[Any],
+        *,
+        faces: str = "detect",
+        decode: Callable[[Any], np.ndarray] | None = None,
+        size: int = faces.ALL_FACES,
+    ) -> Iterator[Answer]:
+        """`predict` for inputs of any length: an answer per picture, in order, as they come.
+
+        Args:
+          pictures: as in `predict`, also without end.
+          faces: likewise.
+          decode: turns one of them into uint8 BGR [height, width, 3], or raises InputError; None
+            for pictures as in `predict`. Runs in threads.
+          size: pixels of the longer side at which a picture is searched for faces.
+
+        Yields:
+          `Answer`s; one that has a `reason` instead of faces could not be read.
+        """
+        find = self._finder(faces, decode or as_picture, size)
+        waiting: collections.deque[tuple[Any, list[Found], str]] = collections.deque()
+        num_faces = 0
+        for one in ahead(pictures, find, depth=PICTURES_AHEAD):
+            waiting.append(one)
+            num_faces += len(one[1])
+            if num_faces >= BATCH_SIZE or len(waiting) >= PICTURES_AHEAD:
+                yield from self._answered(waiting)
+                waiting.clear()
+                num_faces = 0
+        yield from self._answered(waiting)
+
+    def described(self, answer: Answer) -> list[dict[str, Any]]:
+        """The faces of an answer as `predict` returns them."""
+        return [
+            {
+                "box": [float(value) for value in found.face.box],
+                "score": float(found.face.score),
+                self.engine.task: self.classes[int(np.argmax(row))],
+                "probabilities": dict(zip(self.classes, map(float, row), strict=True)),
+            }
+            for found, row in zip(answer.found, answer.probabilities, strict=True)
+        ]
+
+    def _answered(self, waiting: Iterable[tuple[Any, list[Found], str]]) -> Iterator[Answer]:
+        """The network's part, for some pictures' faces at once."""
+        waiting = list(waiting)
+        crops = [found.crop for _, of_picture, _ in waiting for found in of_picture]
+        size = self.engine.image_size
+        batch = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
+        rows = self.engine.probabilities(batch) if crops else np.zeros((0, len(self.classes)))
+        start = 0
+        for item, of_picture, reason in waiting:
+            yield Answer(item, of_picture, rows[start : start + len(of_picture)], reason)
+            start += len(of_picture)
+
+    def _finder(
+        self, how: str, decode: Callable[[Any], np.ndarray], size: int
+    ) -> Callable[[Any], tuple[Any, list[Found], str]]:
+        """(a picture) -> (itself, its faces, why it could not be read)."""
+        if how not in FACES:
+            raise InputError(f"faces cannot be '{how}'{did_you_mean(how, FACES)}")
+        detect = faces.make_detector("yunet", self.detector_model) if how == "detect" else None
+
+        def find(item: Any) -> tuple[Any, list[Found], str]:
+            try:
+                picture = decode(item)
+            except InputError as error:
+                return item, [], str(error)
+            return item, find_faces(picture, detect, size, self.engine.image_size), ""
+
+        return find
+
+
+def find_faces(
+    picture: np.ndarray, detect: faces.Detector | None, search_size: int, crop_size: int
+) -> list[Found]:
+    """The faces of a picture, cut out as `build` cuts them for the records.
+
+    Args:
+      picture: uint8 BGR [height, width, 3].
+      detect: None where the picture is a face.
+      search_size: pixels of the longer side at which it is searched.
+      crop_size: pixels a side of the network's input.
+
+    Returns:
+      The faces, the largest first.
+    """
+    if detect is None:
+        crop, box = images.square(picture)
+        return [Found(faces.Face(box, 1.0, None), _as_input(crop, crop_size))]
+    found = sorted(detect(picture, search_size), key=lambda face: -face.box[2] * face.box[3])
+    # What the detector places wholly outside is nothing that can be looked at.
+    height, width = picture.shape[:2]
+    found = [
+        face
+        for face in found
+        if face.box[0] < width
+        and face.box[1] < height
+        and face.box[0] + face.box[2] > 0
+        and face.box[1] + face.box[3] > 0
+    ]
+    return [Found(face, _as_input(faces.align(picture, face), crop_size)) for face in found]
+
+
+def _as_input(crop: np.ndarray, size: int) -> np.ndarray:
+    return cv2.cvtColor(images.resized(crop, size), cv2.COLOR_BGR2RGB)
+
+
+def is_picture(value: Any) -> bool:
+    """Whether something is one picture, rather than several of them."""
+    if isinstance(value, np.ndarray):
+        return value.ndim != 4
+    return isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+
+
+def as_picture(value: Any) -> np.ndarray:
+    """Whatever stands for a picture as uint8 BGR [height, width, 3].
+
+    Raises:
+      InputError: it does not; in a few words.
+    """
+    if isinstance(value, str | os.PathLike):
+        return cv2.cvtColor(images.read(Path(value)), cv2.COLOR_RGB2BGR)
+    if hasattr(value, "convert") and hasattr(value, "getexif"):
+        # A PIL image, which only somebody who has PIL can have.
+        from PIL import ImageOps
+
+        value = np.asarray(ImageOps.exif_transpose(value).convert("RGB"))
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"{type(value).__name__} is no path, PIL image or array")
+    if value.dtype != np.uint8:
+        raise InputError(f"an array of {value.dtype}, where uint8 from 0 to 255 is needed")
+    if value.ndim != 3 or value.shape[2] != 3 or not value.size:
+        raise InputError(f"an array {list(value.shape)}, where RGB [height, width, 3] is needed")
+    return cv2.cvtColor(np.ascontiguousarray(value), cv2.COLOR_RGB2BGR)
+
+
+def name_of(item: Any, number: int) -> str:
+    """What a message calls a picture."""
+    return f"'{item}'" if isinstance(item, str | os.PathLike) else f"picture {number}"
+
+
+def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Iterator[R]:
+    """What a function makes of each item, in order, worked out by threads before it is asked for.
+
+    Args:
+      items: drawn in a thread of their own, one after the other.
+      work: called from as many threads as there are cores.
+      depth: so many items at most are drawn and not yet yielded.
+
+    Raises:
+      Whatever `items` or `work` raises, in its place in the order.
+    """
+    ready: queue.Queue[concurrent.futures.Future[R] | None] = queue.Queue()
+    room, stopped = threading.Semaphore(depth), threading.Event()
+    pool = concurrent.futures.ThreadPoolExecutor(min(depth, os.cpu_count() or 1))
+
+    def draw() -> None:
+        try:
+            for item in items:
+                ready.put(pool.submit(work, item))
+                room.acquire()
+                if stopped.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:  # whatever it is, it is raised where it is waited for
+            failed: concurrent.futures.Future[R] = concurrent.futures.Future()
+            failed.set_exception(error)
+            ready.put(failed)
+
+    drawing = threading.Thread(target=draw, daemon=True)
+    drawing.start()
+    try:
+        while (future := ready.get()) is not None:
+            yield future.result()
+            room.release()
+    finally:
+        stopped.set()
+        room.release()
+        pool.shutdown(cancel_futures=True)
+        drawing.join()
+
+
+def load(path: str | os.PathLike[str], engine: str = "", *, detector_model: str = "") -> Recognizer:
+    """Opens a trained model, to be used on whatever there is.
+
+    Args:
+      path: a run's workdir, one of its checkpoints (WORKDIR/checkpoints/STEP), the folder that
+        `export` wrote, or a file in it.
+      engine: "jax", "onnxruntime" or "openvino"; "" for the one that the kind of file is for.
+      detector_model: the file of the YuNet face detector; "" for the one in ~/.cache/fer_jax,
+        which is fetched once, when a face is to be found for the first time.
+
+    Raises:
+      InputError: nothing that was trained is there, or it cannot be read.
+    """
+    return Recognizer(open_engine(Path(path), engine), detector_model)
