@@ -38,7 +38,7 @@ def to_onnx(
     Raises:
       InputError: the package onnx is not installed.
     """
-    onnx = _import_onnx()
+    onnx = import_onnx()
     size, classes = model["image_size"], model["num_classes"]
     graph = _Graph(onnx)
     scaled = graph.add("Mul", graph.add("Cast", INPUT, to=1), graph.array(np.float32(1 / 127.5)))
@@ -117,7 +117,7 @@ class _Graph:
     def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds a node; returns the name of its output."""
         output = name or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], **attributes))
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def array(self, values: np.ndarray | np.float32) -> str:
@@ -145,7 +145,12 @@ class _Graph:
         return model
 
 
-def _import_onnx() -> Any:
+def import_onnx() -> Any:
+    """The package onnx.
+
+    Raises:
+      InputError: it is not installed.
+    """
     try:
         import onnx
     except ImportError as error:
