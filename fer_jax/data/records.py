@@ -209,7 +209,9 @@ def open_records(name: str, split: str, data_dir: Path) -> Records:
 
     Args:
       name: as in `dataset_directory`.
-      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all".
+      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all"; at its
+        end "[content=food_market]", or several names by commas, keeps the records of these content
+        groups alone.
       data_dir: what `build --data_dir` was given.
 
     Raises:
@@ -221,7 +223,8 @@ def open_records(name: str, split: str, data_dir: Path) -> Records:
     if missing:
         raise InputError(f"'{name}' holds no face records: it lacks {', '.join(sorted(missing))}")
     splits = builder.info.splits
-    expression = "+".join(splits) if split == "all" else split
+    whole, _, wanted = split.removesuffix("]").partition("[content=")
+    expression = "+".join(splits) if whole == "all" else whole if wanted else split
     try:
         serialized = builder.as_data_source(
             split=expression, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -233,7 +236,16 @@ def open_records(name: str, split: str, data_dir: Path) -> Records:
     if count == 0:
         raise InputError(f"split '{split}' of '{name}' is empty")
     config = directory.parent.name
-    return Records(name, split, _read_columns(serialized), serialized, config)
+    records = Records(name, split, _read_columns(serialized), serialized, config)
+    if not wanted:
+        return records
+    content = records.columns["content"]
+    known = np.unique(content).tolist()
+    for group in wanted.split(","):
+        if group not in known:
+            hint = did_you_mean(group, known)
+            raise InputError(f"'{whole}' of '{name}' has no content '{group}'{hint}")
+    return only(records, np.flatnonzero(np.isin(content, wanted.split(","))))
 
 
 def _read_columns(serialized: Iterable[bytes]) -> dict[str, np.ndarray]:

@@ -168,7 +168,7 @@ def load(
         network=network,
         mesh=mesh,
         batch_size=-(-batch_size // mesh.size) * mesh.size,
-        score=compile_predict_step(graphdef, sharding, mesh),
+        score=compile_predict_step(graphdef, sharding, mesh, flip=config.test_time_flip),
         pool=pool,
     )
 

@@ -117,7 +117,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         config.batch_size,
         mesh.size * config.accumulation_steps,
     )
-    score = compile_predict_step(xception.graphdef(**model), network_of(sharding), mesh)
+    graphdef = xception.graphdef(**model)
+    score = compile_predict_step(graphdef, network_of(sharding), mesh, flip=config.test_time_flip)
 
     def estimate(network: dict[str, Any]) -> dict[str, Any]:
         return swad.estimated_statistics(
