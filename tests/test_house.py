@@ -15,6 +15,7 @@ FLOORS = {
     "fer_jax.errors": 0,
     "fer_jax.schema": 0,
     "fer_jax.config": 0,
+    "fer_jax.charts": 1,
     "fer_jax.media": 1,
     "fer_jax.models": 1,
     "fer_jax.doctor": 1,

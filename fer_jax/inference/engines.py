@@ -15,12 +15,9 @@ import numpy as np
 
 from fer_jax.config import to_json
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.inference.load import ARRAYS, load
+from fer_jax.inference.explain import explainer
+from fer_jax.inference.load import ARRAYS, blocks, load
 from fer_jax.sharding import to_devices
-
-# Faces are run in blocks of these sizes, the largest that fit first: every size is a program to
-# be compiled, and none is filled up with black, so that one face costs one face.
-BLOCKS = (32, 8, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +33,8 @@ class Engine:
         callable from several threads.
       about: what `export` writes into config.json: task, classes, image_size, step, config.
       folder: of the files it came from, where results.json may stand.
-      explain: (faces as for `probabilities`, int [n] classes) to float [n, g, g], where the
-        network looked, as `explain.explain`; None where an engine has no gradient.
+      explain: where the network looked, as `explain.explainer` returns it; None where an engine
+        has no gradient.
     """
 
     name: str
@@ -47,7 +44,7 @@ class Engine:
     probabilities: Callable[[np.ndarray], np.ndarray]
     about: Mapping[str, Any]
     folder: Path
-    explain: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    explain: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def open_engine(path: Path, engine: str = "") -> Engine:
@@ -83,11 +80,11 @@ def _jax(path: Path) -> Engine:
     # One device: what takes the time beside it, decoding and detecting, is the host's.
     model = load(folder, checkpoint, batch_size=1, devices=jax.local_devices()[:1])
 
-    def run(block: np.ndarray) -> np.ndarray:
-        return np.asarray(model.score(model.network, to_devices(block, model.mesh)))
-
     def probabilities(faces: np.ndarray) -> np.ndarray:
-        return in_blocks(run, faces, len(model.classes))
+        rows = np.empty((len(faces), len(model.classes)), np.float32)
+        for block in blocks(len(faces)):
+            rows[block] = model.score(model.network, to_devices(faces[block], model.mesh))
+        return rows
 
     about = {
         "task": model.config.task,
@@ -102,22 +99,10 @@ def _jax(path: Path) -> Engine:
         classes=model.classes,
         image_size=model.image_size,
         probabilities=probabilities,
+        explain=explainer(model),
         about=about,
         folder=folder,
     )
-
-
-def in_blocks(
-    run: Callable[[np.ndarray], np.ndarray], faces: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Runs any number of faces through a function of `BLOCKS` sizes: float32 [n, classes]."""
-    out = np.empty((len(faces), num_classes), np.float32)
-    start = 0
-    for size in BLOCKS:
-        while len(faces) - start >= size:
-            out[start : start + size] = run(faces[start : start + size])
-            start += size
-    return out
 
 
 # name: opens a path in it

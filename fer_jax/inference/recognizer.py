@@ -5,13 +5,12 @@ network, many pictures' faces together. Decoding and detecting run in threads ah
 network, a fixed number of pictures and no further, so that memory does not grow with the input.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -50,12 +49,16 @@ class Answer(NamedTuple):
       found: the faces, the largest first.
       probabilities: float32 [faces, classes].
       reason: why there is no answer; empty where there is one, be it of no face.
+      picture: uint8 BGR, reduced as `stream` was asked to keep it; None where it was not.
+      scale: of `picture`; the boxes are in pixels of the whole one.
     """
 
     item: Any
     found: list[Found]
     probabilities: np.ndarray
     reason: str = ""
+    picture: np.ndarray | None = None
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Recognizer:
         *,
         faces: str = "detect",
         decode: Callable[[Any], np.ndarray] | None = None,
-        size: int = faces.ALL_FACES,
+        search_size: int = faces.ALL_FACES,
+        keep_size: int = 0,
     ) -> Iterator[Answer]:
         """`predict` for inputs of any length: an answer per picture, in order, as they come.
 
@@ -120,21 +124,22 @@ class Recognizer:
           faces: likewise.
           decode: turns one of them into uint8 BGR [height, width, 3], or raises InputError; None
             for pictures as in `predict`. Runs in threads.
-          size: pixels of the longer side at which a picture is searched for faces.
+          search_size: pixels of the longer side at which a picture is searched for faces.
+          keep_size: the answers hold their pictures, of at most so many pixels at the longer side;
+            0: they do not.
 
         Yields:
           `Answer`s; one that has a `reason` instead of faces could not be read.
         """
-        find = self._finder(faces, decode or as_picture, size)
-        waiting: collections.deque[tuple[Any, list[Found], str]] = collections.deque()
+        find = self._finder(faces, decode or as_picture, search_size, keep_size)
+        waiting: list[Answer] = []
         num_faces = 0
-        for one in ahead(pictures, find, depth=PICTURES_AHEAD):
-            waiting.append(one)
-            num_faces += len(one[1])
+        for answer in ahead(pictures, find, depth=PICTURES_AHEAD):
+            waiting.append(answer)
+            num_faces += len(answer.found)
             if num_faces >= BATCH_SIZE or len(waiting) >= PICTURES_AHEAD:
                 yield from self._answered(waiting)
-                waiting.clear()
-                num_faces = 0
+                waiting, num_faces = [], 0
         yield from self._answered(waiting)
 
     def described(self, answer: Answer) -> list[dict[str, Any]]:
@@ -149,32 +154,38 @@ class Recognizer:
             for found, row in zip(answer.found, answer.probabilities, strict=True)
         ]
 
-    def _answered(self, waiting: Iterable[tuple[Any, list[Found], str]]) -> Iterator[Answer]:
+    def _answered(self, waiting: Sequence[Answer]) -> Iterator[Answer]:
         """The network's part, for some pictures' faces at once."""
-        waiting = list(waiting)
-        crops = [found.crop for _, of_picture, _ in waiting for found in of_picture]
-        size = self.engine.image_size
-        batch = np.stack(crops) if crops else np.zeros((0, size, size, 3), np.uint8)
-        rows = self.engine.probabilities(batch) if crops else np.zeros((0, len(self.classes)))
+        crops = [found.crop for answer in waiting for found in answer.found]
+        no_rows = np.zeros((0, len(self.classes)), np.float32)
+        rows = self.engine.probabilities(np.stack(crops)) if crops else no_rows
         start = 0
-        for item, of_picture, reason in waiting:
-            yield Answer(item, of_picture, rows[start : start + len(of_picture)], reason)
-            start += len(of_picture)
+        for answer in waiting:
+            end = start + len(answer.found)
+            yield answer._replace(probabilities=rows[start:end])
+            start = end
 
     def _finder(
-        self, how: str, decode: Callable[[Any], np.ndarray], size: int
-    ) -> Callable[[Any], tuple[Any, list[Found], str]]:
-        """(a picture) -> (itself, its faces, why it could not be read)."""
+        self, how: str, decode: Callable[[Any], np.ndarray], search_size: int, keep_size: int
+    ) -> Callable[[Any], Answer]:
+        """(a picture) -> an answer of its faces, which the network has still to see."""
         if how not in FACES:
             raise InputError(f"faces cannot be '{how}'{did_you_mean(how, FACES)}")
         detect = faces.make_detector("yunet", self.detector_model) if how == "detect" else None
+        nothing = np.zeros((0, len(self.classes)), np.float32)
 
-        def find(item: Any) -> tuple[Any, list[Found], str]:
+        def find(item: Any) -> Answer:
             try:
                 picture = decode(item)
             except InputError as error:
-                return item, [], str(error)
-            return item, find_faces(picture, detect, size, self.engine.image_size), ""
+                return Answer(item, [], nothing, str(error))
+            found = find_faces(picture, detect, search_size, self.engine.image_size)
+            kept, scale = None, 1.0
+            if keep_size:
+                scale = min(1.0, keep_size / max(picture.shape[:2]))
+                size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+                kept = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+            return Answer(item, found, nothing, "", kept, scale)
 
         return find
 
