@@ -56,7 +56,8 @@ class Answers:
 
         Args:
           out: the folder; made if it is not there. None for none.
-          about: the model and the settings, which must be those of what is there already.
+          about: the model ("task", "classes", ...) and the settings ("smooth", ...), which must
+            be those of what is there already.
           inputs: what is to be answered.
           overwrite: drop all that is there already.
 
@@ -65,6 +66,10 @@ class Answers:
         """
         self.out = out
         self.ledger: dict[str, dict[str, str]] = {}
+        self._columns = ["file", "frame", "timestamp_s", "face", "x", "y", "width", "height"]
+        self._columns += ["score", about["task"], *(f"p_{name}" for name in about["classes"])]
+        if about["smooth"]:
+            self._columns += [f"smoothed_{name}" for name in about["classes"]]
         if out is None:
             return
         out.mkdir(parents=True, exist_ok=True)
@@ -102,8 +107,8 @@ class Answers:
         return path
 
     def write_faces(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Appends rows of faces."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        """Appends rows of faces, their numbers to six digits."""
+        lines = "".join(json.dumps(_rounded(row)) + "\n" for row in rows)
         if self.out is None:
             sys.stdout.write(lines)
             sys.stdout.flush()
@@ -142,7 +147,8 @@ class Answers:
             tqdm.write(f"{one.name}: {reason}", file=sys.stderr)
         if self.out is not None:
             if people:
-                _append_csv(self.out / "clips.csv", [{"file": one.name} | row for row in people])
+                rows = [_rounded({"file": one.name} | row) for row in people]
+                _append_csv(self.out / "clips.csv", rows)
             _append_csv(self.out / "ledger.csv", [self.ledger[one.name]])
 
     def close(self) -> None:
@@ -154,14 +160,18 @@ class Answers:
         with lines.open("a+", encoding="utf-8") as rows:
             rows.seek(0)
             with temporary.open("w", newline="", encoding="utf-8") as text:
-                writer = None
-                for line in rows:
-                    flat = _flat(json.loads(line))
-                    if writer is None:
-                        writer = csv.DictWriter(text, list(flat))
-                        writer.writeheader()
-                    writer.writerow(flat)
+                writer = csv.DictWriter(text, self._columns)
+                writer.writeheader()
+                writer.writerows(_flat(json.loads(line)) for line in rows)
         temporary.replace(table)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

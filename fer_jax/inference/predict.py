@@ -10,6 +10,7 @@ Without --out the rows of faces.jsonl are printed, and nothing is written.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import glob
 import itertools
@@ -209,7 +210,9 @@ def _clip(
                 if answer.reason:
                     missing.append(frame.index)
                     continue
-                counts.update(pictures=1, with_faces=bool(answer.found), faces=len(answer.found))
+                counts["pictures"] += 1
+                counts["with_faces"] += bool(answer.found)
+                counts["faces"] += len(answer.found)
                 tracks = timeline.add(
                     frame.timestamp_s,
                     [found.face for found in answer.found],
@@ -232,8 +235,12 @@ def _clip(
     except KeyboardInterrupt:
         if one.kind != "camera":
             raise
-    if missing:
-        reason = f"ends early: {_listed(missing)} of {missing[-1] + 1} frames are not there"
+    if missing and counts["pictures"]:
+        # Those that a file lacks are mostly the last ones.
+        reason = f"{len(missing)} wanted frames missing ({missing[0]} to {missing[-1]})"
+        reason += ": the file ends early, or is damaged there"
+    elif missing:
+        reason = "no frame of it could be decoded"
     elif not reason and not counts["pictures"]:
         reason = "no frame between --start and --end"
     progress.total = max(progress.n, progress.total + progress.n - before - expected)
@@ -297,12 +304,6 @@ def _row(
     return row
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    """The first and the last; they are what a file lacks at its end."""
-    first, last = numbers[0], numbers[-1]
-    return f"{first} to {last}" if last > first else str(first)
-
-
 class _Drawing:
     """A clip that is written frame by frame, and there only when it is whole."""
 
@@ -323,8 +324,9 @@ class _Drawing:
             self._size = (picture.shape[1] // 2 * 2, picture.shape[0] // 2 * 2)
             self._first_s = timestamp_s
             temporary = self._path.with_suffix(".tmp.webm")
-            code = cv2.VideoWriter.fourcc(*"VP80")
-            self._writer = cv2.VideoWriter(str(temporary), code, self._fps, self._size)
+            with _silenced_stderr():
+                code = cv2.VideoWriter.fourcc(*"VP80")
+                self._writer = cv2.VideoWriter(str(temporary), code, self._fps, self._size)
             if not self._writer.isOpened():
                 raise InputError(f"'{temporary}' cannot be written as a clip")
         width, height = self._size
@@ -345,6 +347,19 @@ class _Drawing:
             temporary.replace(self._path)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """OpenCV prints that WebM files bear no FourCC, each time, past all of its settings."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _drawn(recognizer: Recognizer, answer: Answer, names: Sequence[str]) -> np.ndarray:

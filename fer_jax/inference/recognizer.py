@@ -7,6 +7,7 @@ network, a fixed number of pictures and no further, so that memory does not grow
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import queue
 import threading
@@ -272,15 +273,14 @@ def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Iterator
     """
     ready: queue.Queue[concurrent.futures.Future[R] | None] = queue.Queue()
     room, stopped = threading.Semaphore(depth), threading.Event()
-    pool = concurrent.futures.ThreadPoolExecutor(min(depth, os.cpu_count() or 1))
 
     def draw() -> None:
         try:
             for item in items:
-                ready.put(pool.submit(work, item))
                 room.acquire()
                 if stopped.is_set():
                     return
+                ready.put(_threads().submit(work, item))
             ready.put(None)
         except BaseException as error:  # whatever it is, it is raised where it is waited for
             failed: concurrent.futures.Future[R] = concurrent.futures.Future()
@@ -296,8 +296,15 @@ def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Iterator
     finally:
         stopped.set()
         room.release()
-        pool.shutdown(cancel_futures=True)
         drawing.join()
+        left = [future for future in ready.queue if future is not None and not future.cancel()]
+        concurrent.futures.wait(left)
+
+
+@functools.cache
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+    """Kept from one call to the next, for each of them holds a detector."""
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "fer_jax")
 
 
 def load(path: str | os.PathLike[str], engine: str = "", *, detector_model: str = "") -> Recognizer:

@@ -216,10 +216,10 @@ class Timeline:
 
 
 def _filled(means: np.ndarray) -> np.ndarray:
-    """Stretches between frames that were looked at hold what was last seen, if it was just before.
+    """Each stretch holds what was last seen, until the next frame that was looked at.
 
     Where frames are further apart than stretches are long, most stretches are empty, though the
-    face was there.
+    face was there. Where the face was away, they stay so.
     """
     there = np.flatnonzero(np.isfinite(means[:, 0]))
     if len(there) < 2:
@@ -227,7 +227,6 @@ def _filled(means: np.ndarray) -> np.ndarray:
     usual = int(np.median(np.diff(there)))
     filled = means.copy()
     for start, end in zip(there[:-1], there[1:], strict=True):
-        if end - start <= 2 * usual:
-            filled[start:end] = means[start]
+        filled[start : end if end - start <= 2 * usual else start + usual] = means[start]
     filled[there[-1] : there[-1] + usual] = means[there[-1]]
     return filled
