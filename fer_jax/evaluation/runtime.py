@@ -9,6 +9,8 @@ import numpy as np
 
 from fer_jax.errors import InputError
 
+ONNX = "model.onnx"
+INT8_FOLDER = "export_int8"  # of a workdir, where `export --quantize=int8` writes
 FORMAT = "fer_jax.xception"  # of an exported network, whatever the form
 INPUT, OUTPUT = "images", "probabilities"
 BATCH_SIZE = 64  # at most at once: the memory of every layer grows with it
@@ -20,21 +22,24 @@ class Session(NamedTuple):
     """A network in an engine.
 
     Attributes:
-      about: what `export` says of it: format, task, classes, image_size, step, config, ...
-      run: uint8 RGB [n, s, s, 3] to float32 [n, classes], rows sum to 1; any n, any thread.
+      about: what `export` says of it: format, task, classes, image_size, step, config, and of a
+        rounded one "quantization".
+      run: uint8 RGB [n, s, s, 3] to float32 [n, classes], rows sum to 1; any n, any thread. The
+        mean over mirror images, where the run's config says so.
     """
 
     about: dict[str, Any]
     run: Run
 
 
-def open_onnx(model: bytes, engine: str, name: str) -> Session:
+def open_onnx(model: bytes, engine: str, name: str, *, flip: bool = True) -> Session:
     """Makes a network ready to run.
 
     Args:
       model: an .onnx file that `export` wrote.
       engine: "onnxruntime" or "openvino".
       name: what a message calls the file.
+      flip: whether to look at mirror images, too, where the run's config says so.
 
     Raises:
       InputError: the engine is not installed, or the file is damaged or somebody else's.
@@ -49,8 +54,10 @@ def open_onnx(model: bytes, engine: str, name: str) -> Session:
         raise
     except Exception as error:  # ONNX Runtime's own derive from nothing narrower
         raise InputError(f"'{name}' is damaged, or no network that {title} reads") from error
-    if about.get("format") != FORMAT:
+    if not about.keys() >= {"task", "classes", "image_size", "step", "config"}:
         raise InputError(f"'{name}' is no network that fer-jax export wrote")
+    if flip and about["config"].get("test_time_flip"):
+        return Session(about, lambda images: (run(images) + run(images[:, :, ::-1])) / 2)
     return Session(about, run)
 
 
@@ -73,7 +80,7 @@ def _onnxruntime(model: bytes) -> tuple[Mapping[str, str], Run]:
     def run(images: np.ndarray) -> np.ndarray:
         return np.asarray(session.run([OUTPUT], {INPUT: images})[0])
 
-    return _foreign_json(session.get_modelmeta().custom_metadata_map), in_batches(run)
+    return _ours(session.get_modelmeta().custom_metadata_map), in_batches(run)
 
 
 def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
@@ -81,10 +88,8 @@ def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
 
     core = openvino.Core()
     read = core.read_model(model)
-    texts = {}
-    if read.has_rt_info("framework"):
-        texts = {key: value.astype(str) for key, value in read.get_rt_info()["framework"].items()}
-    texts = _foreign_json(texts)
+    there = read.get_rt_info()["framework"] if read.has_rt_info("framework") else {}
+    texts = _ours({key: value.astype(str) for key, value in there.items()})
     # By itself it computes in bfloat16 wherever the processor can; here that is the run's choice.
     lower = json.loads(texts.get("config", "{}")).get("model", {}).get("dtype") == "bfloat16"
     compiled = core.compile_model(
@@ -99,13 +104,13 @@ def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
         if not hasattr(requests, "one"):
             requests.one = compiled.create_infer_request()
         # Its own arrays are overwritten by the next images.
-        return np.array(requests.one.infer([images])[number])
+        return np.array(requests.one.infer([np.ascontiguousarray(images)])[number])
 
     return texts, in_batches(run)
 
 
-def _foreign_json(texts: Mapping[str, str]) -> Mapping[str, str]:
-    """Nothing of a file that does not say that it is ours."""
+def _ours(texts: Mapping[str, str]) -> Mapping[str, str]:
+    """What a file says of itself; nothing of one that does not say that it is ours."""
     return texts if texts.get("format") == json.dumps(FORMAT) else {}
 
 

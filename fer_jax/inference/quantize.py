@@ -1,14 +1,14 @@
-"""A trained network in int8: a quarter of the size, and faster where the processor has int8 products.
+"""A trained network in int8: a quarter of the size, and faster where processors multiply int8.
 
 Two forms (Nagel et al. 2021, arXiv:2106.08295, describe both):
-- weights alone: every kernel as int8 with a scale per output channel; computing is as before.
-- static: an ONNX graph whose activations are uint8, too. Their ranges are those that training
-  faces gave (never validation or test faces: there is no argument by which they could come in).
+- Weights alone: every kernel is int8 with a scale per output channel; it computes as before.
+- Static: an ONNX graph in which the values between the layers are uint8, too. Their ranges are
+  what training faces gave, and half as much again: faces of other sources go further, and what
+  is cut off costs more than a coarser step.
 
-Before, channels are brought to one range: what a separable convolution keeps between its two
-kernels, and what goes from one to the next through a ReLU, has one scale for all channels, while a
-kernel may be multiplied in one layer and divided in the next (Nagel et al. 2019,
-arXiv:1906.04721).
+Before the static form, channels are brought to one range. The values between two layers have one
+scale for all channels, but a kernel may multiply a channel that the next one divides again (Nagel
+et al. 2019, arXiv:1906.04721), also through a ReLU.
 """
 
 from collections.abc import Sequence
@@ -17,19 +17,32 @@ from typing import Any
 import numpy as np
 
 from fer_jax.data.records import Records, labelled_rows
+from fer_jax.errors import InputError
 from fer_jax.evaluation import runtime
-from fer_jax.inference.onnx_graph import INPUT, import_onnx
+from fer_jax.inference.onnx_graph import INPUT, LAST, import_onnx
 
-INT8 = "int8"
 SCALE = ".scale"  # after the name of a kernel: of its int8 values
 LARGEST = 127  # -128 is not used, so that a scale is the same for both signs
 NUM_CALIBRATION = 512
 BATCH_SIZE = 32
-# A channel is multiplied by so much at most: what calibration never saw of it would be cut off.
+MARGIN = 1.5  # of the ranges that calibration gave
+# A channel is multiplied by so much at most: a range of nearly nothing says little.
 MOST_STRETCHED = 32.0
-LAST = "logits"
-BITS = 127
-MARGIN = 1.0
+
+
+def rounded_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel in int8.
+
+    Args:
+      kernel: float32 [..., channels].
+
+    Returns:
+      (int8 [..., channels], scale float32 [channels]): their product is the kernel again, to
+      half a scale.
+    """
+    largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
+    scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
+    return np.round(kernel / scale).astype(np.int8), scale
 
 
 def quantized_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -39,18 +52,15 @@ def quantized_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       arrays: float32 by name, the output channels of a kernel in its last axis.
 
     Returns:
-      Vectors as they are; instead of each kernel int8 of its shape and, under its name and
-      `SCALE`, float32 [channels]: int8 times scale is the kernel again, to half a scale.
+      Vectors as they are; for a kernel the two arrays of `rounded_kernel`, the scale under its
+      name and `SCALE`.
     """
     found = {}
     for name, array in arrays.items():
         if array.ndim < 2:
             found[name] = array
-            continue
-        largest = np.abs(array).max(axis=tuple(range(array.ndim - 1)))
-        scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
-        found[name] = np.round(array / scale).astype(np.int8)
-        found[name + SCALE] = scale
+        else:
+            found[name], found[name + SCALE] = rounded_kernel(array)
     return found
 
 
@@ -83,155 +93,157 @@ def quantized_graph(model: Any, crops: np.ndarray) -> Any:
       crops: uint8 [n, s, s, 3], training faces.
 
     Returns:
-      `onnx.ModelProto` with the same inputs and outputs, every quantized value between a
-      QuantizeLinear and a DequantizeLinear, which engines fuse into integer layers. The last
-      layer stays as it is: it is small, and its rounding would be the probabilities'.
+      `onnx.ModelProto` with the same inputs and outputs. What is rounded stands between a
+      QuantizeLinear and a DequantizeLinear, which engines fuse with the layers around them into
+      integer ones. The last layer stays as it is: it is small, and decides.
 
     Raises:
-      InputError: ONNX Runtime is not installed.
+      InputError: the packages onnx or onnxruntime are not installed.
     """
-    onnx = import_onnx()
-    graph = _Editable(onnx, model)
+    graph = _Graph(import_onnx(), model)
     graph.equalize(graph.ranges(crops))
     graph.quantize(graph.ranges(crops))
-    onnx.checker.check_model(graph.model, full_check=True)
+    graph.onnx.checker.check_model(graph.model, full_check=True)
     return graph.model
 
 
-class _Editable:
-    """A copy of a graph of `to_onnx`, which knows who makes and who uses a value."""
+class _Graph:
+    """A copy of a graph of `to_onnx`, in which it is known who makes and who uses a value.
+
+    Attributes:
+      layers: the nodes with kernels that become int8.
+      values: the names of what stands between layers, in the order of the nodes.
+    """
 
     def __init__(self, onnx: Any, model: Any):
         self.onnx, self.model = onnx, onnx.ModelProto()
         self.model.CopyFrom(model)
-        self.nodes = list(self.model.graph.node)
         self.arrays = {array.name: array for array in self.model.graph.initializer}
+        self.nodes = list(self.model.graph.node)
         self.makers = {name: node for node in self.nodes for name in node.output}
         self.users: dict[str, list[Any]] = {}
         for node in self.nodes:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
-        self.layers = [
-            node for node in self.nodes if node.op_type in ("Conv", "Gemm") and node.name != LAST
-        ]
-        # A layer and its ReLU are one.
-        self.values = [self.layers[0].input[0]] + [
-            node.output[0]
-            for node in self.nodes
-            if node.op_type in ("Relu", "Add", "MaxPool")
-            or (node in self.layers and self._next(node).op_type != "Relu")
-        ]
+        self.layers = [n for n in self.nodes if n.op_type in ("Conv", "Gemm") and n.name != LAST]
+        results = [self.result(layer) for layer in self.layers]
+        others = [n.output[0] for n in self.nodes if n.op_type in ("Relu", "Add", "MaxPool")]
+        made = {*results, *others}
+        self.values = [self.layers[0].input[0]]
+        self.values += [n.output[0] for n in self.nodes if n.output[0] in made]
 
-    def _next(self, node: Any) -> Any:
-        return self.users[node.output[0]][0]
+    def result(self, layer: Any) -> str:
+        """A layer's output, after the ReLU where nothing else uses it: engines make them one."""
+        users = self.users[layer.output[0]]
+        alone = len(users) == 1 and users[0].op_type == "Relu"
+        return (users[0] if alone else layer).output[0]
 
     def array(self, name: str) -> np.ndarray:
         """The values of a constant."""
         return self.onnx.numpy_helper.to_array(self.arrays[name])
 
-    def replace(self, name: str, values: np.ndarray) -> None:
-        """Gives a constant other values."""
+    def multiply(self, name: str, factor: np.ndarray) -> None:
+        """Multiplies a constant."""
+        values = (self.array(name) * factor).astype(np.float32)
         self.arrays[name].CopyFrom(self.onnx.numpy_helper.from_array(values, name))
 
     def ranges(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """The least and the largest of every value to be quantized, by channel: [2, channels]."""
+        """The least and the largest of each of `values` on some faces: float32 [2, channels]."""
         watched = self.onnx.ModelProto()
         watched.CopyFrom(self.model)
         del watched.graph.output[:]
         for name in self.values:
             info = self.onnx.helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, None)
             watched.graph.output.append(info)
-        session = runtime.onnxruntime_session(watched.SerializeToString())
+        try:
+            session = runtime.onnxruntime_session(watched.SerializeToString())
+        except ImportError as error:
+            raise InputError("ONNX Runtime is not installed; pip install -e '.[export]'") from error
         found: dict[str, np.ndarray] = {}
         for start in range(0, len(crops), BATCH_SIZE):
             seen: Any = session.run(None, {INPUT: crops[start : start + BATCH_SIZE]})
             for name, values in zip(self.values, seen, strict=True):
                 axes = (0, *range(2, values.ndim))
-                now = np.stack([values.min(axes), values.max(axes)])
-                before = found.get(name, now)
-                found[name] = np.stack(
-                    [np.minimum(before[0], now[0]), np.maximum(before[1], now[1])]
-                )
+                low, high = values.min(axes), values.max(axes)
+                before = found.get(name, (low, high))
+                found[name] = np.stack([np.minimum(before[0], low), np.maximum(before[1], high)])
         return found
 
     def equalize(self, ranges: dict[str, np.ndarray]) -> None:
-        """Brings channels to one range where the next layer can take the factor back."""
+        """Brings channels to one range wherever the one layer that uses them can undo it."""
         for layer in self.layers:
-            value = layer.output[0]
-            if value not in ranges:
-                value = self._next(layer).output[0]
+            value = self.result(layer)
             users = self.users[value]
             if len(users) != 1 or users[0] not in self.layers:
                 continue
-            (user,) = users
             reached = np.abs(ranges[value]).max(axis=0)
             factor = np.minimum(reached.max() / np.maximum(reached, 1e-12), MOST_STRETCHED)
             for name in layer.input[1:]:
-                values = self.array(name)
-                columns = factor.reshape(-1, *[1] * (values.ndim - 1))
-                self.replace(name, (values * columns).astype(np.float32))
-            values = self.array(user.input[1])
-            # [channels, 1, h, w] of a depthwise kernel, or [filters, channels, h, w].
-            rows = factor.reshape((-1, 1, 1, 1) if values.shape[1] == 1 else (1, -1, 1, 1))
-            self.replace(user.input[1], (values / rows).astype(np.float32))
+                # [channels] or, with a filter each, [channels, inputs, h, w].
+                self.multiply(name, factor.reshape(-1, *[1] * (self.array(name).ndim - 1)))
+            kernel = users[0].input[1]
+            depthwise = self.array(kernel).shape[1] == 1
+            self.multiply(kernel, 1 / factor.reshape((-1, 1, 1, 1) if depthwise else (-1, 1, 1)))
 
     def quantize(self, ranges: dict[str, np.ndarray]) -> None:
-        """Puts every value and kernel between a QuantizeLinear and a DequantizeLinear."""
-        onnx, made, scales, rounded = self.onnx, [], {}, {}
+        """Puts `values` and kernels between a QuantizeLinear and a DequantizeLinear."""
+        helper, made, constants = self.onnx.helper, [], []
+        steps: dict[str, tuple[np.float32, np.uint8]] = {}  # scale and zero point, by value
 
-        def constant(name: str, values: Any) -> str:
-            self.model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
-            return name
-
-        def dequantized(name: str, values: np.ndarray, scale: np.ndarray, axis: int) -> str:
-            inputs = [constant(name + ".int", values), constant(name + ".scale", scale)]
-            inputs.append(constant(name + ".zero", np.zeros(len(scale), values.dtype)))
+        def dequantize(name: str, integers: Any, scale: Any, zero: Any, axis: int = 1) -> None:
+            """A DequantizeLinear of a value (`integers` is its name) or of a constant."""
+            if not isinstance(integers, str):
+                constants.append(self.onnx.numpy_helper.from_array(integers, f"{name}.int"))
+                integers = f"{name}.int"
+            names = [f"{name}.step", f"{name}.zero"]
+            constants.extend(map(self.onnx.numpy_helper.from_array, (scale, zero), names))
+            inputs, output = [integers, *names], f"{name}.rounded"
             made.append(
-                onnx.helper.make_node("DequantizeLinear", inputs, [name + ".float"], axis=axis)
+                helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=axis)
             )
-            return name + ".float"
 
-        def around(name: str) -> None:
+        def round_value(name: str) -> None:
             maker = self.makers[name]
-            if maker.op_type == "MaxPool":  # chooses among values that are already rounded
-                scales[name] = scales[maker.input[0].removesuffix(".rounded")]
+            if maker.op_type == "MaxPool":  # takes what is rounded already
+                steps[name] = steps[maker.input[0].removesuffix(".rounded")]
             else:
-                low = min(0.0, float(ranges[name][0].min())) * MARGIN
-                high = max(0.0, float(ranges[name][1].max())) * MARGIN
+                # Pixels go no further than they may.
+                margin = 1.0 if maker.op_type == "Transpose" else MARGIN
+                low, high = (
+                    bound(initial=0) * margin for bound in (ranges[name].min, ranges[name].max)
+                )
                 scale = np.float32(max(high - low, 1e-12) / 255)
-                scales[name] = scale, np.uint8(np.clip(round(-low / float(scale)), 0, 255))
-            inputs = [constant(f"{name}.{n}", v) for n, v in zip(("s", "z"), scales[name])]
-            for kind, source, target in (
-                ("QuantizeLinear", name, name + ".uint8"),
-                ("DequantizeLinear", name + ".uint8", name + ".rounded"),
-            ):
-                made.append(onnx.helper.make_node(kind, [source, *inputs], [target], name=target))
-            rounded[name] = name + ".rounded"
+                steps[name] = scale, np.uint8(np.round(-low / scale))
+            source = maker.input[0] if maker.op_type == "Relu" else name
+            inputs = [source, f"{name}.step", f"{name}.zero"]
+            made.append(
+                helper.make_node("QuantizeLinear", inputs, [f"{name}.int"], name=f"{name}.int")
+            )
+            dequantize(name, f"{name}.int", *steps[name])
 
         for node in self.nodes:
             if node in self.layers:
-                scale_in = scales[node.input[0]][0]
-                kernel, bias = node.input[1], [*node.input[2:]]
-                values = self.array(kernel)
+                kernel, *bias = node.input[1:]
                 axis = 0 if node.op_type == "Conv" else 1
-                flat = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-                largest = np.abs(flat).max(axis=1)
-                scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(BITS)
-                shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-                integers = np.round(values / scale.reshape(shape)).astype(np.int8)
-                node.input[1] = dequantized(kernel, integers, scale, axis)
-                if bias:
-                    of_sum = (scale_in * scale).astype(np.float32)
-                    integers = np.round(self.array(bias[0]) / of_sum)
-                    integers = np.clip(integers, -(2**31), 2**31 - 1).astype(np.int32)
-                    node.input[2] = dequantized(bias[0], integers, of_sum, 0)
-            for index, name in enumerate(node.input):
-                node.input[index] = rounded.get(name, name)
-            made.append(node)
+                values = np.moveaxis(self.array(kernel), axis, -1)
+                integers, scale = rounded_kernel(values)
+                integers = np.ascontiguousarray(np.moveaxis(integers, -1, axis))
+                dequantize(kernel, integers, scale, np.zeros(len(scale), np.int8), axis)
+                for name in bias:  # at most one; as fine as the products that it is added to
+                    fine = scale * steps[node.input[0]][0]
+                    reach = np.iinfo(np.int32)
+                    integers = np.clip(np.round(self.array(name) / fine), reach.min, reach.max)
+                    zero = np.zeros(len(fine), np.int32)
+                    dequantize(name, integers.astype(np.int32), fine, zero, 0)
+                node.input[1:] = [f"{name}.rounded" for name in node.input[1:]]
+            node.input[:] = [f"{n}.rounded" if n in steps else n for n in node.input]
+            if node.op_type != "Relu":  # below, a zero point of 0 does what it does
+                made.append(node)
             if node.output[0] in self.values:
-                around(node.output[0])
+                round_value(node.output[0])
         used = {name for node in made for name in node.input}
-        kept = [array for array in self.model.graph.initializer if array.name in used]
+        kept = [array for name, array in self.arrays.items() if name in used]
+        kept = [self.onnx.TensorProto.FromString(array.SerializeToString()) for array in kept]
         del self.model.graph.node[:], self.model.graph.initializer[:]
         self.model.graph.node.extend(made)
-        self.model.graph.initializer.extend(kept)
+        self.model.graph.initializer.extend([*kept, *constants])
