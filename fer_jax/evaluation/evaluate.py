@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fer_jax import checkpoints, compilations
@@ -154,7 +155,7 @@ def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:
     arrays = {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
     if session.about.get("fingerprint") != checkpoints.fingerprint(arrays):
         raise InputError(f"{file} is of another checkpoint; {again}")
-    return lambda _, images: session.run(np.asarray(images))
+    return lambda _, images: jnp.asarray(session.run(np.asarray(images)))
 
 
 def _log_opening(workdir: Path, records: Records, step: int, data_dir: Path) -> None:

@@ -84,7 +84,7 @@ def _onnxruntime(model: bytes) -> tuple[Mapping[str, str], Run]:
 
 
 def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports] (an extra)
 
     core = openvino.Core()
     read = core.read_model(model)

@@ -315,7 +315,8 @@ def _card(
         names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
         lines += [
             "Of the network in float32 on test sets, with 95 % intervals that resample whole "
-            f"people (else clips); a balanced accuracy of {1 / len(about['classes']):.3f} is chance.",
+            f"people (else clips). A balanced accuracy of {1 / len(about['classes']):.3f} is "
+            "chance.",
             "",
             "| test set | images | subjects | accuracy | balanced accuracy | macro F1 | ECE |",
             "| --- | --- | --- | --- | --- | --- | --- |",
