@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, check_config, from_json, read_config
+from fer_jax.config import Config, check_config, completed, from_json, read_config, to_json
 from fer_jax.data.augment import normalize
 from fer_jax.errors import InputError
 from fer_jax.evaluation.predict import (
@@ -25,12 +24,14 @@ from fer_jax.evaluation.predict import (
     model_arguments,
     network_shapes,
 )
+from fer_jax.evaluation.runtime import FORMAT
+from fer_jax.inference.quantize import dequantized_weights
 from fer_jax.media.images import resized
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
 
-FORMAT = "fer_jax.xception"  # of an exported folder, whose files these are
+# Of an exported folder.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
 BATCH_SIZE = 64
 BATCHES_IN_FLIGHT = 4
@@ -98,13 +99,26 @@ class Model:
         """
         return self._run(self.pool, faces)
 
+    def about(self) -> dict[str, Any]:
+        """What every exported form says of the network, as JSON has it."""
+        return {
+            "format": FORMAT,
+            "task": self.config.task,
+            "classes": list(self.classes),
+            "image_size": self.image_size,
+            "step": self.step,
+            "margin": self.margin,
+            "fingerprint": self.fingerprint(),
+            "config": json.loads(to_json(self.config)),
+        }
+
     def fingerprint(self) -> str:
         """SHA-256 of the arrays that are used, in hexadecimal: which network this is."""
         arrays = {
             "params": self.network["ema"] or self.network["params"],
             "batch_stats": self.network["batch_stats"],
         }
-        return fingerprint(arrays)
+        return checkpoints.fingerprint(arrays)
 
     def _run(self, step: Any, faces: Iterable[np.ndarray]) -> np.ndarray:
         done: list[jax.Array] = []
@@ -213,14 +227,18 @@ def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any
         written = json.loads((folder / CONFIG).read_text())
         if written["format"] != FORMAT:
             raise InputError(wrong)
-        step, config = int(written["step"]), from_json(json.dumps(written["config"]))
+        step = int(written["step"])
+        config = completed(from_json(json.dumps(written["config"])))
         margin = float(written.get("margin", 0.0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(wrong) from error
+    _checked(config, folder)
     try:
-        arrays = load_file(folder / ARRAYS)
+        arrays = dequantized_weights(load_file(folder / ARRAYS))
     except SafetensorError as error:
         raise InputError(f"'{folder / ARRAYS}' is damaged: {error}") from error
+    except ValueError as error:
+        raise InputError(f"'{folder / ARRAYS}' is damaged: scales of another shape") from error
     shapes = network_shapes(config, mesh) | {"ema": {}}
     wanted: dict[str, Any] = traverse_util.flatten_dict(
         {k: v for k, v in shapes.items() if v}, sep="/"
@@ -234,20 +252,6 @@ def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any
             )
     network: Any = traverse_util.unflatten_dict(arrays, sep="/")
     return step, config, jax.device_put(network | {"ema": {}}, replicated(mesh)), margin
-
-
-def fingerprint(tree: Any) -> str:
-    """SHA-256 over a tree's names, shapes and numbers (as float32), in hexadecimal."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in _leaves(tree)):
-        array = np.ascontiguousarray(np.asarray(leaf), np.float32)
-        digest.update(f"{path}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _leaves(tree: Any) -> Sequence[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def _pooled(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:
