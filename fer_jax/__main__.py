@@ -22,6 +22,8 @@ VERBS = {
     "compare": ("fer_jax.evaluation.compare", "is one run better than another, beyond chance"),
     "study": ("fer_jax.study.study", "train scenarios, and say which holds on what is new"),
     "report": ("fer_jax.study.report", "write report.html of a scored run or a study"),
+    "predict": ("fer_jax.inference.predict", "use a trained model on pictures and clips"),
+    "page": ("fer_jax.inference.page", "try a trained model in a browser"),
     "export": ("fer_jax.inference.export", "write a trained run as safetensors, ONNX, StableHLO"),
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
 }

@@ -6,11 +6,13 @@ validations, and whether the network is an average over the trajectory). The net
 of its own so that it can be read without the optimizer.
 """
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -174,3 +176,14 @@ def _check_architecture(manager: ocp.CheckpointManager, step: int, network: Any)
                 f"checkpoint {step} in {manager.directory} is of another architecture: {name} is "
                 f"{there.get(name, 'absent')} there and {wanted.get(name, 'absent')} in the config"
             )
+
+
+def fingerprint(tree: Any) -> str:
+    """SHA-256 over a tree's names, shapes and numbers (as float32), in hexadecimal."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):
+        array = np.ascontiguousarray(np.asarray(leaf), np.float32)
+        digest.update(f"{path}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

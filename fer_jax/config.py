@@ -63,7 +63,7 @@ def default_config() -> Config:
                 "batch_norm_momentum": 0.99,
                 "remat": False,  # on a GPU less memory for about a third more work
             },
-            "init_from": "",  # Keras Xception weights to start from
+            "init_from": "",  # Keras Xception weights to start from, or what convert made of them
             "input": "stream",  # decoded as needed; or once: "memmap" (workdir/decoded), "device"
             "frozen_statistics": False,  # BatchNorm keeps the statistics it started with
             "mixture": {
@@ -394,6 +394,11 @@ def read_config(workdir: Path) -> Config:
         config = from_json(file.read_text())
     except ValueError as error:
         raise InputError(f"'{file}' is damaged ({error}); choose another workdir") from error
+    return completed(config)
+
+
+def completed(config: Config) -> Config:
+    """Gives fields that came after the config was written their defaults, in place."""
     _fill(config, default_config())
     return config
 

@@ -111,6 +111,12 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
 
+    def choose(self, selector: str, file: Path) -> None:
+        """Chooses a file in an input of files."""
+        root = self("DOM.getDocument")["root"]["nodeId"]
+        node = self("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
     def press(self, key: str) -> None:
         """Presses a key, such as "Tab" or "Enter"."""
         code = {"Tab": 9, "Enter": 13}[key]
@@ -127,15 +133,15 @@ class Page:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Page]:
-    """A browser with a profile of its own, ended with the block."""
+def browser(profile: Path, *flags: str) -> Iterator[Page]:
+    """A browser with a profile and flags of its own, ended with the block."""
     assert PATH
     to_browser, from_browser = os.pipe(), os.pipe()
     theirs = (to_browser[0], from_browser[1])
     # The shell opens the pipes' ends again where Chromium looks for them (dash knows `3<&N` for
     # a single digit only).
     script = f'exec "$0" "$@" 3</proc/self/fd/{theirs[0]} 4>/proc/self/fd/{theirs[1]}'
-    words = [PATH, *FLAGS.split(), f"--user-data-dir={profile}"]
+    words = [PATH, *FLAGS.split(), *flags, f"--user-data-dir={profile}"]
     process = subprocess.Popen(
         ["sh", "-c", script, *words],
         pass_fds=theirs,

@@ -7,12 +7,17 @@ import h5py
 import jax
 import keras
 import numpy as np
+import optax
 import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
+from fer_jax.__main__ import main
 from fer_jax.errors import InputError
 from fer_jax.models import xception
-from fer_jax.weights.keras import load_xception
+from fer_jax.sharding import make_mesh, state_sharding
+from fer_jax.training import start
+from fer_jax.training.step import init_state
+from fer_jax.weights.xception import load_xception
 
 # Keras' own variables lack numpy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -147,3 +152,64 @@ def test_what_does_not_fit_is_refused(reference: Any, fresh: Any, tmp_path: Path
         del layers["separable_conv2d_3"]
     with pytest.raises(InputError, match="is missing"):
         load_xception(path, *fresh)
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.weights.h5"])
+def test_a_converted_file_is_the_same_start(
+    name: str, reference: Any, fresh: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, out = save(reference, tmp_path / name), tmp_path / "start"
+    for _ in range(2):  # the same command again gives the same
+        assert main(["convert", str(path), str(out)]) == 0
+        assert "Xception, 7 classes, 20,875,823 numbers" in capsys.readouterr().out
+    assert sorted(file.name for file in out.iterdir()) == ["arrays.safetensors", "config.json"]
+    jax.tree.map(
+        np.testing.assert_array_equal, load_xception(out, *fresh), load_xception(path, *fresh)
+    )
+
+
+def test_training_starts_from_a_converted_file_without_top(
+    reference: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, out = save(without_top(reference), tmp_path / "x.weights.h5"), tmp_path / "start"
+    assert main(["convert", str(path), str(out)]) == 0
+    assert "no top" in capsys.readouterr().out
+    optimizer = optax.sgd(0.1)
+
+    def init(key: jax.Array) -> Any:
+        return init_state(key, optimizer, model=MODEL | {"dtype": "float32"}, ema=True)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    sharding = state_sharding(shapes, make_mesh(), "data_parallel")
+    state = start.fresh(init, jax.random.key(0), sharding, str(out))
+    assert f"started from {out}; fresh: {', '.join(TOP)}" in capsys.readouterr().out
+    kernel = reference.get_layer("block14_sepconv2").get_weights()[1][0, 0]
+    for params in (state.params, state.ema):
+        np.testing.assert_array_equal(params["exit3"]["pointwise"]["kernel"], kernel)
+
+
+def test_a_converted_folder_that_does_not_fit_is_refused(
+    reference: Any, fresh: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "start"
+
+    def refused(match: str, params: Any = fresh[0]) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            load_xception(out, params, fresh[1])
+        assert "\n" not in str(caught.value)
+
+    out.mkdir()
+    refused("is no start that fer-jax convert wrote")
+    assert main(["convert", str(save(reference, tmp_path / "x.h5")), str(out)]) == 0
+    narrow = fresh[0] | {"stem1": {**fresh[0]["stem1"], "kernel": np.zeros((3, 3, 3, 16))}}
+    refused(r"params/stem1/kernel is \(3, 3, 3, 32\) and \(3, 3, 3, 16\)", narrow)
+    arrays = out / "arrays.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:-100])
+    refused("is damaged")
+    capsys.readouterr()
+    (tmp_path / "text.h5").write_text("<html>")
+    assert main(["convert", str(tmp_path / "text.h5"), str(tmp_path / "new")]) == 2
+    assert main(["convert", str(tmp_path / "absent.h5"), str(tmp_path / "new")]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "is not an HDF5 file" in errors[0]
+    assert "no weights file" in errors[1] and not (tmp_path / "new").exists()

@@ -10,11 +10,12 @@ from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import Ridge
 from small_runs import picture, small_generator, write_dataset, write_run
 
+from fer_jax.checkpoints import fingerprint
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predict import predict
-from fer_jax.inference.load import fingerprint, load
+from fer_jax.inference.load import load
 from fer_jax.schema import EMOTIONS
 from fer_jax.synthesis import labels
 

@@ -11,15 +11,15 @@ from typing import Any
 import chromium
 import numpy as np
 import pytest
-from small_runs import write_dataset, write_run
+from small_runs import write_dataset, write_predictions, write_run
 
 from fer_jax.__main__ import main
+from fer_jax.charts import Line, panel, ticks, track
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
 from fer_jax.evaluation.evaluate import evaluate
 from fer_jax.schema import EMOTIONS
-from fer_jax.study.charts import Line, panel, ticks, track
 from fer_jax.study.report import report
 
 HOSTILE = "<script>alert(1)</script>"
@@ -34,34 +34,7 @@ def make_workdir(workdir: Path, cross: str = "demo/social") -> Path:
     config = default_config()
     config.sources = ("demo/controlled",)
     workdir.joinpath("config.json").write_text(to_json(config))
-    workdir.joinpath("predictions").mkdir()
-    parts = [("demo/controlled", "test", 140, 7), (cross, "test", 90, 6)]
-    parts += [("demo/controlled", "validation", 70, 7)]
-    for seed, (dataset, split, n, classes) in enumerate(parts):
-        rng = np.random.default_rng(seed)
-        labels = rng.integers(0, classes, n)
-        chances = rng.dirichlet(np.ones(7), n) + np.eye(7)[labels] * (1 - seed % 2 * 0.7)
-        text = {name: np.full(n, "x") for name in predictions.TEXT}
-        table = text | {
-            "dataset": np.full(n, dataset),
-            "split": np.full(n, split),
-            "record_id": np.asarray([f"{dataset}/{split}/{i}" for i in range(n)]),
-            "subject_id": np.asarray([f"{dataset}/{split}/s{i % 9}" for i in range(n)]),
-            "clip_id": np.asarray([f"{dataset}/{split}/c{i // 2}" for i in range(n)]),
-            "gender": np.where(np.arange(n) % 9 < 4, "female", "male"),
-            "frame_index": np.zeros(n, int),
-            "age": 20.0 + 5 * (np.arange(n) % 9),
-            "label": labels,
-            "probabilities": chances / chances.sum(axis=1, keepdims=True),
-        }
-        predictions.write(
-            workdir / "predictions" / predictions.file_name(dataset, split), table, EMOTIONS
-        )
-        if split == "test":
-            table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
-            for variant in ("adapted", "label_shift"):
-                name = predictions.file_name(dataset, split, variant)
-                predictions.write(workdir / "predictions" / name, table, EMOTIONS)
+    write_predictions(workdir, cross)
     rows = [
         {"step": s, "train_loss": 2 / s, "train_accuracy": 0.5}
         | ({"validation_loss": 1.0, "validation_accuracy": 0.4} if s % 2 == 0 else {})

@@ -21,12 +21,15 @@ from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError, did_you_mean
 
 NAMES = (
-    *("audit", "depthwise", "end_to_end", "input", "media", "model", "scaling"),
-    *("statistics", "stylegan2"),
+    *("audit", "depthwise", "end_to_end", "inference", "input", "media", "model"),
+    *("scaling", "statistics", "stylegan2"),
 )
 MIN_REPEATS = 5
 NOISY_SPREAD = 0.2
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "torch", "keras")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "numpy", "opencv-python-headless", "torch", "keras"),
+    *("onnxruntime", "openvino"),
+)
 
 Row = dict[str, Any]
 

@@ -22,6 +22,12 @@ from fer_jax.evaluation import bootstrap, metrics, predictions, results
 
 # What must be the same of an image on both sides.
 DESCRIPTION = ("label", "subject_id", "clip_id")
+ROUNDING_METRICS = (
+    "accuracy",
+    "macro_f1",
+    "ece",
+)  # of a network in int8 beside the same in float32
+ROUNDING_COLUMNS = ["", "float32", "int8", "change", "95 %"]
 
 
 def compare(
@@ -118,19 +124,46 @@ def _compare_set(
                 f"{file} is about {', '.join(of_other)} and {files[0]} about {', '.join(classes)}"
             )
         sides.append(other["probabilities"][same_images(table, other, files[0], file)])
-    known = table["label"] >= 0
-    if not known.any():
+    if not (table["label"] >= 0).any():
         raise InputError(f"{files[0]}: no image has a label")
-    table = {column: values[known] for column, values in table.items()}
-    cluster, kind = bootstrap.clusters(table)
-    of = bootstrap.sample(table["label"], cluster, len(classes))
-    degrees, _ = of.degrees()
     dataset, split = str(table["dataset"][0]), str(table["split"][0])
     plain = predictions.file_name(dataset, split).removesuffix(".csv")
     return {
         "dataset": dataset,
         "split": split,
         "variant": name.removesuffix(".csv").removeprefix(plain).removeprefix("."),
+    } | compare_on(
+        table, sides[: len(runs_a)], sides[len(runs_a) :], num_draws=num_draws, seed=seed
+    )
+
+
+def compare_on(
+    table: predictions.Table,
+    side_a: Sequence[np.ndarray],
+    side_b: Sequence[np.ndarray],
+    *,
+    num_draws: int = bootstrap.DRAWS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The differences of two sides on the labelled images of a table.
+
+    Args:
+      table: says which images; its own probabilities are not read.
+      side_a: as for `compare_predictors`, for every image of the table.
+      side_b: likewise.
+      num_draws: of clusters, and of seeds.
+      seed: of the draws.
+
+    Returns:
+      {"n", "n_subjects", "n_clips", "n_clusters", "effective_clusters", "cluster": what was
+      resampled, "metrics": what `compare_predictors` returns}.
+    """
+    known = table["label"] >= 0
+    table = {column: values[known] for column, values in table.items()}
+    cluster, kind = bootstrap.clusters(table)
+    of = bootstrap.sample(table["label"], cluster, side_a[0].shape[1])
+    degrees, _ = of.degrees()
+    return {
         "n": len(table["label"]),
         "n_subjects": len(set(table["subject_id"]) - {""}),
         "n_clips": len(set(table["clip_id"]) - {""}),
@@ -139,8 +172,8 @@ def _compare_set(
         "cluster": kind,
         "metrics": compare_predictors(
             of,
-            [probabilities[known] for probabilities in sides[: len(runs_a)]],
-            [probabilities[known] for probabilities in sides[len(runs_a) :]],
+            [probabilities[known] for probabilities in side_a],
+            [probabilities[known] for probabilities in side_b],
             num_draws=num_draws,
             seed=seed,
         ),
@@ -332,6 +365,21 @@ def table(compared: dict[str, Any], metric: str) -> str:
         notes += [f"{name}: {doubt}" for doubt in doubts]
     notes += [f"{name} left out: {reason}" for name, reason in compared["left_out"].items()]
     return "\n".join([*results.aligned(rows, num_left=1), *notes])
+
+
+def rounding_rows(compared: dict[str, Any]) -> list[list[str]]:
+    """What rounding a network changed, as cells: metric, float32, int8, change, its interval.
+
+    Args:
+      compared: from `compare_on`, side a int8 and side b float32.
+    """
+    rows = []
+    for name in ROUNDING_METRICS:
+        found = compared["metrics"][name]
+        values = [results.number(found[side]) for side in ("b", "a")]
+        values.append(results.number(found["difference"], signed=True))
+        rows.append([name, *values, results.interval(found["interval"], signed=True)])
+    return rows
 
 
 def _p_value(p: float) -> str:

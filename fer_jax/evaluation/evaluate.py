@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fer_jax import checkpoints, compilations
@@ -20,8 +21,16 @@ from fer_jax.data.records import (
     open_records,
 )
 from fer_jax.errors import InputError
-from fer_jax.evaluation import adaptation, calibration, predictions, results
+from fer_jax.evaluation import (
+    adaptation,
+    calibration,
+    compare,
+    predictions,
+    results,
+    runtime,
+)
 from fer_jax.evaluation.predict import (
+    PredictStep,
     compile_predict_step,
     model_arguments,
     network_shapes,
@@ -32,6 +41,8 @@ from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh
 
+INT8 = "int8"
+
 
 def evaluate(
     workdir: Path,
@@ -41,6 +52,7 @@ def evaluate(
     checkpoint: str = "best",
     label_shift: bool = False,
     adapt: bool = False,
+    int8: bool = False,
 ) -> Path:
     """Scores a run on test sets, and on its validation parts, which calibrate it.
 
@@ -53,13 +65,15 @@ def evaluate(
         classes, as `calibration.write_label_shift` says.
       adapt: also writes each test set's variant of a network with BatchNorm's statistics of that
         set, as `adaptation.adapted` says.
+      int8: also writes each test set's variant of what `export --quantize=int8` made of this
+        checkpoint in the workdir, and prints what the rounding changed.
 
     Returns:
       The path of results.json, which covers every table in workdir/predictions.
 
     Raises:
-      InputError: no run, no checkpoint, or a test set that is not built, has no labels, or is
-        too small to be adapted to.
+      InputError: no run, no checkpoint, a test set that is not built, has no labels, or is too
+        small to be adapted to, or no int8 export of this checkpoint.
     """
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
@@ -75,6 +89,7 @@ def evaluate(
         workdir, checkpoint, shapes, config.selection_metric
     )
     print(f"checkpoint of step {step}")
+    rounded = _open_int8(workdir, network) if int8 else None
     sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
     model = model_arguments(config)
     graphdef = xception.graphdef(**model)
@@ -108,6 +123,15 @@ def evaluate(
             predictions.write(file.with_name(name), table, TASKS[config.task])
             leaks[name] = leaks[file.name]
             print(f"  {records.name} {records.split}, adapted -> {file.with_name(name)}")
+        if rounded and (records.name, records.split) in test_sets:
+            table["probabilities"] = predict(rounded, {}, records, rows, **reading)
+            name = predictions.file_name(records.name, records.split, INT8)
+            predictions.write(file.with_name(name), table, TASKS[config.task])
+            leaks[name] = leaks[file.name]
+            print(f"  {records.name} {records.split}, int8 -> {file.with_name(name)}")
+            compared = compare.compare_on(table, [table["probabilities"]], [probabilities])
+            lines = [compare.ROUNDING_COLUMNS, *compare.rounding_rows(compared)]
+            print("\n".join(f"    {line}" for line in results.aligned(lines, num_left=1)))
     (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
     fitted = results.read_calibration(workdir, config)
     if label_shift and fitted is not None:
@@ -115,6 +139,23 @@ def evaluate(
             file = workdir / "predictions" / predictions.file_name(name, split)
             print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
     return results.write(workdir)
+
+
+def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:
+    """The int8 export of a checkpoint, as a step of `predict`.
+
+    Raises:
+      InputError: it is not there, or is of another checkpoint.
+    """
+    file = workdir / runtime.INT8_FOLDER / runtime.ONNX
+    again = f"run `fer-jax export --workdir={workdir} --quantize=int8` first"
+    if not file.is_file():
+        raise InputError(f"there is no {file}; {again}")
+    session = runtime.open_onnx(file.read_bytes(), "onnxruntime", str(file))
+    arrays = {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
+    if session.about.get("fingerprint") != checkpoints.fingerprint(arrays):
+        raise InputError(f"{file} is of another checkpoint; {again}")
+    return lambda _, images: jnp.asarray(session.run(np.asarray(images)))
 
 
 def _log_opening(workdir: Path, records: Records, step: int, data_dir: Path) -> None:
@@ -171,6 +212,11 @@ def main(argv: list[str]) -> None:
         action="store_true",
         help="also with BatchNorm's statistics of each test set, as a variant of its table",
     )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="also with what export --quantize=int8 wrote, as a variant of each table",
+    )
     parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
     arguments = parser.parse_args(argv)
     if arguments.split and not arguments.data:
@@ -191,6 +237,7 @@ def main(argv: list[str]) -> None:
         checkpoint=arguments.checkpoint,
         label_shift=arguments.label_shift,
         adapt=arguments.adapt,
+        int8=arguments.int8,
     )
     print(results.summary(json.loads(file.read_text())))
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")

@@ -8,7 +8,7 @@ the logit (but for the bias, and before the cut).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -19,11 +19,9 @@ from flax import nnx
 
 from fer_jax.data.augment import normalize
 from fer_jax.evaluation.predict import model_arguments
-from fer_jax.inference.load import Model
-from fer_jax.media.images import resized
+from fer_jax.inference.load import Model, blocks
 from fer_jax.models import xception
 
-BATCH_SIZE = 16
 # How much of the picture the colour covers where the network looked most.
 OPACITY = 0.75
 
@@ -47,7 +45,7 @@ def grad_cam(
     activations = merged.features(normalize(images)).astype(jnp.float32)
 
     def asked(activations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = _head(merged, activations)
+        _, logits = merged.from_features(activations)
         # Images do not touch each other here, so one gradient of the sum is all of theirs.
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum(), logits
 
@@ -57,46 +55,35 @@ def grad_cam(
     return maps, jax.nn.softmax(logits)
 
 
-def _head(network: xception.Xception, activations: jax.Array) -> jax.Array:
-    """What `Xception.__call__` does with its features outside training: float32 [b, k]."""
-    if network.head == "gap":
-        return network.logits(activations.mean(axis=(1, 2)))
-    x = nnx.relu(network.hidden1(activations.reshape(len(activations), -1)))
-    return network.logits(nnx.relu(network.hidden2(x)))
-
-
-def explain(
-    model: Model, faces: Sequence[np.ndarray], classes: Sequence[int] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """`grad_cam` of any number of faces.
+def explainer(model: Model) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """`grad_cam` of a model for any number of faces; compiled once for each size of block.
 
     Args:
       model: from `load`.
-      faces: n uint8 RGB faces [h, w, 3] of any sizes, as for `Model.probabilities`.
-      classes: int [n], the class that each is asked about.
 
     Returns:
-      (float64 [n, s / 32, s / 32], float64 [n, k]).
+      A function of (faces, uint8 RGB [n, s, s, 3] of the network's size; classes, int [n], that
+      each is asked about) that returns (float32 [n, g, g], float32 [n, k]).
     """
     graphdef = xception.graphdef(**model_arguments(model.config))
     step = jax.jit(functools.partial(grad_cam, graphdef=graphdef))
-    size = model.image_size
-    maps, probabilities = [], []
-    for start in range(0, len(faces), BATCH_SIZE):
-        chosen = faces[start : start + BATCH_SIZE]
-        # The last batch is filled up: one shape is one compilation.
-        images = np.zeros((BATCH_SIZE, size, size, 3), np.uint8)
-        asked = np.zeros(BATCH_SIZE, np.int32)
-        asked[: len(chosen)] = classes[start : start + BATCH_SIZE]
-        for slot, face in enumerate(chosen):
-            resized(face, size, out=images[slot])
-        found = step(model.network, images, asked)
-        maps.append(np.asarray(found[0], np.float64)[: len(chosen)])
-        probabilities.append(np.asarray(found[1], np.float64)[: len(chosen)])
-    if not maps:
-        cells = xception.output_size(size, model.config.model.stem_stride)
-        return np.zeros((0, cells, cells)), np.zeros((0, len(model.classes)))
-    return np.concatenate(maps), np.concatenate(probabilities)
+    cells = xception.output_size(model.image_size, model.config.model.stem_stride)
+
+    def explain(faces: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        maps = np.zeros((len(faces), cells, cells), np.float32)
+        probabilities = np.zeros((len(faces), len(model.classes)), np.float32)
+        for block in blocks(len(faces)):
+            asked = np.asarray(classes[block], np.int32)
+            maps[block], probabilities[block] = step(model.network, faces[block], asked)
+            if model.config.test_time_flip:
+                # What is scored is the mean over both, and so is what is explained.
+                mirrored = np.ascontiguousarray(faces[block][:, :, ::-1])
+                other, chances = map(np.asarray, step(model.network, mirrored, asked))
+                maps[block] = (maps[block] + other[:, :, ::-1]) / 2
+                probabilities[block] = (probabilities[block] + chances) / 2
+        return maps, probabilities
+
+    return explain
 
 
 def overlay(face: np.ndarray, heat: np.ndarray) -> np.ndarray:

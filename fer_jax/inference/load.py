@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, from_json, read_config
+from fer_jax.config import Config, check_config, completed, from_json, read_config, to_json
 from fer_jax.data.augment import normalize
 from fer_jax.errors import InputError
 from fer_jax.evaluation.predict import (
@@ -25,15 +24,20 @@ from fer_jax.evaluation.predict import (
     model_arguments,
     network_shapes,
 )
+from fer_jax.evaluation.runtime import FORMAT
+from fer_jax.inference.quantize import dequantized_weights
 from fer_jax.media.images import resized
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
 
-FORMAT = "fer_jax.xception"  # of an exported folder, whose files these are
+# Of an exported folder.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
 BATCH_SIZE = 64
 BATCHES_IN_FLIGHT = 4
+# Where faces come a few at a time they are run in blocks of these sizes: each is a program to be
+# compiled, and none is filled up with black, which on a CPU costs as much as faces do.
+BLOCKS = (32, 8, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Model:
       network: {"params", "batch_stats", "ema"}.
       mesh: the devices that share a batch.
       batch_size: images at once, over all devices.
+      margin: by which share the tight framing of the faces it was trained on was widened.
       score: (network, images) to probabilities.
       pool: (network, images) to features.
     """
@@ -57,6 +62,7 @@ class Model:
     network: dict[str, Any]
     mesh: Mesh
     batch_size: int
+    margin: float
     score: PredictStep
     pool: Callable[[dict[str, Any], jax.Array], jax.Array]
 
@@ -93,13 +99,26 @@ class Model:
         """
         return self._run(self.pool, faces)
 
+    def about(self) -> dict[str, Any]:
+        """What every exported form says of the network, as JSON has it."""
+        return {
+            "format": FORMAT,
+            "task": self.config.task,
+            "classes": list(self.classes),
+            "image_size": self.image_size,
+            "step": self.step,
+            "margin": self.margin,
+            "fingerprint": self.fingerprint(),
+            "config": json.loads(to_json(self.config)),
+        }
+
     def fingerprint(self) -> str:
         """SHA-256 of the arrays that are used, in hexadecimal: which network this is."""
         arrays = {
             "params": self.network["ema"] or self.network["params"],
             "batch_stats": self.network["batch_stats"],
         }
-        return fingerprint(arrays)
+        return checkpoints.fingerprint(arrays)
 
     def _run(self, step: Any, faces: Iterable[np.ndarray]) -> np.ndarray:
         done: list[jax.Array] = []
@@ -127,23 +146,30 @@ class Model:
             yield batch, count
 
 
-def load(path: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_SIZE) -> Model:
+def load(
+    path: str | Path,
+    checkpoint: str = "best",
+    *,
+    batch_size: int = BATCH_SIZE,
+    devices: Sequence[Any] | None = None,
+) -> Model:
     """Loads a trained run, or what `export` wrote of one.
 
     Args:
       path: of the run's workdir, or of a folder with `model.safetensors`.
       checkpoint: of a run: "best" by its selection metric, "last", or a step.
       batch_size: images at once; rounded up to a multiple of the devices.
+      devices: that share a batch; None means all.
 
     Raises:
       InputError: no run, no such checkpoint, one of another architecture, or a damaged export.
     """
     path = Path(path)
-    mesh = make_mesh()
+    mesh = make_mesh(devices)
     if (path / ARRAYS).is_file():
-        step, config, network = _read_exported(path, mesh)
+        step, config, network, margin = _read_exported(path, mesh)
     else:
-        config = read_config(path)
+        config, margin = _checked(read_config(path), path), _margin(path)
         step, network = checkpoints.restore_network(
             path, checkpoint, network_shapes(config, mesh), config.selection_metric
         )
@@ -161,25 +187,58 @@ def load(path: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_
         network=network,
         mesh=mesh,
         batch_size=-(-batch_size // mesh.size) * mesh.size,
+        margin=margin,
         score=compile_predict_step(graphdef, sharding, mesh, flip=config.test_time_flip),
         pool=pool,
     )
 
 
-def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any]]:
-    """(step, config, network) of an exported folder."""
+def blocks(count: int) -> Iterator[slice]:
+    """Divides so many faces into blocks of `BLOCKS` sizes, the largest that fit first."""
+    start = 0
+    for size in BLOCKS:
+        while count - start >= size:
+            yield slice(start, start + size)
+            start += size
+
+
+def _checked(config: Config, path: Path) -> Config:
+    """Refuses what cannot be loaded before anything is made of it."""
+    try:
+        return check_config(config)
+    except InputError as error:
+        raise InputError(f"'{path}' holds no run of this version of fer_jax: {error}") from error
+
+
+def _margin(workdir: Path) -> float:
+    """The margin of the datasets that a run was trained on; 0 where they differ or do not say."""
+    try:
+        datasets = json.loads((workdir / "environment.json").read_text())["datasets"].values()
+        margins = {float(one["margin"]) for one in datasets}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0.0
+    return margins.pop() if len(margins) == 1 else 0.0
+
+
+def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any], float]:
+    """(step, config, network, margin) of an exported folder."""
     wrong = f"'{folder / CONFIG}' is not what fer-jax export writes"
     try:
         written = json.loads((folder / CONFIG).read_text())
         if written["format"] != FORMAT:
             raise InputError(wrong)
-        step, config = int(written["step"]), from_json(json.dumps(written["config"]))
+        step = int(written["step"])
+        config = completed(from_json(json.dumps(written["config"])))
+        margin = float(written.get("margin", 0.0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(wrong) from error
+    _checked(config, folder)
     try:
-        arrays = load_file(folder / ARRAYS)
+        arrays = dequantized_weights(load_file(folder / ARRAYS))
     except SafetensorError as error:
         raise InputError(f"'{folder / ARRAYS}' is damaged: {error}") from error
+    except ValueError as error:
+        raise InputError(f"'{folder / ARRAYS}' is damaged: scales of another shape") from error
     shapes = network_shapes(config, mesh) | {"ema": {}}
     wanted: dict[str, Any] = traverse_util.flatten_dict(
         {k: v for k, v in shapes.items() if v}, sep="/"
@@ -192,21 +251,7 @@ def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any
                 f"'{folder / ARRAYS}' is of another network: {name} is {there}, not {needed}"
             )
     network: Any = traverse_util.unflatten_dict(arrays, sep="/")
-    return step, config, jax.device_put(network | {"ema": {}}, replicated(mesh))
-
-
-def fingerprint(tree: Any) -> str:
-    """SHA-256 over a tree's names, shapes and numbers (as float32), in hexadecimal."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in _leaves(tree)):
-        array = np.ascontiguousarray(np.asarray(leaf), np.float32)
-        digest.update(f"{path}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _leaves(tree: Any) -> Sequence[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
+    return step, config, jax.device_put(network | {"ema": {}}, replicated(mesh)), margin
 
 
 def _pooled(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from fer_jax.errors import InputError
+from fer_jax.evaluation import runtime
 from fer_jax.models.fold import fold
 from fer_jax.models.xception import ENTRY, LUMA, output_size, stem_sizes
 
 OPSET = 17  # the first that all of ONNX Runtime 1.14+, OpenVINO 2023+ and TensorRT 8.6+ read
-INPUT, OUTPUTS = "images", ("probabilities", "logits")
+LAST = "logits"  # the last layer, and what it gives
+INPUT, OUTPUTS = runtime.INPUT, (runtime.OUTPUT, LAST)
 
 
 def to_onnx(
@@ -38,7 +40,7 @@ def to_onnx(
     Raises:
       InputError: the package onnx is not installed.
     """
-    onnx = _import_onnx()
+    onnx = import_onnx()
     size, classes = model["image_size"], model["num_classes"]
     graph = _Graph(onnx)
     scaled = graph.add("Mul", graph.add("Cast", INPUT, to=1), graph.array(np.float32(1 / 127.5)))
@@ -109,7 +111,7 @@ def to_onnx(
         x = graph.add("Flatten", graph.add("Transpose", x, perm=[0, 2, 3, 1]))
         x = graph.add("Relu", dense(x, params["hidden1"]))
         x = graph.add("Relu", dense(x, params["hidden2"]))
-    graph.add("Softmax", dense(x, params["logits"], name="logits"), axis=1, name="probabilities")
+    graph.add("Softmax", dense(x, params[LAST], name=LAST), axis=1, name=runtime.OUTPUT)
     return graph.finished(size, classes, metadata)
 
 
@@ -122,7 +124,9 @@ class _Graph:
     def add(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds a node; returns the name of its output."""
         output = name or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [output], **attributes))
+        self.nodes.append(
+            self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes)
+        )
         return output
 
     def array(self, values: np.ndarray | np.float32) -> str:
@@ -150,7 +154,12 @@ class _Graph:
         return model
 
 
-def _import_onnx() -> Any:
+def import_onnx() -> Any:
+    """The package onnx.
+
+    Raises:
+      InputError: it is not installed.
+    """
     try:
         import onnx
     except ImportError as error:

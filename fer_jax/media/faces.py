@@ -12,7 +12,7 @@ import http.client
 import os
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -335,9 +335,8 @@ def gate(
 def track(frames: list[list[Face]]) -> list[int | None]:
     """Follows faces through a clip and picks the one that is there most.
 
-    A face goes on in the next frame as the nearest one no further away than its own size and
-    of less than twice or half that size. Among the tracks the one in the most frames wins, of
-    equals the one with the larger faces.
+    A face goes on in the next frame as `follow` says. Among the tracks the one in the most frames
+    wins, of equals the one with the larger faces.
 
     Args:
       frames: the faces found in each frame, in order.
@@ -347,29 +346,43 @@ def track(frames: list[list[Face]]) -> list[int | None]:
     """
     tracks: list[dict[int, int]] = []  # frame -> face
     for frame, found in enumerate(frames):
-        # (distance, track, face), the nearest pairs first.
-        pairs = []
-        for number, one in enumerate(tracks):
-            last = max(one)
-            before = frames[last][one[last]].box
-            for index, face in enumerate(found):
-                distance = _apart(before, face.box)
-                if distance < 1:
-                    pairs.append((distance, number, index))
-        used_tracks: set[int] = set()
-        used_faces: set[int] = set()
-        for _, number, index in sorted(pairs):
-            if number not in used_tracks and index not in used_faces:
-                tracks[number][frame] = index
-                used_tracks.add(number)
-                used_faces.add(index)
-        tracks += [{frame: i} for i in range(len(found)) if i not in used_faces]
+        before = [frames[max(one)][one[max(one)]] for one in tracks]
+        followed = follow(before, found)
+        for index, number in followed.items():
+            tracks[number][frame] = index
+        tracks += [{frame: i} for i in range(len(found)) if i not in followed]
 
     def weight(one: dict[int, int]) -> tuple[int, float]:
         return len(one), sum(frames[frame][i].box[2] for frame, i in one.items())
 
     best = max(tracks, key=weight, default={})
     return [best.get(frame) for frame in range(len(frames))]
+
+
+def follow(before: Sequence[Face], found: Sequence[Face]) -> dict[int, int]:
+    """Which faces are the same as earlier ones.
+
+    A face goes on as the nearest one no further away than its own size and of less than twice or
+    half that size; the nearest pairs come first, and none is used twice.
+
+    Args:
+      before: where each was when it was last seen.
+      found: where faces are now.
+
+    Returns:
+      {number in `found`: number in `before`}; those that are new are not in it.
+    """
+    pairs = []
+    for number, old in enumerate(before):
+        for index, face in enumerate(found):
+            distance = _apart(old.box, face.box)
+            if distance < 1:
+                pairs.append((distance, number, index))
+    followed: dict[int, int] = {}
+    for _, number, index in sorted(pairs):
+        if index not in followed and number not in followed.values():
+            followed[index] = number
+    return followed
 
 
 def _apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:

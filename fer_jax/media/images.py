@@ -1,5 +1,7 @@
 """Image files to uint8 RGB arrays and back, with sizes capped before anything is decoded."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
@@ -7,6 +9,7 @@ from fer_jax.errors import InputError
 from fer_jax.schema import JPEG_QUALITY, MAX_IMAGE_SIZE
 
 MAX_FILE_BYTES = 64 * 2**20
+TOO_LARGE = f"file over {MAX_FILE_BYTES // 2**20} MiB"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 
 
@@ -25,7 +28,7 @@ def decode(data: bytes) -> np.ndarray:
     if not data:
         raise InputError("empty file")
     if len(data) > MAX_FILE_BYTES:
-        raise InputError(f"file over {MAX_FILE_BYTES // 2**20} MiB")
+        raise InputError(TOO_LARGE)
     # OpenCV fills what is missing of a JPEG with grey and says nothing.
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
         raise InputError("truncated JPEG")
@@ -38,6 +41,23 @@ def decode(data: bytes) -> np.ndarray:
     if image is None:
         raise InputError("unreadable image")
     return image
+
+
+def read(path: Path) -> np.ndarray:
+    """Decodes an image file, as `decode`.
+
+    Raises:
+      InputError: no such file, or as `decode`; the reason in a few words.
+    """
+    try:
+        if not path.is_file():
+            raise InputError("is a folder" if path.is_dir() else "no such file")
+        # Looked at before it is read: what cannot be used need not fit into memory.
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(TOO_LARGE)
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise InputError((error.strerror or str(error)).lower()) from error
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

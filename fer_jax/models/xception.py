@@ -215,11 +215,17 @@ class Xception(nnx.Module):
             use_running_average=not train or frozen_statistics,
             mixing=mixing if train else None,
         )
+        if train and self.dropout.rate and dropout_key is None:
+            raise ValueError("training with dropout needs a dropout_key")
+        return self.from_features(x, dropout_key if train else None)
+
+    def from_features(
+        self, x: jax.Array, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The end of `pooled_and_logits`, from what `features` returns; no key, no dropout."""
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         keys = [None, None]
-        if train and self.dropout.rate:
-            if dropout_key is None:
-                raise ValueError("training with dropout needs a dropout_key")
+        if dropout_key is not None and self.dropout.rate:
             keys = list(jax.random.split(dropout_key))
 
         def drop(x: jax.Array, key: jax.Array | None) -> jax.Array:

@@ -20,15 +20,15 @@ import numpy as np
 from markupsafe import Markup
 
 from fer_jax import checkpoints, compilations
+from fer_jax.charts import NUM_COLOURS, Line, panel, ticks, track
 from fer_jax.config import OneLineParser
 from fer_jax.data.audit import leaks_in_words
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, results
-from fer_jax.inference.explain import explain, overlay
+from fer_jax.inference.explain import explainer, overlay
 from fer_jax.inference.load import load
 from fer_jax.media.images import resized
-from fer_jax.study.charts import NUM_COLOURS, Line, panel, ticks, track
 
 TEMPLATES = Path(__file__).parent
 EXPLANATIONS = "explanations"
@@ -349,7 +349,8 @@ def _add_looks(
         for name, _, _, _ in wanted:
             found[name]["why"] = f"where the network looked is not known: {error}"
         return
-    maps, probabilities = explain(model, [face for _, _, _, face in wanted], given)
+    faces = np.stack([resized(face, model.image_size) for _, _, _, face in wanted])
+    maps, probabilities = explainer(model)(faces, np.asarray(given))
     folder = workdir / EXPLANATIONS
     folder.mkdir(exist_ok=True)
     kept: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _, _ in wanted}

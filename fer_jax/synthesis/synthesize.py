@@ -27,12 +27,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fer_jax import schema
+from fer_jax.checkpoints import fingerprint
 from fer_jax.config import OneLineParser
 from fer_jax.data import generated
 from fer_jax.data.generated import Row
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
-from fer_jax.inference.load import Model, fingerprint, load
+from fer_jax.inference.load import Model, load
 from fer_jax.media import faces, images
 from fer_jax.media.faces import Detector
 from fer_jax.sharding import make_mesh

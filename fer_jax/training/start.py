@@ -15,7 +15,7 @@ from fer_jax.data.audit import EXCLUSIONS_FILE
 from fer_jax.errors import InputError
 from fer_jax.training.step import TrainState, joined, network_of, training_of
 from fer_jax.training.swad import fresh_average
-from fer_jax.weights.keras import load_xception
+from fer_jax.weights.xception import load_xception
 
 # What may differ when a run is continued; everything else makes it another run.
 CHANGEABLE = (
@@ -67,10 +67,10 @@ def fresh(
       init: a key to a state; traced.
       key: a random key.
       sharding: a tree of `NamedSharding` of the state's structure.
-      init_from: Keras Xception weights, or "" for random ones.
+      init_from: Keras Xception weights, what `convert` made of them, or "" for random ones.
 
     Raises:
-      InputError: the file is absent or does not fit the network.
+      InputError: it is absent or does not fit the network.
     """
     state = jax.jit(init, out_shardings=sharding)(key)
     if not init_from:

@@ -1,9 +1,10 @@
 """The verb `convert`: somebody's network file becomes safetensors and a config.json.
 
-The folder holds exactly what the reader of the original file returns, in open formats:
-`config.json` with the options of every network, and `arrays.safetensors` with its arrays under
-"<network>/<name>", in the layouts of `fer_jax.weights.nvidia`. Whatever works with networks
-takes the folder or the original file, and comes through here.
+NVIDIA's StyleGAN2 files become what `synthesize` works with, Keras' weights of Xception (`.h5`,
+`.weights.h5`) what a run starts from (`config.init_from`). The folder holds exactly what the
+reader of the original file returns, in open formats: `config.json` with what is known of it, and
+`arrays.safetensors` with its arrays, a generator's under "<network>/<name>" in the layouts of
+`fer_jax.weights.nvidia`. Whatever takes such a folder takes the original file, too.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from safetensors.numpy import save_file
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
 from fer_jax.models import stylegan2
-from fer_jax.weights import nvidia
+from fer_jax.weights import keras, nvidia, xception
 from fer_jax.weights.nvidia import Config, Network
 
 FORMAT = "fer_jax.stylegan2"
-CONFIG, ARRAYS = "config.json", "arrays.safetensors"
+CONFIG, ARRAYS = xception.CONFIG, xception.ARRAYS
+HDF5 = b"\x89HDF\r\n\x1a\n"
 OWN = {CONFIG, ARRAYS, f"{CONFIG}.part", f"{ARRAYS}.part"}  # parts: of a conversion that was cut
 
 
@@ -43,39 +45,65 @@ def convert(source: Path, out: Path) -> dict[str, Network]:
     Raises:
       InputError: anything that `nvidia.read_networks` refuses, or a folder of something else.
     """
+    _check_out(out)
+    networks = nvidia.read_networks(source)
+    arrays = {
+        f"{name}/{key}": array
+        for name, network in networks.items()
+        for key, array in network.arrays.items()
+    }
+    configs = {name: dataclasses.asdict(network.config) for name, network in networks.items()}
+    _write(source, out, {"format": FORMAT, "networks": configs}, arrays)
+    return networks
+
+
+def convert_xception(source: Path, out: Path) -> dict[str, np.ndarray]:
+    """Writes Keras' weights of Xception into a folder that `config.init_from` takes.
+
+    Args:
+      source: `.h5` or `.weights.h5`, with or without top.
+      out: as for `convert`.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      InputError: anything that `keras.read_xception` refuses, or a folder of something else.
+    """
+    _check_out(out)
+    arrays = keras.read_xception(source)
+    _write(source, out, {"format": xception.FORMAT}, arrays)
+    return arrays
+
+
+def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"'{out}' is a file; name a folder")
     others = {path.name for path in out.iterdir()} - OWN if out.is_dir() else set()
     if others:
         raise InputError(f"'{out}' holds something else ({min(others)}); name a new folder")
-    networks = nvidia.read_networks(source)
+
+
+def _write(source: Path, out: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    arrays = {
-        f"{name}/{key}": np.asarray(array, order="C")
-        for name, network in networks.items()
-        for key, array in network.arrays.items()
-    }
     config = {
-        "format": FORMAT,
+        "format": config["format"],
         "source": {"file": source.name, "sha256": digest},
-        "networks": {
-            name: dataclasses.asdict(network.config) for name, network in networks.items()
-        },
-    }
+    } | config
     try:
         out.mkdir(parents=True, exist_ok=True)
         # The config comes last, and each file takes its place only when complete.
         (out / CONFIG).unlink(missing_ok=True)
         (out / f"{CONFIG}.part").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(arrays, out / f"{ARRAYS}.part")
+        ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        save_file(ordered, out / f"{ARRAYS}.part")
         # It was written for its owner alone.
         shutil.copymode(out / f"{CONFIG}.part", out / f"{ARRAYS}.part")
         os.replace(out / f"{ARRAYS}.part", out / ARRAYS)
         os.replace(out / f"{CONFIG}.part", out / CONFIG)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write into '{out}': {error}") from error
-    return networks
 
 
 def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
@@ -143,9 +171,16 @@ def main(argv: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="FILE.pkl")
+    parser.add_argument("source", type=Path, metavar="FILE", help=".pkl, .h5 or .weights.h5")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     arguments = parser.parse_args(argv)
+    if _is_keras(arguments.source):
+        arrays = convert_xception(arguments.source, arguments.out)
+        count = sum(array.size for array in arrays.values())
+        head = arrays.get("params/logits/bias")
+        top = "no top" if head is None else f"{len(head):,} classes"
+        print(f"Xception, {top}, {count:,} numbers; train with --config.init_from={arguments.out}")
+        return
     for name, network in convert(arguments.source, arguments.out).items():
         config, count = network.config, sum(array.size for array in network.arrays.values())
         classes = config.mapping.c_dim if config.mapping else 0
@@ -154,3 +189,13 @@ def main(argv: list[str]) -> None:
             f"{name}: {config.resolution} px, {config.architecture}{conditional}, {count:,} numbers"
         )
     print(f"{arguments.out / CONFIG} and {ARRAYS}")
+
+
+def _is_keras(source: Path) -> bool:
+    """Whether it says that it is HDF5, by its first bytes or by its name."""
+    if source.suffix in (".h5", ".hdf5"):
+        return True
+    if not source.is_file():
+        return False
+    with source.open("rb") as file:
+        return file.read(len(HDF5)) == HDF5

@@ -1,4 +1,4 @@
-"""Keras' Xception weights, `.h5` (legacy) and `.weights.h5` (Keras 3), into our dicts.
+"""Keras' Xception weights, `.h5` (legacy) and `.weights.h5` (Keras 3), under our names.
 
 Depthwise kernels are [3, 3, c, 1] there and [3, 3, c] here; pointwise kernels [1, 1, c, f] there
 and [c, f] here. The four shortcuts have automatic names, numbered by whatever else the session
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jax.numpy as jnp
 import numpy as np
 
 from fer_jax.errors import InputError
@@ -30,75 +29,60 @@ _SEPARABLES = (
 _SHORTCUTS = ["entry1/shortcut", "entry2/shortcut", "entry3/shortcut", "exit1/shortcut"]
 
 
-def load_xception(
-    path: Path, params: dict[str, Any], batch_stats: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Replaces a network's arrays by those of a Keras file.
+def read_xception(path: Path) -> dict[str, np.ndarray]:
+    """Reads a Keras file under our names.
 
     Args:
       path: `.h5` or `.weights.h5`, with or without top.
-      params: of a full-width Xception with 8 middle blocks, from `xception.init`.
-      batch_stats: the same network's.
 
     Returns:
-      (params, batch_stats, fresh): new dicts of the same structure, and the names of the parts
-      that keep their values because the file has no top, or one for other classes.
+      float32 arrays by "params/<name>" and "batch_stats/<name>", as in `xception.init`; without
+      "params/logits/..." where the file has no top.
 
     Raises:
-      InputError: the file is not HDF5, is not Xception, or does not fit the network.
+      InputError: the file is absent, not HDF5, or not Xception.
     """
     layers = _read(path)
-    ours = {"params": _flat(params), "batch_stats": _flat(batch_stats)}
-    filled: dict[str, set[str]] = {"params": set(), "batch_stats": set()}
+    found: dict[str, np.ndarray] = {}
 
-    def fill(kind: str, name: str, layer: str, array: np.ndarray) -> None:
-        wanted = ours[kind].get(name)
-        if wanted is None or wanted.shape != array.shape:
-            there = "no such array" if wanted is None else f"{tuple(wanted.shape)}"
-            raise InputError(
-                f"{path}: {layer} {array.shape} does not fit the network, which has {there} at "
-                f"{name}; a Keras file needs model.width=1 and model.num_middle_blocks=8"
-            )
-        ours[kind][name] = jnp.asarray(array, wanted.dtype)
-        filled[kind].add(name)
-
-    def take(layer: str, count: int) -> list[np.ndarray]:
+    def take(layer: str, *shapes: tuple[int | None, ...]) -> list[np.ndarray]:
         arrays = layers.pop(layer, None)
-        if arrays is None or len(arrays) != count:
-            found = "is missing" if arrays is None else f"has {len(arrays)} arrays, not {count}"
-            raise InputError(f"{path} is not Keras' Xception: layer {layer} {found}")
-        return arrays
+        if arrays is None or len(arrays) != len(shapes):
+            wrong = "is missing" if arrays is None else f"has {len(arrays)} arrays"
+            raise InputError(f"{path} is not Keras' Xception: layer {layer} {wrong}")
+        for array, shape in zip(arrays, shapes, strict=True):
+            if array.ndim != len(shape) or any(
+                wanted not in (None, there)
+                for wanted, there in zip(shape, array.shape, strict=True)
+            ):
+                raise InputError(f"{path} is not Keras' Xception: {layer} is {array.shape}")
+        return [np.asarray(array, np.float32) for array in arrays]
 
-    def fill_norm(layer: str, name: str) -> None:
-        scale, bias, mean, variance = take(layer, 4)
-        fill("params", f"{name}/norm/scale", layer, scale)
-        fill("params", f"{name}/norm/bias", layer, bias)
-        fill("batch_stats", f"{name}/norm/mean", layer, mean)
-        fill("batch_stats", f"{name}/norm/var", layer, variance)
+    def norm(layer: str, name: str) -> None:
+        scale, bias, mean, variance = take(layer, *[(None,)] * 4)
+        found[f"params/{name}/norm/scale"], found[f"params/{name}/norm/bias"] = scale, bias
+        found[f"batch_stats/{name}/norm/mean"] = mean
+        found[f"batch_stats/{name}/norm/var"] = variance
 
     for index in (1, 2):
-        fill("params", f"stem{index}/kernel", "stem", take(f"block1_conv{index}", 1)[0])
-        fill_norm(f"block1_conv{index}_bn", f"stem{index}")
+        (kernel,) = take(f"block1_conv{index}", (3, 3, None, None))
+        found[f"params/stem{index}/kernel"] = kernel
+        norm(f"block1_conv{index}_bn", f"stem{index}")
     for layer, name in _SEPARABLES:
-        depthwise, pointwise = take(layer, 2)
-        fill("params", f"{name}/depthwise", layer, depthwise[..., 0])
-        fill("params", f"{name}/pointwise/kernel", layer, pointwise[0, 0])
-        fill_norm(f"{layer}_bn", f"{name}/pointwise")
+        depthwise, pointwise = take(layer, (3, 3, None, 1), (1, 1, None, None))
+        found[f"params/{name}/depthwise"] = depthwise[..., 0]
+        found[f"params/{name}/pointwise/kernel"] = pointwise[0, 0]
+        norm(f"{layer}_bn", f"{name}/pointwise")
     for index, name in enumerate(_SHORTCUTS):
-        fill("params", f"{name}/kernel", "shortcut", take(f"shortcut{index}", 1)[0][0, 0])
-        fill_norm(f"shortcut{index}_bn", name)
+        (kernel,) = take(f"shortcut{index}", (1, 1, None, None))
+        found[f"params/{name}/kernel"] = kernel[0, 0]
+        norm(f"shortcut{index}_bn", name)
     if "predictions" in layers:
-        kernel, bias = take("predictions", 2)
-        if ours["params"]["logits/kernel"].shape == kernel.shape:
-            fill("params", "logits/kernel", "predictions", kernel)
-            fill("params", "logits/bias", "predictions", bias)
+        kernel, bias = take("predictions", (None, None), (None,))
+        found["params/logits/kernel"], found["params/logits/bias"] = kernel, bias
     if layers:
         raise InputError(f"{path} is not Keras' Xception: it also has {', '.join(sorted(layers))}")
-    fresh = sorted(set(ours["params"]) - filled["params"])
-    heads = ("logits/", "hidden1/", "hidden2/")
-    if any(not name.startswith(heads) for name in fresh):
-        raise InputError(f"{path} lacks {fresh[0]}; model.num_middle_blocks must be 8")
-    return _nested(ours["params"]), _nested(ours["batch_stats"]), fresh
+    return found
 
 
 def _read(path: Path) -> dict[str, list[np.ndarray]]:
@@ -179,22 +163,3 @@ def _number(name: str) -> int:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        inner = f"{prefix}{name}"
-        flat |= _flat(value, f"{inner}/") if isinstance(value, dict) else {inner: value}
-    return flat
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *blocks, last = path.split("/")
-        place = tree
-        for block in blocks:
-            place = place.setdefault(block, {})
-        place[last] = value
-    return tree

@@ -1,4 +1,4 @@
-"""Charts of the reports, as inline SVG and HTML: they take the page's colours, dark ones too.
+"""Charts as SVG and HTML; those of the reports take the page's colours, dark ones too.
 
 A panel is drawn at the width of a phone, so that its letters keep their size there; wider
 screens set panels side by side. Colours and dashes are the page's classes c0, c1, ...
@@ -14,6 +14,15 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 320, 250
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 38
 NUM_COLOURS = 7
+
+# Of a file of bands, which is shown wider than a panel.
+BANDS_WIDTH, BAND_HEIGHT, BAND_STEP = 720, 56, 84
+BANDS_STYLE = (
+    ".bands text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:#3d454d}"
+    ".bands .name{font-weight:600}.bands .end{text-anchor:end}.bands .middle{text-anchor:middle}"
+    ".bands .empty{fill:#eceff2}.bands .rule{stroke:#8a949e;fill:none}"
+    "@media (prefers-color-scheme:dark){.bands text{fill:#c3cad1}.bands .empty{fill:#262c32}}"
+)
 
 
 class Line(NamedTuple):
@@ -116,6 +125,104 @@ def panel(
     parts.append(f"{escape(y_label)}</text>")
     frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
     return Markup(frame + "".join(parts) + "</svg>")
+
+
+class Band(NamedTuple):
+    """Shares over time.
+
+    Attributes:
+      name: what they are of.
+      note: at the band's right end.
+      shares: float [n, k], rows sum to 1; NaN where there are none. Each row holds for an n-th
+        of the time.
+    """
+
+    name: str
+    note: str
+    shares: np.ndarray
+
+
+def bands(
+    drawn: Sequence[Band],
+    *,
+    classes: Sequence[str],
+    colours: Sequence[str],
+    start_s: float,
+    end_s: float,
+    title: str,
+    caption: str,
+) -> Markup:
+    """Shares over time, stacked, one band under the other: an SVG that can stand alone.
+
+    Args:
+      drawn: the bands, all of the same classes and stretch of time.
+      classes: k names.
+      colours: k of them, as CSS says them.
+      start_s: the left end, in seconds.
+      end_s: the right end.
+      title: above everything, and what a screen reader says.
+      caption: below everything.
+    """
+    x_ticks = [x for x in ticks(start_s, max(end_s, start_s + 0.1), 7) if start_s <= x <= end_s]
+    scale = BANDS_WIDTH / max(end_s - start_s, 1e-9)
+    legend_top, top = 34, 62
+    bottom = top + BAND_STEP * len(drawn)
+    height = bottom + 48
+    parts = [f'<text class="name" x="0" y="16">{escape(title)}</text>']
+    x = 0
+    for name, colour in zip(classes, colours, strict=True):
+        parts.append(
+            f'<rect x="{x}" y="{legend_top - 10}" width="11" height="11" fill="{colour}"/>'
+        )
+        parts.append(f'<text x="{x + 16}" y="{legend_top}">{escape(name.replace("_", " "))}</text>')
+        x += 34 + 7 * len(name)
+    for number, band in enumerate(drawn):
+        y = top + BAND_STEP * number
+        parts.append(f'<text class="name" x="0" y="{y}">{escape(band.name)}</text>')
+        parts.append(f'<text class="end" x="{BANDS_WIDTH}" y="{y}">{escape(band.note)}</text>')
+        place = f'x="0" y="{y + 6}" width="{BANDS_WIDTH}" height="{BAND_HEIGHT}"'
+        parts.append(f'<rect class="empty" {place}/>')
+        for path, colour in zip(_stacked(band.shares, y + 6), colours, strict=True):
+            if path:
+                parts.append(f'<path fill="{colour}" d="{path}"/>')
+    parts.append(f'<path class="rule" d="M0 {bottom - 14}H{BANDS_WIDTH}"/>')
+    for tick in x_ticks:
+        across = (tick - start_s) * scale
+        where = "end" if across > BANDS_WIDTH - 12 else "middle" if across > 8 else ""
+        parts.append(f'<path class="rule" d="M{across:.1f} {bottom - 14}v5"/>')
+        said = f'class="{where}" x="{across:.1f}" y="{bottom + 6}"'
+        parts.append(f"<text {said}>{tick:g} s</text>")
+    parts.append(f'<text x="0" y="{height - 12}">{escape(caption)}</text>')
+    frame = (
+        '<svg xmlns="http://www.w3.org/2000/svg" class="bands" role="img" '
+        f'viewBox="-8 -4 {BANDS_WIDTH + 16} {height + 4}" aria-label="{escape(title)}">'
+    )
+    return Markup(f"{frame}<style>{BANDS_STYLE}</style>{''.join(parts)}</svg>")
+
+
+def _stacked(shares: np.ndarray, top: float) -> list[str]:
+    """For each class the outline of its area, interrupted where there are no shares."""
+    num, classes = shares.shape
+    step = BANDS_WIDTH / num
+    there = np.isfinite(shares).all(axis=1)
+    # The numbers at which a stretch begins, and at which it has ended.
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], there, [False]]).astype(int)))
+    reach = np.concatenate([np.zeros((num, 1)), np.cumsum(shares, axis=1)], axis=1)
+    heights = top + BAND_HEIGHT * (1 - np.clip(reach, 0, 1))
+    paths = []
+    for index in range(classes):
+        path = ""
+        for start, end in edges.reshape(-1, 2):
+            # From the left edge of the first to the right edge of the last, through the middles.
+            x = [start * step, *((np.arange(start, end) + 0.5) * step), end * step]
+            rows = [start, *range(start, end), end - 1]
+            upper = [
+                f"{a:.1f} {heights[row, index + 1]:.1f}" for a, row in zip(x, rows, strict=True)
+            ]
+            lower = [f"{a:.1f} {heights[row, index]:.1f}" for a, row in zip(x, rows, strict=True)]
+            path += f"M{'L'.join([*upper, *reversed(lower)])}Z"
+        paths.append(path)
+    return paths
 
 
 def track(
