@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 
 from fer_jax.errors import InputError, did_you_mean
 
@@ -26,6 +27,9 @@ VERBS = {
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
 }
 
+# Verbs that several processes do as one, where a launcher started several.
+TOGETHER = ("train", "evaluate")
+
 # What the file system may refuse for a reason that lies with the person, not with us.
 MENDABLE = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -43,9 +47,18 @@ def main(argv: list[str] | None = None) -> int:
     # Libraries' remarks about their own settings are not for the person at the terminal.
     logging.getLogger("absl").setLevel(logging.ERROR)
     verb, *rest = argv
+    if verb not in TOGETHER:
+        return _run(verb, rest)
+    # Here, since it imports JAX, which the other verbs may do without.
+    distributed = importlib.import_module("fer_jax.distributed")
+    return distributed.leave(_run(verb, rest, before=distributed.join))
+
+
+def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) -> int:
     try:
         if verb not in VERBS:
             raise InputError(f"no verb '{verb}'{did_you_mean(verb, VERBS)}")
+        before()
         return importlib.import_module(VERBS[verb][0]).main(rest) or 0
     except InputError as error:
         print(f"fer-jax: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fer_jax import checkpoints, compilations
+from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import Experiment, leaks_into, open_trained
 from fer_jax.data.records import (
@@ -84,7 +84,10 @@ def evaluate(
         "image_size": config.model.image_size,
         "mesh": mesh,
     }
-    (workdir / "predictions").mkdir(exist_ok=True)
+    # Every process answers for its part of each batch and has all answers; one writes them.
+    writes = distributed.is_first()
+    if writes:
+        (workdir / "predictions").mkdir(exist_ok=True)
     leaks = results.read_leaks(workdir)
     for records, labelled in zip(opened, num_labelled, strict=True):
         # Every image is in the table; those without a label are in no score.
@@ -92,28 +95,35 @@ def evaluate(
         probabilities = predict(score, network, records, rows, **reading)
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
-        predictions.write(file, table, TASKS[config.task])
+        tested = (records.name, records.split) in test_sets
+        if writes:
+            predictions.write(file, table, TASKS[config.task])
         # What the checkpoint was selected on is no test set, that anything could leak into.
-        if (records.name, records.split) in test_sets:
+        if writes and tested:
             leaks[file.name] = leaks_into(trained, records) if trained else None
             _log_opening(workdir, records, step, data_dir)
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
-        if moments and (records.name, records.split) in test_sets:
+        if moments and tested:
             here = adaptation.adapted(moments, network, records, **reading)
             table["probabilities"] = predict(score, here, records, rows, **reading)
             name = predictions.file_name(records.name, records.split, adaptation.ADAPTED)
-            predictions.write(file.with_name(name), table, TASKS[config.task])
-            leaks[name] = leaks[file.name]
             print(f"  {records.name} {records.split}, adapted -> {file.with_name(name)}")
-    (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
-    fitted = results.read_calibration(workdir, config)
-    if label_shift and fitted is not None:
-        for name, split in test_sets:
-            file = workdir / "predictions" / predictions.file_name(name, split)
-            print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
-    return results.write(workdir)
+            if writes:
+                predictions.write(file.with_name(name), table, TASKS[config.task])
+                leaks[name] = leaks[file.name]
+    if writes:
+        (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
+        fitted = results.read_calibration(workdir, config)
+        if label_shift and fitted is not None:
+            for name, split in test_sets:
+                file = workdir / "predictions" / predictions.file_name(name, split)
+                shifted = calibration.write_label_shift(file, fitted)
+                print(f"  {name} {split}, label shift -> {shifted}")
+        results.write(workdir)
+    distributed.wait_for_all("evaluated")
+    return workdir / "results.json"
 
 
 def _log_opening(workdir: Path, records: Records, step: int, data_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -20,13 +21,20 @@ class MetricsLog:
     checkpoint it continues from is dropped when the log is opened again.
     """
 
-    def __init__(self, workdir: Path, *, after_step: int = 0) -> None:
-        """Opens the log; rows beyond `after_step` (the restored step) are removed."""
-        self._file = workdir / "metrics.jsonl"
-        kept = [row for row in read_metrics(workdir) if row["step"] <= after_step]
-        _write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
+    def __init__(self, workdir: Path, *, after_step: int = 0, writes: bool = True) -> None:
+        """Opens the log; rows beyond `after_step` (the restored step) are removed.
+
+        Args:
+          workdir: of the run.
+          after_step: the restored step.
+          writes: whether this process keeps the log; of several, one does.
+        """
+        self._file = workdir / "metrics.jsonl" if writes else Path(os.devnull)
+        if writes:
+            kept = [row for row in read_metrics(workdir) if row["step"] <= after_step]
+            _write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
         self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=after_step + 1, write_to_disk=True
+            str(workdir / "tensorboard"), purge_step=after_step + 1, write_to_disk=writes
         )
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

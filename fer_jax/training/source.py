@@ -13,9 +13,9 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fer_jax import distributed
 from fer_jax.config import Config
 from fer_jax.data import batches, decoded
 from fer_jax.data.batches import Mixture
@@ -56,8 +56,8 @@ def open_source(
             mixture,
             size,
             workdir / "decoded",
-            writes=jax.process_index() == 0,
-            written=functools.partial(multihost_utils.sync_global_devices, "decoded"),
+            writes=distributed.is_first(),
+            written=functools.partial(distributed.wait_for_all, "decoded"),
         )
         read = functools.partial(np.take, images, axis=0)
     else:
@@ -121,14 +121,14 @@ def resident_sharding(size: int, mesh: Mesh, free: int) -> NamedSharding:
     Args:
       size: of all images, in bytes.
       mesh: from `make_mesh`.
-      free: bytes on each device beside the step.
+      free: bytes on each device beside the step, the same in every process.
 
     Raises:
       InputError: they do not fit, on the devices or, while they are decoded, on the host.
     """
     sharding = replicated(mesh) if size <= free else batch_sharding(mesh)
     of_device = size if size <= free else size // mesh.size
-    host = host_free_bytes()
+    host = distributed.smallest(host_free_bytes())
     of_host = size if size <= free else size // jax.process_count()
     if of_device > free or of_host > host:
         raise InputError(

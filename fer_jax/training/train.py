@@ -5,6 +5,7 @@ Read `train` from top to bottom: data, shapes, shardings, state, the step, the l
 
 import functools
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import optax
 from clu import platform
 from jax.sharding import Mesh
 
-from fer_jax import checkpoints, compilations
+from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import (
     Config,
     OneLineParser,
@@ -109,7 +110,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     shapes = jax.eval_shape(init, init_key)
     sharding = state_sharding(shapes, mesh, config.sharding)
     jitted = jitted_step(config, optimizer, mixture.class_shares, sharding, mesh)
-    step_key = jax.device_put(step_key, replicated(mesh))
+    # Not `device_put`, which takes no keys where other processes have devices too.
+    step_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(step_key)
     step = memory.compile_that_fits(
         lambda size: jitted.lower(
             shapes, batches.shapes(mixture, size, config.model.image_size), step_key
@@ -132,15 +134,18 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         )
 
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
-    free = memory.free_bytes()
+    writes = distributed.is_first()
+    if writes:
+        (workdir / "config.json").write_text(to_json(config))
+    free = distributed.smallest(memory.free_bytes())
     iterator, place = source.open_source(
         config, mixture, mesh, workdir, num_steps=num_steps, free=free - memory.needed(step)
     )
-    if config.exclusions:
-        shutil.copyfile(config.exclusions, workdir / EXCLUSIONS_FILE)
-    write_environment(workdir, data_dir, experiment, leaks)
-    baselines.write(workdir, experiment.train, config.task)
+    if writes:
+        if config.exclusions:
+            shutil.copyfile(config.exclusions, workdir / EXCLUSIONS_FILE)
+        write_environment(workdir, data_dir, experiment, leaks)
+        baselines.write(workdir, experiment.train, config.task)
     manager = checkpoints.open_checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.selection_metric
     )
@@ -157,11 +162,11 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
     print(f"  {memory.in_words(step, free)}")
     print(summary.audited(experiment, leaks), end="")
-    log = MetricsLog(workdir, after_step=last or 0)
+    log = MetricsLog(workdir, after_step=last or 0, writes=writes)
     if last is None:
         log.write_hparams(dict(fields(config)))
     work_unit = platform.work_unit()
-    progress = ProgressLine(num_steps)
+    progress = ProgressLine(num_steps, stream=sys.stderr if writes else sys.stdout)
     flop_per_image = operations.TRAINING_PASSES * operations.count(**model)[0]
     peak = operations.peak(jax.devices()[0].device_kind, config.model.dtype)
     # Computed now: a value asked for in the loop would wait behind the steps under way.
