@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed  # what gloo needs has no public name
-from jax._src import xla_bridge
+from jax._src import compilation_cache, compiler, xla_bridge
+from jax._src import distributed as jax_distributed  # what is done with these has no public name
 from jax.experimental import multihost_utils
 from jax.extend import backend
 from jaxlib import _jax
@@ -99,7 +99,12 @@ def join() -> None:
         **options,
     )
     sys.excepthook = _end_at_once
+    if jax.default_backend() == "cpu":
+        compiler._cache_write = _keep_program
     check_count(jax.process_count(), place.processes)
+    # gloo gives the first exchange 30 seconds. It is now, when all are here, and not after a
+    # compilation, which one of them may find in its cache and another not.
+    wait_for_all("started")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)
 
@@ -121,6 +126,18 @@ def _loopback_client() -> Any:
         distributed_client=jax_distributed.global_state.client, hostname=LOOPBACK
     )
     return xla_bridge.make_cpu_client(collectives)
+
+
+def _keep_program(
+    key: str, compile_time_s: float, name: str, client: Any, program: Any, callbacks: Any
+) -> None:
+    """Keeps a compiled program, whichever process compiled it.
+
+    JAX lets only the first process do so, which is enough where a program is the same in all of
+    them. On CPU each has its own under its own key, and would compile again at every start.
+    """
+    if not callbacks and compile_time_s >= jax.config.jax_persistent_cache_min_compile_time_secs:
+        compilation_cache.put_executable_and_time(key, name, program, client, int(compile_time_s))
 
 
 def _end_at_once(kind: Any, error: Any, trace: Any) -> None:
