@@ -1,13 +1,12 @@
 """The verbs: `python -m fer_jax VERB ...`."""
 
-import errno
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable
 
-from fer_jax.errors import InputError, did_you_mean
+from fer_jax.errors import MENDABLE, InputError, Preempted, did_you_mean
 
 # verb: (the module whose `main(argv)` does it, what it does)
 VERBS = {
@@ -30,15 +29,14 @@ VERBS = {
 # Verbs that several processes do as one, where a launcher started several.
 TOGETHER = ("train", "evaluate")
 
-# What the file system may refuse for a reason that lies with the person, not with us.
-MENDABLE = {
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT),
-}
-
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb. Returns the exit code: 2 for a mistake that a person can mend."""
+    """Runs one verb.
+
+    Returns:
+      The exit code: 2 for a mistake that a person can mend, 75 where a signal ended what the
+      same command continues.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: fer-jax VERB [--help] ...\n")
@@ -63,6 +61,9 @@ def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) 
     except InputError as error:
         print(f"fer-jax: {error}", file=sys.stderr)
         return 2
+    except Preempted as preempted:
+        print(f"fer-jax: {preempted.message}", file=sys.stderr)
+        return 75
     except BrokenPipeError:
         # Whoever read our output (such as `head`) has seen enough; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,7 +71,9 @@ def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) 
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        print(f"fer-jax: {error.strerror}: {error.filename}", file=sys.stderr)
+        # A write that finds no room does not know its file.
+        where = f": {error.filename}" if error.filename else ""
+        print(f"fer-jax: {error.strerror}{where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fer-jax: interrupted; the same command continues", file=sys.stderr)

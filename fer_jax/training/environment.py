@@ -13,6 +13,7 @@ import jax
 import fer_jax
 from fer_jax.data.audit import Experiment
 from fer_jax.data.records import build_summary
+from fer_jax.training.log import write_atomically
 
 PACKAGES = (
     "jax",
@@ -57,7 +58,7 @@ def write_environment(
         "leaks": leaks,
         "left_out": experiment.left_out,
     }
-    (workdir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _installed(name: str) -> bool:

@@ -30,9 +30,10 @@ class MetricsLog:
           writes: whether this process keeps the log; of several, one does.
         """
         self._file = workdir / "metrics.jsonl" if writes else Path(os.devnull)
+        self._writes = writes
         if writes:
             kept = [row for row in read_metrics(workdir) if row["step"] <= after_step]
-            _write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
+            write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=after_step + 1, write_to_disk=writes
         )
@@ -56,7 +57,10 @@ class MetricsLog:
         self._tensorboard.add_text("config", "| field | value |\n| --- | --- |\n" + rows, 0)
 
     def flush(self) -> None:
-        """Makes everything so far visible to readers."""
+        """Makes everything so far visible to readers, and safe from the machine's end."""
+        if self._writes:
+            with self._file.open("a") as file:
+                os.fsync(file.fileno())
         self._tensorboard.flush()
 
     def close(self) -> None:
@@ -73,9 +77,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Writes a file in one piece or not at all."""
     temporary = file.with_suffix(file.suffix + ".tmp")
-    temporary.write_text(text)
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     temporary.replace(file)
 
 

@@ -1,6 +1,7 @@
-"""One training step: augment, forward, loss, gradient, update. Pure; jitted in `train`."""
+"""One training step: augment, forward, loss, gradient, update. Pure; jitted in one place."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,11 +10,15 @@ import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from flax import struct
+from jax.sharding import Mesh
 
+from fer_jax.config import Config
 from fer_jax.data.augment import augment, normalize
 from fer_jax.errors import InputError
+from fer_jax.evaluation.predict import model_arguments
 from fer_jax.models import xception
 from fer_jax.models.mixstyle import Mixing
+from fer_jax.sharding import batch_sharding, replicated
 from fer_jax.training.coral import coral as coral_penalty
 from fer_jax.training.sam import ascended
 from fer_jax.training.swad import fresh_average, with_step
@@ -90,6 +95,27 @@ class StepMetrics(clu_metrics.Collection):
     loss: clu_metrics.Average.from_output("loss")  # pyright: ignore[reportInvalidTypeForm] (CLU's way of declaring a metric)
     accuracy: clu_metrics.Average.from_output("accuracy")  # pyright: ignore[reportInvalidTypeForm] (as above)
     gradient_norm: clu_metrics.Average.from_output("gradient_norm")  # pyright: ignore[reportInvalidTypeForm] (as above)
+
+
+def as_numbers(pending: list[StepMetrics]) -> list[list[float]]:
+    """What steps reported, as JSON can hold it bit for bit: one list for each."""
+    return [[float(x) for x in jax.tree.leaves(one)] for one in jax.device_get(pending)]
+
+
+def from_numbers(rows: list[list[float]]) -> list[StepMetrics]:
+    """What `as_numbers` was given."""
+    leaves, structure = jax.tree.flatten(
+        jax.eval_shape(
+            functools.partial(
+                StepMetrics.single_from_model_output, loss=0.0, accuracy=0.0, gradient_norm=0.0
+            )
+        )
+    )
+    dtypes = [leaf.dtype for leaf in leaves]
+    return [
+        structure.unflatten([np.asarray(x, d) for x, d in zip(row, dtypes, strict=True)])
+        for row in rows
+    ]
 
 
 def merged(pending: list[StepMetrics], last_step: int) -> dict[str, float]:
@@ -296,6 +322,43 @@ def train_step(
         gradient_norm=gradient_norm,
     )
     return following, metrics
+
+
+def jitted_step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    class_shares: np.ndarray,
+    sharding: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """`train_step` as a config has it, jitted: (state, batch, key) to (state, metrics).
+
+    Args:
+      config: of the run.
+      optimizer: from `make_optimizer`.
+      class_shares: float64 [k], how often each class is drawn.
+      sharding: of the state, which is donated.
+      mesh: over which the batch is divided.
+    """
+    return jax.jit(
+        functools.partial(
+            train_step,
+            graphdef=xception.graphdef(**model_arguments(config)),
+            optimizer=optimizer,
+            class_weights=class_weights(class_shares, config.loss.class_weights),
+            label_smoothing=config.loss.label_smoothing,
+            augmentation=dict(config.augment),
+            accumulation_steps=config.accumulation_steps,
+            ema_decay=config.ema_decay,
+            frozen_statistics=config.frozen_statistics,
+            dynamic_loss_scale=config.model.dtype == "float16",
+            num_domains=len(config.sources),
+            **config.method,
+        ),
+        in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 def _accumulated(
