@@ -5,8 +5,10 @@ FER_JAX_COORDINATOR, FER_JAX_PROCESSES and FER_JAX_PROCESS; under Slurm the step
 do. Without any of these a process is alone, and opens no port.
 """
 
+import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,6 +29,10 @@ LOOPBACK = "127.0.0.1"
 HEARTBEAT_TIMEOUT_S = 10
 # How long to wait for the others to start: a cluster's nodes come up one after the other.
 START_TIMEOUT_S = 300
+# How long to wait for the others at the end, where all have done the same.
+END_TIMEOUT_S = 20
+FIRST_STAYS_S = 2.0
+PREEMPTED = 75
 
 
 class Place(NamedTuple):
@@ -96,6 +102,7 @@ def join() -> None:
     jax.distributed.initialize(
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         initialization_timeout=START_TIMEOUT_S,
+        shutdown_timeout_seconds=END_TIMEOUT_S,
         **options,
     )
     sys.excepthook = _end_at_once
@@ -146,15 +153,22 @@ def _end_at_once(kind: Any, error: Any, trace: Any) -> None:
 
 
 def leave(code: int) -> int:
-    """Ends this process where it is one of several and failed; else returns the code.
+    """Ends this process where it is one of several and did not finish; else returns the code.
 
-    JAX waits at an ordinary exit for the others, which wait in the step for this one.
+    JAX waits at an ordinary exit for the others, which may wait in the step for this one.
     """
-    if code and jax_distributed.global_state.client is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    if not code or jax_distributed.global_state.client is None:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == PREEMPTED:
+        # All leave, and the others must not take this one for dead.
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+    elif is_first():
+        # The others may have the same to say, and end with this process.
+        time.sleep(FIRST_STAYS_S)
+    os._exit(code)
 
 
 def is_first() -> bool:

@@ -36,7 +36,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts launch/local.py with a stand-in for fer_jax, which imports nothing and starts at once."""
+    """Starts launch/local.py with a stand-in for fer_jax that imports nothing."""
     started: list[subprocess.Popen[str]] = []
     package = tmp_path / "fer_jax"
     package.mkdir()
@@ -93,6 +93,13 @@ def test_one_that_fails_ends_all_and_its_code_is_passed_on(start: Start, script:
     started = start(script)
     assert started.wait(timeout=60) == code
     assert time.monotonic() - began < 30
+
+
+def test_the_exit_code_is_of_what_failed_and_not_of_what_followed():
+    assert local.of_all([0, 0]) == 0
+    assert local.of_all([134, 2]) == local.of_all([2, 75]) == 2
+    assert local.of_all([134, 137]) == 137
+    assert local.of_all([75, 0]) == 75
 
 
 def test_a_stopped_process_is_ended_too(start: Start):
@@ -289,7 +296,9 @@ def inconsistent(jobset: dict[str, Any]) -> list[str]:
     host = f"{jobset['metadata']['name']}-{job['name']}-0-0.{spec['network']['subdomain']}"
     if environment["FER_JAX_COORDINATOR"]["value"].rpartition(":")[0] != host:
         said.append(f"the first pod is {host}")
-    if inner["completionMode"] != "Indexed" or "fieldRef" not in str(environment["FER_JAX_PROCESS"]):
+    if inner["completionMode"] != "Indexed" or "fieldRef" not in str(
+        environment["FER_JAX_PROCESS"]
+    ):
         said.append("the pods have no number")
     if inner.get("backoffLimit") != 0 or pod["restartPolicy"] != "Never":
         said.append("a pod alone would start again")
@@ -398,7 +407,12 @@ def test_all_launchers_start_the_same_run():
         assert all(word in text for word in words), file
 
 
-PINS = "jax==0.10.2 \\\n    --hash=sha256:00\nold==1.0 ; python_version < '3.0'\n# note\nNumPy==2.1.0\n"
+PINS = """jax==0.10.2 \\
+    --hash=sha256:00
+old==1.0 ; python_version < '3.0'
+# note
+NumPy==2.1.0
+"""
 
 
 def audited(*entries: dict[str, Any]) -> str:
