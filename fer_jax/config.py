@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -369,9 +370,37 @@ def fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+# What may let somebody in: the user of a URL, and whatever is named like a secret.
+SECRETS = (
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
+    (
+        re.compile(
+            r"(?i)(\b[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key|credential|signature)"
+            r"[\w.-]*[=:]|[?&]sig=)[^\s&;,]+"
+        ),
+        r"\1***",
+    ),
+)
+
+
+def redacted(text: str) -> str:
+    """A text as it may be written into a workdir, which people pass on: secrets as "***"."""
+    for pattern, instead in SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
 def to_json(config: Config) -> str:
-    """The config as it is kept in a workdir."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """The config as it is kept in a workdir, without secrets."""
+
+    def without_secrets(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without_secrets(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [without_secrets(inner) for inner in value]
+        return redacted(value) if isinstance(value, str) else value
+
+    return json.dumps(without_secrets(config.to_dict()), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -385,12 +414,26 @@ def from_json(text: str) -> Config:
     return Config(tuples(json.loads(text)))
 
 
+def check_links(workdir: Path) -> None:
+    """Refuses a workdir in which a link leads out of it: what is written would land elsewhere.
+
+    Raises:
+      InputError: names the link.
+    """
+    inside = workdir.resolve()
+    for folder, folders, files in os.walk(workdir):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise InputError(f"'{path}' is a link out of the workdir; put what it names there")
+
+
 def read_config(workdir: Path) -> Config:
     """The config of a run; a field that came after the run has its default.
 
     Raises:
-      InputError: the folder holds no run, or its config.json is damaged.
+      InputError: the folder holds no run, its config.json is damaged, or a link leads out of it.
     """
+    check_links(workdir)
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")

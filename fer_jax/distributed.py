@@ -5,16 +5,18 @@ FER_JAX_COORDINATOR, FER_JAX_PROCESSES and FER_JAX_PROCESS; under Slurm the step
 do. Without any of these a process is alone, and opens no port.
 """
 
+import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed  # what gloo needs has no public name
-from jax._src import xla_bridge
+from jax._src import compilation_cache, compiler, xla_bridge
+from jax._src import distributed as jax_distributed  # what is done with these has no public name
 from jax.experimental import multihost_utils
 from jax.extend import backend
 from jaxlib import _jax
@@ -27,6 +29,10 @@ LOOPBACK = "127.0.0.1"
 HEARTBEAT_TIMEOUT_S = 10
 # How long to wait for the others to start: a cluster's nodes come up one after the other.
 START_TIMEOUT_S = 300
+# How long to wait for the others at the end, where all have done the same.
+END_TIMEOUT_S = 20
+FIRST_STAYS_S = 2.0
+PREEMPTED = 75
 
 
 class Place(NamedTuple):
@@ -96,10 +102,16 @@ def join() -> None:
     jax.distributed.initialize(
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         initialization_timeout=START_TIMEOUT_S,
+        shutdown_timeout_seconds=END_TIMEOUT_S,
         **options,
     )
     sys.excepthook = _end_at_once
+    if jax.default_backend() == "cpu":
+        compiler._cache_write = _keep_program
     check_count(jax.process_count(), place.processes)
+    # gloo gives the first exchange 30 seconds. It is now, when all are here, and not after a
+    # compilation, which one of them may find in its cache and another not.
+    wait_for_all("started")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)
 
@@ -123,21 +135,40 @@ def _loopback_client() -> Any:
     return xla_bridge.make_cpu_client(collectives)
 
 
+def _keep_program(
+    key: str, compile_time_s: float, name: str, client: Any, program: Any, callbacks: Any
+) -> None:
+    """Keeps a compiled program, whichever process compiled it.
+
+    JAX lets only the first process do so, which is enough where a program is the same in all of
+    them. On CPU each has its own under its own key, and would compile again at every start.
+    """
+    if not callbacks and compile_time_s >= jax.config.jax_persistent_cache_min_compile_time_secs:
+        compilation_cache.put_executable_and_time(key, name, program, client, int(compile_time_s))
+
+
 def _end_at_once(kind: Any, error: Any, trace: Any) -> None:
     traceback.print_exception(kind, error, trace)
     leave(1)
 
 
 def leave(code: int) -> int:
-    """Ends this process where it is one of several and failed; else returns the code.
+    """Ends this process where it is one of several and did not finish; else returns the code.
 
-    JAX waits at an ordinary exit for the others, which wait in the step for this one.
+    JAX waits at an ordinary exit for the others, which may wait in the step for this one.
     """
-    if code and jax_distributed.global_state.client is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    if not code or jax_distributed.global_state.client is None:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == PREEMPTED:
+        # All leave, and the others must not take this one for dead.
+        with contextlib.suppress(RuntimeError):
+            jax.distributed.shutdown()
+    elif is_first():
+        # The others may have the same to say, and end with this process.
+        time.sleep(FIRST_STAYS_S)
+    os._exit(code)
 
 
 def is_first() -> bool:

@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 
 PREEMPTED = 75
 POLL_S = 0.1
-# After the first failure the others may still say what they saw; after a preemption, save.
-GRACE_S = {PREEMPTED: 25.0}
-GRACE_AFTER_FAILURE_S = 5.0
+ABORTED = 128 + signal.SIGABRT
+# How long the others have when the first has ended: after a preemption, and after a failure.
+MAY_SAVE_S, MAY_SPEAK_S = 25.0, 5.0
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -77,24 +77,29 @@ def exit_code(process: subprocess.Popen[bytes]) -> int:
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
+def of_all(codes: Sequence[int]) -> int:
+    """The exit code of several processes: what failed first of all, not what followed from it."""
+    # Who was asked to leave did not fail, and JAX aborts whom it cuts off from the others.
+    return min(codes, key=lambda code: (code == 0, code == PREEMPTED, code == ABORTED))
+
+
 def wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all, and ends all when one fails. Returns the code of the first that failed."""
-    failed, deadline = 0, float("inf")
+    """Waits for all, and ends all when one fails. Returns their exit code."""
+    first, deadline = 0, float("inf")
     while any(process.poll() is None for process in processes):
-        codes = [exit_code(process) for process in processes if process.poll() is not None]
-        if not failed and any(codes):
-            # Who only left because he was told to is no failure beside who was killed.
-            failed = next((code for code in codes if code not in (0, PREEMPTED)), PREEMPTED)
-            deadline = time.monotonic() + GRACE_S.get(failed, GRACE_AFTER_FAILURE_S)
-        if time.monotonic() > deadline:
+        if not first:
+            first = of_all([exit_code(one) for one in processes if one.poll() is not None] or [0])
+            if first:
+                grace = MAY_SAVE_S if first == PREEMPTED else MAY_SPEAK_S
+                deadline = time.monotonic() + grace
+        elif time.monotonic() > deadline:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
         time.sleep(POLL_S)
-    codes = [exit_code(process) for process in processes]
-    if failed in (0, PREEMPTED):
-        failed = next((code for code in codes if code not in (0, PREEMPTED)), max(codes))
-    return failed
+    if first in (0, PREEMPTED, ABORTED):
+        first = of_all([exit_code(process) for process in processes])
+    return first
 
 
 def main(argv: Sequence[str]) -> int:

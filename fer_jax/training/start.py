@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, fields, read_config
+from fer_jax.config import Config, fields, from_json, read_config, to_json
 from fer_jax.data.audit import EXCLUSIONS_FILE
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
@@ -41,7 +41,8 @@ def check_continues(config: Config, workdir: Path, data_dir: Path) -> None:
     # Without a checkpoint there is nothing to continue: a start that failed is only replaced.
     if not any(path.name.isdecimal() for path in (workdir / checkpoints.FOLDER).glob("*")):
         return
-    before, now = dict(fields(read_config(workdir))), dict(fields(config))
+    as_kept = from_json(to_json(config))
+    before, now = dict(fields(read_config(workdir))), dict(fields(as_kept))
     differing = [
         f"{name} (was {before.get(name)}, now {now.get(name)})"
         for name in sorted(before.keys() | now.keys())

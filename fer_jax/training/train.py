@@ -18,8 +18,10 @@ from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import (
     Config,
     OneLineParser,
+    check_links,
     default_data_dir,
     fields,
+    from_json,
     parse_with_config,
     to_json,
 )
@@ -86,6 +88,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         and a loss that is not finite, with its step.
       Preempted: a signal came; what was done is saved.
     """
+    check_links(workdir)
     with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
         return _train(config, workdir, data_dir, notice, dog)
 
@@ -178,7 +181,7 @@ def _train(
     under_way = from_numbers(loop.get("pending", []))
     log = MetricsLog(workdir, after_step=last - len(under_way), writes=writes)
     if not last:
-        log.write_hparams(dict(fields(config)))
+        log.write_hparams(dict(fields(from_json(to_json(config)))))
     work_unit = platform.work_unit()
     progress = ProgressLine(num_steps, stream=sys.stderr if writes else sys.stdout)
     peak = operations.peak(jax.devices()[0].device_kind, config.model.dtype)
