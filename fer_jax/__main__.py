@@ -1,12 +1,12 @@
 """The verbs: `python -m fer_jax VERB ...`."""
 
-import errno
 import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 
-from fer_jax.errors import InputError, did_you_mean
+from fer_jax.errors import MENDABLE, InputError, Preempted, did_you_mean
 
 # verb: (the module whose `main(argv)` does it, what it does)
 VERBS = {
@@ -28,30 +28,45 @@ VERBS = {
     "benchmark": ("fer_jax.benchmark.benchmark", "measure speed beside what others would take"),
 }
 
-# What the file system may refuse for a reason that lies with the person, not with us.
-MENDABLE = {
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT),
-}
+# Verbs that several processes do as one, where a launcher started several.
+TOGETHER = ("train", "evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb. Returns the exit code: 2 for a mistake that a person can mend."""
+    """Runs one verb.
+
+    Returns:
+      The exit code: 2 for a mistake that a person can mend, 75 where a signal ended what the
+      same command continues.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print("usage: fer-jax VERB [--help] ...\n")
         print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
         return 0 if argv else 2
-    # Libraries' remarks about their own settings are not for the person at the terminal.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Libraries' remarks about their own settings are not for the person at the terminal, nor the
+    # traceback that Orbax prints of each error before it raises it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     verb, *rest = argv
+    if verb not in TOGETHER:
+        return _run(verb, rest)
+    # Here, since it imports JAX, which the other verbs may do without.
+    distributed = importlib.import_module("fer_jax.distributed")
+    return distributed.leave(_run(verb, rest, before=distributed.join))
+
+
+def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) -> int:
     try:
         if verb not in VERBS:
             raise InputError(f"no verb '{verb}'{did_you_mean(verb, VERBS)}")
+        before()
         return importlib.import_module(VERBS[verb][0]).main(rest) or 0
     except InputError as error:
         print(f"fer-jax: {error}", file=sys.stderr)
         return 2
+    except Preempted as preempted:
+        print(f"fer-jax: {preempted.message}", file=sys.stderr)
+        return 75
     except BrokenPipeError:
         # Whoever read our output (such as `head`) has seen enough; nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
-        print(f"fer-jax: {error.strerror}: {error.filename}", file=sys.stderr)
+        # A write that finds no room does not know its file.
+        where = f": {error.filename}" if error.filename else ""
+        print(f"fer-jax: {error.strerror}{where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fer-jax: interrupted; the same command continues", file=sys.stderr)

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def default_config() -> Config:
             "sources": (),  # trained on: their training parts, mixed
             "test_sets": (),  # scored by `evaluate`, each on its own
             "exclusions": "",  # records to leave out: a file of `audit --write_exclusions`
+            "corrupt_records": "stop",  # or "skip": left out of training, counted, not of a test
             "allow_leaks": False,  # train although people or pictures are on two sides
             "seed": 0,
             "batch_size": 128,  # over all devices
@@ -274,6 +276,7 @@ def check_config(config: Config) -> Config:
         "schedule.name": ("cosine", "constant", "plateau"),
         "weight_average": ("none", "swad"),
         "sharding": ("data_parallel", "fsdp"),
+        "corrupt_records": ("stop", "skip"),
         "input": ("stream", "memmap", "device"),
         "selection_metric": (
             "validation_loss",
@@ -287,10 +290,15 @@ def check_config(config: Config) -> Config:
         if values[name] not in accepted:
             hint = did_you_mean(values[name], accepted)
             raise InputError(f"config.{name} cannot be '{values[name]}'{hint}")
-    at_least_one = ("batch_size", "accumulation_steps", "log_every_steps", "keep_checkpoints")
+    at_least_one = ("batch_size", "accumulation_steps", "log_every_steps")
     for name in (*at_least_one, "schedule.plateau_patience"):
         if values[name] < 1:
             raise InputError(f"config.{name} must be at least 1, not {values[name]}")
+    if config.keep_checkpoints < 2:
+        raise InputError(
+            "config.keep_checkpoints must be at least 2, so that one is whole when another is "
+            f"damaged, not {config.keep_checkpoints}"
+        )
     positive = ("num_epochs", "validate_every_epochs", "optimizer.learning_rate")
     for name in (*positive, "schedule.plateau_factor"):
         if values[name] <= 0:
@@ -365,9 +373,37 @@ def fields(config: ConfigDict) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+# What may let somebody in: the user of a URL, and whatever is named like a secret.
+SECRETS = (
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
+    (
+        re.compile(
+            r"(?i)(\b[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key|credential|signature)"
+            r"[\w.-]*[=:]|[?&]sig=)[^\s&;,]+"
+        ),
+        r"\1***",
+    ),
+)
+
+
+def redacted(text: str) -> str:
+    """A text as it may be written into a workdir, which people pass on: secrets as "***"."""
+    for pattern, instead in SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
 def to_json(config: Config) -> str:
-    """The config as it is kept in a workdir."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """The config as it is kept in a workdir, without secrets."""
+
+    def without_secrets(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without_secrets(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [without_secrets(inner) for inner in value]
+        return redacted(value) if isinstance(value, str) else value
+
+    return json.dumps(without_secrets(config.to_dict()), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -381,12 +417,26 @@ def from_json(text: str) -> Config:
     return Config(tuples(json.loads(text)))
 
 
+def check_links(workdir: Path) -> None:
+    """Refuses a workdir in which a link leads out of it: what is written would land elsewhere.
+
+    Raises:
+      InputError: names the link.
+    """
+    inside = workdir.resolve()
+    for folder, folders, files in os.walk(workdir):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise InputError(f"'{path}' is a link out of the workdir; put what it names there")
+
+
 def read_config(workdir: Path) -> Config:
     """The config of a run; a field that came after the run has its default.
 
     Raises:
-      InputError: the folder holds no run, or its config.json is damaged.
+      InputError: the folder holds no run, its config.json is damaged, or a link leads out of it.
     """
+    check_links(workdir)
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")

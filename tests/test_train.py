@@ -420,10 +420,10 @@ def test_another_config_does_not_continue_a_run(finished: Path, data_dir: Path):
 def test_a_start_that_failed_does_not_bind_the_workdir(data_dir: Path, tmp_path: Path):
     with pytest.raises(InputError, match="no weights file"):
         program.train(tiny_config(init_from="nowhere.h5"), tmp_path, data_dir)
-    start.check_continues(tiny_config(), tmp_path)
+    start.check_continues(tiny_config(), tmp_path, data_dir)
     (tmp_path / "checkpoints" / "5").mkdir()
     with pytest.raises(InputError, match=r"init_from \(was nowhere.h5, now \)"):
-        start.check_continues(tiny_config(), tmp_path)
+        start.check_continues(tiny_config(), tmp_path, data_dir)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, data_dir: Path):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax import checkpoints, compilations
+from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit import Experiment, leaks_into, open_trained
 from fer_jax.data.records import (
@@ -75,6 +75,8 @@ def evaluate(
       InputError: no run, no checkpoint, a test set that is not built, has no labels, or is too
         small to be adapted to, or no int8 export of this checkpoint.
     """
+    if int8 and jax.process_count() > 1:
+        raise InputError("--int8 runs in one process; evaluate it without a launcher")
     config = read_config(workdir)
     # Everything is opened before anything is computed: a misspelled set costs no time.
     opened = [open_records(name, split, data_dir) for name, split in test_sets]
@@ -100,7 +102,10 @@ def evaluate(
         "image_size": config.model.image_size,
         "mesh": mesh,
     }
-    (workdir / "predictions").mkdir(exist_ok=True)
+    # Every process answers for its part of each batch and has all answers; one writes them.
+    writes = distributed.is_first()
+    if writes:
+        (workdir / "predictions").mkdir(exist_ok=True)
     leaks = results.read_leaks(workdir)
     for records, labelled in zip(opened, num_labelled, strict=True):
         # Every image is in the table; those without a label are in no score.
@@ -108,22 +113,25 @@ def evaluate(
         probabilities = predict(score, network, records, rows, **reading)
         table = predictions_table(records, rows, config.task, probabilities)
         file = workdir / "predictions" / predictions.file_name(records.name, records.split)
-        predictions.write(file, table, TASKS[config.task])
+        tested = (records.name, records.split) in test_sets
+        if writes:
+            predictions.write(file, table, TASKS[config.task])
         # What the checkpoint was selected on is no test set, that anything could leak into.
-        if (records.name, records.split) in test_sets:
+        if writes and tested:
             leaks[file.name] = leaks_into(trained, records) if trained else None
             _log_opening(workdir, records, step, data_dir)
         unlabelled = len(records) - labelled
         unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
         print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
-        if moments and (records.name, records.split) in test_sets:
+        if moments and tested:
             here = adaptation.adapted(moments, network, records, **reading)
             table["probabilities"] = predict(score, here, records, rows, **reading)
             name = predictions.file_name(records.name, records.split, adaptation.ADAPTED)
-            predictions.write(file.with_name(name), table, TASKS[config.task])
-            leaks[name] = leaks[file.name]
             print(f"  {records.name} {records.split}, adapted -> {file.with_name(name)}")
-        if rounded and (records.name, records.split) in test_sets:
+            if writes:
+                predictions.write(file.with_name(name), table, TASKS[config.task])
+                leaks[name] = leaks[file.name]
+        if rounded and tested:
             table["probabilities"] = predict(rounded, {}, records, rows, **reading)
             name = predictions.file_name(records.name, records.split, INT8)
             predictions.write(file.with_name(name), table, TASKS[config.task])
@@ -132,13 +140,17 @@ def evaluate(
             compared = compare.compare_on(table, [table["probabilities"]], [probabilities])
             lines = [compare.ROUNDING_COLUMNS, *compare.rounding_rows(compared)]
             print("\n".join(f"    {line}" for line in results.aligned(lines, num_left=1)))
-    (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
-    fitted = results.read_calibration(workdir, config)
-    if label_shift and fitted is not None:
-        for name, split in test_sets:
-            file = workdir / "predictions" / predictions.file_name(name, split)
-            print(f"  {name} {split}, label shift -> {calibration.write_label_shift(file, fitted)}")
-    return results.write(workdir)
+    if writes:
+        (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
+        fitted = results.read_calibration(workdir, config)
+        if label_shift and fitted is not None:
+            for name, split in test_sets:
+                file = workdir / "predictions" / predictions.file_name(name, split)
+                shifted = calibration.write_label_shift(file, fitted)
+                print(f"  {name} {split}, label shift -> {shifted}")
+        results.write(workdir)
+    distributed.wait_for_all("evaluated")
+    return workdir / "results.json"
 
 
 def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:

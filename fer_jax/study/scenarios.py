@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fer_jax import checkpoints
 from fer_jax.config import (
     Config,
     check_config,
@@ -22,7 +22,6 @@ from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import (
     Source,
     as_source,
-    build_summary,
     dataset_directory,
     labelled_rows,
     open_records,
@@ -269,8 +268,7 @@ def runs_of(config: Config, scenarios: Sequence[Scenario], workdir: Path) -> lis
 
 def steps_done(workdir: Path) -> int:
     """The step of a run's last checkpoint; 0 before the first."""
-    steps = [path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
-    return max(map(int, steps), default=0)
+    return max(checkpoints.finished_steps(workdir), default=0)
 
 
 def history_of(workdir: Path, metric: str) -> list[dict[str, float]]:
@@ -284,11 +282,9 @@ def history_of(workdir: Path, metric: str) -> list[dict[str, float]]:
 
 def is_finished(run: Run) -> bool:
     """Whether there is nothing left to train."""
-    done = steps_done(run.workdir)
     history = history_of(run.workdir, run.config.selection_metric)
-    return done >= run.scenario.num_steps or (
-        done > 0 and bool(validation.reason_to_stop(run.config, history))
-    )
+    done = steps_done(run.workdir)
+    return validation.is_over(run.config, history, done, run.scenario.num_steps)
 
 
 def check_runs(runs: Sequence[Run], data_dir: Path) -> None:
@@ -298,17 +294,7 @@ def check_runs(runs: Sequence[Run], data_dir: Path) -> None:
       InputError: names the run.
     """
     for run in runs:
-        start.check_continues(run.config, run.workdir)
-        environment = run.workdir / "environment.json"
-        if not environment.is_file() or not steps_done(run.workdir):
-            continue
-        for name, was in json.loads(environment.read_text())["datasets"].items():
-            now = build_summary(name, data_dir).get("fingerprint")
-            if was["fingerprint"] != now:
-                raise InputError(
-                    f"'{run.workdir}' was trained on another build of '{name}' than {data_dir} "
-                    "has now; delete that folder to train it again, or choose another workdir"
-                )
+        start.check_continues(run.config, run.workdir, data_dir)
 
 
 def check_leaks(scenarios: Sequence[Scenario]) -> None:

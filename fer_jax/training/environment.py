@@ -11,8 +11,10 @@ from pathlib import Path
 import jax
 
 import fer_jax
+from fer_jax.config import redacted
 from fer_jax.data.audit import Experiment
 from fer_jax.data.records import build_summary
+from fer_jax.training.log import write_atomically
 
 PACKAGES = (
     "jax",
@@ -48,7 +50,7 @@ def write_environment(
         "processes": jax.process_count(),
         "cpu_cores": os.cpu_count(),
         "commit": _commit(),
-        "command": " ".join(["fer-jax", *sys.argv[1:]]),
+        "command": " ".join(["fer-jax", *map(redacted, sys.argv[1:])]),
         "data_dir": str(data_dir.resolve()),
         "datasets": {
             name: {
@@ -61,8 +63,13 @@ def write_environment(
         },
         "leaks": leaks,
         "left_out": experiment.left_out,
+        "skipped": {
+            f"{records.name} {records.split}": list(records.skipped)
+            for records in (*experiment.train, *experiment.validation)
+            if records.skipped
+        },
     }
-    (workdir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _installed(name: str) -> bool:

@@ -5,6 +5,7 @@ their iterator: a run may be continued with another.
 """
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fer_jax import distributed
 from fer_jax.config import Config
 from fer_jax.data import batches, decoded
 from fer_jax.data.batches import Mixture
 from fer_jax.errors import InputError
 from fer_jax.sharding import batch_sharding, replicated, to_devices
+from fer_jax.training.log import write_atomically
 from fer_jax.training.memory import GIB, host_free_bytes
+
+TOLD = 8  # records of a batch that an error names
 
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 
@@ -56,8 +60,8 @@ def open_source(
             mixture,
             size,
             workdir / "decoded",
-            writes=jax.process_index() == 0,
-            written=functools.partial(multihost_utils.sync_global_devices, "decoded"),
+            writes=distributed.is_first(),
+            written=functools.partial(distributed.wait_for_all, "decoded"),
         )
         read = functools.partial(np.take, images, axis=0)
     else:
@@ -100,6 +104,27 @@ def _batches(
     )
 
 
+def told_batch(config: Config, mixture: Mixture, step: int, workdir: Path) -> str:
+    """The records of a step's batch in words; all of them go to not_finite.json in the workdir.
+
+    Args:
+      config: of the run.
+      mixture: what it trains on.
+      step: from 1.
+      workdir: of the run.
+    """
+    numbers = batches.drawn(mixture, step - 1, batch_size=config.batch_size, seed=config.seed)
+    ids = [
+        str(mixture.records[int(mixture.source[n])].columns["record_id"][mixture.row[n]])
+        for n in numbers
+    ]
+    if distributed.is_first():
+        file = workdir / "not_finite.json"
+        write_atomically(file, json.dumps({"step": step, "record_ids": ids}, indent=1) + "\n")
+    more = f" and {len(ids) - TOLD} more (not_finite.json)" if len(ids) > TOLD else ""
+    return f"records {', '.join(ids[:TOLD])}{more}"
+
+
 def _on_devices(mixture: Mixture, image_size: int, mesh: Mesh, free: int) -> jax.Array:
     """All images, uint8 [at least n, s, s, 3]: on every device, or else divided over them."""
     rows = -(-len(mixture) // mesh.size) * mesh.size
@@ -121,14 +146,14 @@ def resident_sharding(size: int, mesh: Mesh, free: int) -> NamedSharding:
     Args:
       size: of all images, in bytes.
       mesh: from `make_mesh`.
-      free: bytes on each device beside the step.
+      free: bytes on each device beside the step, the same in every process.
 
     Raises:
       InputError: they do not fit, on the devices or, while they are decoded, on the host.
     """
     sharding = replicated(mesh) if size <= free else batch_sharding(mesh)
     of_device = size if size <= free else size // mesh.size
-    host = host_free_bytes()
+    host = distributed.smallest(host_free_bytes())
     of_host = size if size <= free else size // jax.process_count()
     if of_device > free or of_host > host:
         raise InputError(

@@ -1,17 +1,18 @@
 """Where a run starts: fresh, from Keras' weights, or from the last checkpoint of its workdir."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, fields, read_config
+from fer_jax.config import Config, fields, from_json, read_config, to_json
 from fer_jax.data.audit import EXCLUSIONS_FILE
+from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
 from fer_jax.training.step import TrainState, joined, network_of, training_of
 from fer_jax.training.swad import fresh_average
@@ -30,16 +31,18 @@ CHANGEABLE = (
 )
 
 
-def check_continues(config: Config, workdir: Path) -> None:
-    """Refuses to continue a run with a config that would make it another run.
+def check_continues(config: Config, workdir: Path, data_dir: Path) -> None:
+    """Refuses to continue a run with a config or data that would make it another run.
 
     Raises:
-      InputError: names every field that differs, and both values; or the exclusions changed.
+      InputError: names every field that differs, and both values; or the exclusions or the data
+        changed.
     """
     # Without a checkpoint there is nothing to continue: a start that failed is only replaced.
-    if not any((workdir / "checkpoints").glob("[0-9]*")):
+    if not any(path.name.isdecimal() for path in (workdir / checkpoints.FOLDER).glob("*")):
         return
-    before, now = dict(fields(read_config(workdir))), dict(fields(config))
+    as_kept = from_json(to_json(config))
+    before, now = dict(fields(read_config(workdir))), dict(fields(as_kept))
     differing = [
         f"{name} (was {before.get(name)}, now {now.get(name)})"
         for name in sorted(before.keys() | now.keys())
@@ -56,6 +59,24 @@ def check_continues(config: Config, workdir: Path) -> None:
             f"'{workdir}' holds a run with other exclusions than '{given}' has now; choose another "
             "workdir or the same exclusions"
         )
+    for name, was in _datasets_before(workdir).items():
+        if was["fingerprint"] != build_summary(name, data_dir).get("fingerprint"):
+            raise InputError(
+                f"'{workdir}' was trained on another build of '{name}' than {data_dir} has now; "
+                "delete that folder to train it again, or choose another workdir"
+            )
+
+
+def _datasets_before(workdir: Path) -> dict[str, Any]:
+    file = workdir / "environment.json"
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())["datasets"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{file}' is damaged ({error}); delete it to continue without comparing the data"
+        ) from error
 
 
 def fresh(
@@ -85,18 +106,15 @@ def fresh(
 
 
 def restored(
-    manager: ocp.CheckpointManager, step: int, shapes: TrainState, sharding: TrainState
-) -> tuple[TrainState, dict[str, Any]]:
-    """The state and the loop as they were saved at a step.
+    manager: checkpoints.SealedCheckpoints, step: int, shapes: TrainState, sharding: TrainState
+) -> TrainState:
+    """The state as it was saved at a step.
 
     Args:
       manager: from `checkpoints.open_checkpoints`.
-      step: one of its steps.
+      step: from `checkpoints.newest_whole`.
       shapes: the state as `jax.ShapeDtypeStruct`.
       sharding: where its arrays go.
-
-    Returns:
-      (state, {"iterator": its state, "history": the validations so far}).
 
     Raises:
       InputError: the checkpoint is of another architecture.
@@ -104,7 +122,7 @@ def restored(
     target = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
     )
-    network, training, loop = checkpoints.restore(
+    network, training, _ = checkpoints.restore(
         manager, step, network=network_of(target), training=training_of(target)
     )
-    return joined(network, training), loop
+    return joined(network, training)

@@ -1,6 +1,7 @@
-"""One training step: augment, forward, loss, gradient, update. Pure; jitted in `train`."""
+"""One training step: augment, forward, loss, gradient, update. Pure; jitted in one place."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,11 +10,14 @@ import numpy as np
 import optax
 from clu import metrics as clu_metrics
 from flax import struct
+from jax.sharding import Mesh
 
+from fer_jax.config import Config
 from fer_jax.data.augment import augment, normalize
-from fer_jax.errors import InputError
+from fer_jax.evaluation.predict import model_arguments
 from fer_jax.models import xception
 from fer_jax.models.mixstyle import Mixing
+from fer_jax.sharding import batch_sharding, replicated
 from fer_jax.training.coral import coral as coral_penalty
 from fer_jax.training.sam import ascended
 from fer_jax.training.swad import fresh_average, with_step
@@ -92,25 +96,42 @@ class StepMetrics(clu_metrics.Collection):
     gradient_norm: clu_metrics.Average.from_output("gradient_norm")  # pyright: ignore[reportInvalidTypeForm] (as above)
 
 
-def merged(pending: list[StepMetrics], last_step: int) -> dict[str, float]:
-    """Means over consecutive steps, on the host: {"train_loss", "train_accuracy", ...}.
+def as_numbers(pending: list[StepMetrics]) -> list[list[float]]:
+    """What steps reported, as JSON can hold it bit for bit: one list for each."""
+    return [[float(x) for x in jax.tree.leaves(one)] for one in jax.device_get(pending)]
+
+
+def from_numbers(rows: list[list[float]]) -> list[StepMetrics]:
+    """What `as_numbers` was given."""
+    leaves, structure = jax.tree.flatten(
+        jax.eval_shape(
+            functools.partial(
+                StepMetrics.single_from_model_output, loss=0.0, accuracy=0.0, gradient_norm=0.0
+            )
+        )
+    )
+    dtypes = [leaf.dtype for leaf in leaves]
+    return [
+        structure.unflatten([np.asarray(x, d) for x, d in zip(row, dtypes, strict=True)])
+        for row in rows
+    ]
+
+
+def not_finite(pending: list[StepMetrics], last_step: int) -> int | None:
+    """The first of consecutive steps whose loss is not finite.
 
     Args:
-      pending: what each step reported, oldest first.
+      pending: what each step reported, oldest first; waited for.
       last_step: the number of the last of them.
-
-    Raises:
-      InputError: a loss that is not finite; names its step.
     """
-    stacked = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(pending))
-    losses = stacked.loss.total / stacked.loss.count
+    losses = [float(one.loss.total) for one in jax.device_get(pending)]
     bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        step = last_step - len(pending) + 1 + int(bad[0])
-        raise InputError(
-            f"the loss is not finite at step {step}; the last checkpoint is whole. Lower "
-            "config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
-        )
+    return last_step - len(pending) + 1 + int(bad[0]) if len(bad) else None
+
+
+def merged(pending: list[StepMetrics]) -> dict[str, float]:
+    """Means over steps, on the host: {"train_loss", "train_accuracy", ...}."""
+    stacked = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(pending))
     reduced = StepMetrics.reduce(stacked).compute()
     return {f"train_{name}": float(value) for name, value in reduced.items()}
 
@@ -296,6 +317,43 @@ def train_step(
         gradient_norm=gradient_norm,
     )
     return following, metrics
+
+
+def jitted_step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    class_shares: np.ndarray,
+    sharding: TrainState,
+    mesh: Mesh,
+) -> Any:
+    """`train_step` as a config has it, jitted: (state, batch, key) to (state, metrics).
+
+    Args:
+      config: of the run.
+      optimizer: from `make_optimizer`.
+      class_shares: float64 [k], how often each class is drawn.
+      sharding: of the state, which is donated.
+      mesh: over which the batch is divided.
+    """
+    return jax.jit(
+        functools.partial(
+            train_step,
+            graphdef=xception.graphdef(**model_arguments(config)),
+            optimizer=optimizer,
+            class_weights=class_weights(class_shares, config.loss.class_weights),
+            label_smoothing=config.loss.label_smoothing,
+            augmentation=dict(config.augment),
+            accumulation_steps=config.accumulation_steps,
+            ema_decay=config.ema_decay,
+            frozen_statistics=config.frozen_statistics,
+            dynamic_loss_scale=config.model.dtype == "float16",
+            num_domains=len(config.sources),
+            **config.method,
+        ),
+        in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(sharding, replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 def _accumulated(

@@ -4,7 +4,7 @@ Read `train` from top to bottom: data, shapes, shardings, state, the step, the l
 """
 
 import functools
-import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from clu import platform
-from jax.sharding import Mesh
 
-from fer_jax import checkpoints, compilations
+from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import (
     Config,
     OneLineParser,
+    check_links,
     default_data_dir,
     fields,
+    from_json,
     parse_with_config,
     to_json,
 )
@@ -29,29 +29,42 @@ from fer_jax.data import batches
 from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import as_source
+from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import baselines
 from fer_jax.evaluation.adaptation import compile_moments_step
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
 from fer_jax.models import operations, xception
 from fer_jax.sharding import (
-    batch_sharding,
     check_batch_size,
     make_mesh,
     replicated,
     state_sharding,
 )
-from fer_jax.training import memory, profile, source, start, summary, swad, validation
+from fer_jax.training import (
+    lock,
+    memory,
+    preemption,
+    profile,
+    source,
+    start,
+    summary,
+    swad,
+    validation,
+    watchdog,
+)
 from fer_jax.training.environment import write_environment
-from fer_jax.training.log import MetricsLog, ProgressLine
+from fer_jax.training.log import MetricsLog, ProgressLine, write_atomically
 from fer_jax.training.optimizer import make_optimizer, make_schedule
+from fer_jax.training.speed import Stopwatch
 from fer_jax.training.step import (
     StepMetrics,
-    TrainState,
-    class_weights,
+    as_numbers,
+    from_numbers,
     init_state,
+    jitted_step,
     merged,
     network_of,
-    train_step,
+    not_finite,
     training_of,
     trajectory_of,
 )
@@ -73,8 +86,23 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     Raises:
       InputError: anything in the config, the data or the workdir that a person must change,
         and a loss that is not finite, with its step.
+      Preempted: a signal came; what was done is saved.
     """
-    start.check_continues(config, workdir)
+    check_links(workdir)
+    with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
+        return _train(config, workdir, data_dir, notice, dog)
+
+
+def _train(
+    config: Config,
+    workdir: Path,
+    data_dir: Path,
+    notice: preemption.Notice,
+    dog: watchdog.Watchdog,
+) -> dict[str, float]:
+    start.check_continues(config, workdir, data_dir)
+    last, loop = checkpoints.newest_whole(workdir)
+    history: list[dict[str, float]] = loop.get("history", [])
     mesh = make_mesh()
     check_batch_size(config.batch_size, config.accumulation_steps, mesh)
     experiment = open_experiment(config, data_dir)
@@ -92,6 +120,9 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
     validate_every = max(1, round(config.validate_every_epochs * steps_per_epoch))
     traced = profile.steps(config.profile, num_steps=num_steps)
+    if validation.is_over(config, history, last, num_steps):
+        print(f"'{workdir}' is finished: nothing to do after step {last}")
+        return _outcome(config, history, loop.get("average"))
 
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
@@ -109,7 +140,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     shapes = jax.eval_shape(init, init_key)
     sharding = state_sharding(shapes, mesh, config.sharding)
     jitted = jitted_step(config, optimizer, mixture.class_shares, sharding, mesh)
-    step_key = jax.device_put(step_key, replicated(mesh))
+    # Not `device_put`, which takes no keys where other processes have devices too.
+    step_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(step_key)
     step = memory.compile_that_fits(
         lambda size: jitted.lower(
             shapes, batches.shapes(mixture, size, config.model.image_size), step_key
@@ -119,11 +151,81 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     )
     graphdef = xception.graphdef(**model)
     score = compile_predict_step(graphdef, network_of(sharding), mesh, flip=config.test_time_flip)
+    score = dog.tending(notice.checking(score), "a batch of the validation")
+
+    writes = distributed.is_first()
+    if writes:
+        write_atomically(workdir / "config.json", to_json(config))
+    free = distributed.smallest(memory.free_bytes())
+    iterator, place = source.open_source(
+        config, mixture, mesh, workdir, num_steps=num_steps, free=free - memory.needed(step)
+    )
+    if writes:
+        if config.exclusions:
+            write_atomically(workdir / EXCLUSIONS_FILE, Path(config.exclusions).read_bytes())
+        write_environment(workdir, data_dir, experiment, leaks)
+        baselines.write(workdir, experiment.train, config.task)
+    manager = checkpoints.open_checkpoints(
+        workdir, keep=config.keep_checkpoints, metric=config.selection_metric
+    )
+    if last:
+        state = start.restored(manager, last, shapes, sharding)
+        iterator.set_state(loop["iterator"])
+        print(f"continuing from step {last}")
+    else:
+        state = start.fresh(init, init_key, sharding, config.init_from)
+        print(summary.parameters(state.params))
+    print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
+    print(f"  {memory.in_words(step, free)}")
+    print(summary.audited(experiment, leaks), end="")
+    # What the steps since the last row of metrics.jsonl reported.
+    under_way = from_numbers(loop.get("pending", []))
+    log = MetricsLog(workdir, after_step=last - len(under_way), writes=writes)
+    if not last:
+        log.write_hparams(dict(fields(from_json(to_json(config)))))
+    work_unit = platform.work_unit()
+    progress = ProgressLine(num_steps, stream=sys.stderr if writes else sys.stdout)
+    peak = operations.peak(jax.devices()[0].device_kind, config.model.dtype)
+    stopwatch = Stopwatch(
+        last,
+        batch_size=config.batch_size,
+        flop_per_image=operations.TRAINING_PASSES * operations.count(**model)[0],
+        peak=None if peak is None else peak * mesh.size,
+    )
+    # Computed now: a value asked for in the loop would wait behind the steps under way.
+    learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)))
+    learning_rate_scale = float(state.learning_rate_scale)
+    number, average = last, loop.get("average")
+
+    def check_finite(done: list[StepMetrics], reached: int) -> None:
+        if (step := not_finite(done, reached)) is None:
+            return
+        manager.wait_until_finished()
+        saved = max(manager.all_steps(), default=None)
+        raise InputError(
+            f"the loss is not finite at step {step}, of "
+            f"{source.told_batch(config, mixture, step, workdir)}; "
+            f"{'no checkpoint was written yet' if saved is None else f'step {saved} is saved'}. "
+            "Lower config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
+        )
+
+    def report(done: list[StepMetrics], reached: int) -> dict[str, float]:
+        """Waits for steps and shows them; what metrics.jsonl has of them."""
+        check_finite(done, reached)
+        scalars, speed = merged(done), stopwatch.figures(reached)
+        progress.show(
+            reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
+        )
+        work_unit.set_task_status(f"step {reached} of {num_steps}")
+        rate = float(learning_rates[reached - 1]) * learning_rate_scale
+        return scalars | speed | {"epoch": reached / steps_per_epoch, "learning_rate": rate}
 
     def estimate(network: dict[str, Any]) -> dict[str, Any]:
+        """BatchNorm's statistics of an average."""
+        moments = compile_moments_step(model, network_of(sharding), mesh)
         return swad.estimated_statistics(
             network,
-            step=compile_moments_step(model, network_of(sharding), mesh),
+            step=dog.tending(notice.checking(moments), "a batch of the average's statistics"),
             batches=source.decoded_batches(
                 config, mixture, num_steps=min(swad.ESTIMATED_FROM, steps_per_epoch)
             ),
@@ -132,158 +234,98 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
             mesh=mesh,
         )
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(to_json(config))
-    free = memory.free_bytes()
-    iterator, place = source.open_source(
-        config, mixture, mesh, workdir, num_steps=num_steps, free=free - memory.needed(step)
-    )
-    if config.exclusions:
-        shutil.copyfile(config.exclusions, workdir / EXCLUSIONS_FILE)
-    write_environment(workdir, data_dir, experiment, leaks)
-    baselines.write(workdir, experiment.train, config.task)
-    manager = checkpoints.open_checkpoints(
-        workdir, keep=config.keep_checkpoints, metric=config.selection_metric
-    )
-    last = manager.latest_step()
-    history: list[dict[str, float]] = []
-    if last is None:
-        state = start.fresh(init, init_key, sharding, config.init_from)
-        print(summary.parameters(state.params))
-    else:
-        state, loop = start.restored(manager, last, shapes, sharding)
-        iterator.set_state(loop["iterator"])
-        history = loop["history"]
-        print(f"continuing from step {last}")
-    print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
-    print(f"  {memory.in_words(step, free)}")
-    print(summary.audited(experiment, leaks), end="")
-    log = MetricsLog(workdir, after_step=last or 0)
-    if last is None:
-        log.write_hparams(dict(fields(config)))
-    work_unit = platform.work_unit()
-    progress = ProgressLine(num_steps)
-    flop_per_image = operations.TRAINING_PASSES * operations.count(**model)[0]
-    peak = operations.peak(jax.devices()[0].device_kind, config.model.dtype)
-    # Computed now: a value asked for in the loop would wait behind the steps under way.
-    learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)))
-    learning_rate_scale = float(state.learning_rate_scale)
-    under_way: list[StepMetrics] = []
-    waited, since = 0.0, time.monotonic()
-
-    def report(done: list[StepMetrics], reached: int) -> dict[str, float]:
-        """Waits for steps, shows them, and starts counting anew."""
-        nonlocal waited, since, under_way
-        scalars = merged(done, reached)
-        elapsed = time.monotonic() - since
-        images_per_second = len(done) * config.batch_size / elapsed
-        flop_per_second = images_per_second * flop_per_image
-        speed = {
-            "images_per_second": images_per_second,
-            "data_wait_share": waited / elapsed,
-            "model_flop_per_second": flop_per_second,
+    def save(metrics: dict[str, float] | None) -> None:
+        """Starts writing where the run is."""
+        dog.between_steps(f"saving step {number}")
+        loop = {
+            "iterator": iterator.get_state(),
+            "history": history,
+            "averaged": averages["swad"],
+            "average": average,
+            "pending": as_numbers(under_way),
         }
-        if peak is not None:
-            speed["model_flop_utilisation"] = flop_per_second / (peak * mesh.size)
-        progress.show(
-            reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
-        )
-        work_unit.set_task_status(f"step {reached} of {num_steps}")
-        under_way = under_way[len(done) :]
-        waited, since = 0.0, time.monotonic()
-        rate = float(learning_rates[reached - 1]) * learning_rate_scale
-        return scalars | speed | {"epoch": reached / steps_per_epoch, "learning_rate": rate}
-
-    for number in range((last or 0) + 1, num_steps + 1):
-        if reason := validation.reason_to_stop(config, history):
-            progress.note(reason)
-            break
-        asked = time.monotonic()
-        batch = place(next(iterator))
-        waited += time.monotonic() - asked
-        profile.turn_on(number, traced, continued_from=last or 0, workdir=workdir)
-        state, step_metrics = step(state, batch, step_key)
-        jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
-        under_way.append(step_metrics)
-        profile.turn_off(number, traced, state)
-        # The host waits for the step before this one: the devices always have work, and batches
-        # do not pile up. Only where it validates does it wait for this one too.
-        jax.block_until_ready(under_way[:-1])
-        if under_way[:-1] and (number - 1) % config.log_every_steps == 0:
-            log.write_scalars(number - 1, report(under_way[:-1], number - 1))
-        if number % validate_every and number != num_steps:
-            continue
-
-        scalars = report(under_way, number)
-        validated = validation.validate(score, trajectory_of(state), validated_on, config, mesh)
-        history.append({"step": number} | validated)
-        progress.note(validation.line(number, history, config.selection_metric))
-        state = validation.with_plateau(state, history, config)
-        last_step = number == num_steps
-        state = validation.with_average(state, history, config, estimate, last=last_step)
-        learning_rate_scale = float(state.learning_rate_scale)
-        log.write_scalars(number, scalars | validated)
-        log.flush()
+        network, training = network_of(state), training_of(state)
         checkpoints.save(
-            manager,
-            number,
-            network=network_of(state),
-            training=training_of(state),
-            loop={
-                "iterator": iterator.get_state(),
-                "history": history,
-                "averaged": averages["swad"],
-            },
-            metrics=history[-1],
+            manager, number, network=network, training=training, loop=loop, metrics=metrics
         )
-        waited, since = 0.0, time.monotonic()
 
-    manager.wait_until_finished()
+    notice.trained = True
+    try:
+        while not validation.is_over(config, history, number, num_steps):
+            if validation.is_due(history, number, num_steps, validate_every):
+                dog.between_steps(f"the validation at step {number}")
+                scalars = report(under_way, number)
+                validated = validation.validate(
+                    score, trajectory_of(state), validated_on, config, mesh
+                )
+                following = [*history, {"step": number} | validated]
+                progress.note(validation.line(number, following, config.selection_metric))
+                following_state = validation.with_average(
+                    validation.with_plateau(state, following, config),
+                    following,
+                    config,
+                    estimate,
+                    last=number >= num_steps,
+                )
+                if averages["swad"] and validation.is_over(config, following, number, num_steps):
+                    # Chosen by the losses on the way, and validated once, here.
+                    average = validation.validate(
+                        score, network_of(following_state), validated_on, config, mesh
+                    )
+                # Only now: a signal on the way leaves what was before the validation.
+                state, history, under_way = following_state, following, []
+                learning_rate_scale = float(state.learning_rate_scale)
+                log.write_scalars(number, scalars | validated)
+                log.flush()
+                save(history[-1])
+                stopwatch.restart(number)
+                continue
+
+            number += 1
+            dog.step(number)
+            asked = time.monotonic()
+            batch = place(next(iterator))
+            stopwatch.waited(time.monotonic() - asked)
+            dog.doing(f"step {number}", slow=number in traced)
+            profile.turn_on(number, traced, continued_from=last, workdir=workdir)
+            state, step_metrics = step(state, batch, step_key)
+            jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
+            under_way.append(step_metrics)
+            profile.turn_off(number, traced, state)
+            # The host waits for the step before this one: the devices always have work, and
+            # batches do not pile up. Only where it validates does it wait for this one too.
+            jax.block_until_ready(under_way[:-1])
+            if under_way[:-1] and (number - 1) % config.log_every_steps == 0:
+                log.write_scalars(number - 1, report(under_way[:-1], number - 1))
+                under_way = under_way[-1:]
+            manager.raise_if_failed()
+            notice.check()
+    except Preempted as asked:
+        # First of all: a state that is broken shall not be the one to continue from.
+        check_finite(under_way, number)
+        if number not in manager.all_steps():
+            save(None)
+        manager.wait_until_finished()
+        raise Preempted(
+            f"{asked.message}: step {number} is saved; the same command continues"
+        ) from None
+
+    if reason := validation.reason_to_stop(config, history):
+        progress.note(reason)
+    dog.between_steps(f"saving step {number}")
     manager.close()
     log.close()
-    if averages["swad"]:
-        # Chosen by the losses on the way, and validated once, here.
-        average = validation.validate(score, network_of(state), validated_on, config, mesh)
+    return _outcome(config, history, average)
+
+
+def _outcome(
+    config: Config, history: list[dict[str, float]], average: dict[str, float] | None
+) -> dict[str, float]:
+    """The validation of what "best" means, with its step."""
+    if average is not None:
         return {"step": history[-1]["step"]} | average
     best = checkpoints.best_step(history, config.selection_metric)
     return next(row for row in history if row["step"] == best)
-
-
-def jitted_step(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    class_shares: np.ndarray,
-    sharding: TrainState,
-    mesh: Mesh,
-) -> Any:
-    """`train_step` as a config has it, jitted: (state, batch, key) to (state, metrics).
-
-    Args:
-      config: of the run.
-      optimizer: from `make_optimizer`.
-      class_shares: float64 [k], how often each class is drawn.
-      sharding: of the state, which is donated.
-      mesh: over which the batch is divided.
-    """
-    return jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=xception.graphdef(**model_arguments(config)),
-            optimizer=optimizer,
-            class_weights=class_weights(class_shares, config.loss.class_weights),
-            label_smoothing=config.loss.label_smoothing,
-            augmentation=dict(config.augment),
-            accumulation_steps=config.accumulation_steps,
-            ema_decay=config.ema_decay,
-            frozen_statistics=config.frozen_statistics,
-            dynamic_loss_scale=config.model.dtype == "float16",
-            num_domains=len(config.sources),
-            **config.method,
-        ),
-        in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
-        out_shardings=(sharding, replicated(mesh)),
-        donate_argnums=0,
-    )
 
 
 def main(argv: list[str]) -> None:

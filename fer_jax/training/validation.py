@@ -93,6 +93,19 @@ def reason_to_stop(config: Config, history: History) -> str:
     return ""
 
 
+def is_over(config: Config, history: History, number: int, num_steps: int) -> bool:
+    """Whether a run that has done `number` steps and validated the last of them goes no further."""
+    validated = bool(history) and history[-1]["step"] == number
+    return validated and (number >= num_steps or bool(reason_to_stop(config, history)))
+
+
+def is_due(history: History, number: int, num_steps: int, every: int) -> bool:
+    """Whether a run that has done `number` steps validates before it goes on."""
+    if history and history[-1]["step"] == number:
+        return False
+    return number > 0 and (number % every == 0 or number >= num_steps)
+
+
 def with_average(
     state: TrainState,
     history: History,

@@ -1,0 +1,443 @@
+"""The launchers: processes on this host, and files for Slurm, Kubernetes and SkyPilot."""
+
+import copy
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def program(name: str) -> Any:
+    """A file of launch/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"launch_{name}", ROOT / "launch" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+local, audit = program("local"), program("audit")
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts launch/local.py with a stand-in for fer_jax that imports nothing."""
+    started: list[subprocess.Popen[str]] = []
+    package = tmp_path / "fer_jax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+
+    def run(script: str, processes: int = 2) -> subprocess.Popen[str]:
+        (package / "__main__.py").write_text(
+            "import os, signal, sys, time\nprocess = int(os.environ['FER_JAX_PROCESS'])\n"
+            # In one piece: the processes share the pipe.
+            "def say(*words): os.write(1, (' '.join(map(str, words)) + '\\n').encode())\n" + script
+        )
+        launcher = [sys.executable, ROOT / "launch" / "local.py", f"--processes={processes}"]
+        started.append(
+            subprocess.Popen(
+                [*launcher, "train", "--x=1"], cwd=tmp_path, text=True, stdout=subprocess.PIPE
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_every_process_is_told_its_place_and_the_words(start: Start):
+    started = start(
+        "say(process, os.environ['FER_JAX_PROCESSES'], os.environ['FER_JAX_COORDINATOR'], "
+        "*sys.argv[1:])",
+        processes=3,
+    )
+    said = sorted(started.communicate(timeout=60)[0].splitlines())
+    assert started.returncode == 0
+    rows = [line.split() for line in said]
+    assert [row[:2] for row in rows] == [["0", "3"], ["1", "3"], ["2", "3"]]
+    assert len({row[2] for row in rows}) == 1 and rows[0][2].startswith("127.0.0.1:")
+    assert rows[0][3:] == ["train", "--x=1"]
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        # One dies in the middle of the others' work.
+        ("os.kill(os.getpid(), signal.SIGKILL) if process == 1 else time.sleep(600)", 137),
+        ("sys.exit(2) if process == 1 else time.sleep(600)", 2),
+        # All were preempted, or one of them was killed while the others saved.
+        ("sys.exit(75)", 75),
+        ("os.kill(os.getpid(), signal.SIGKILL) if process else (time.sleep(1), sys.exit(75))", 137),
+        ("sys.exit(75) if process else (time.sleep(1), os.kill(os.getpid(), 9))", 137),
+    ],
+)
+def test_one_that_fails_ends_all_and_its_code_is_passed_on(start: Start, script: str, code: int):
+    began = time.monotonic()
+    started = start(script)
+    assert started.wait(timeout=60) == code
+    assert time.monotonic() - began < 30
+
+
+def test_the_exit_code_is_of_what_failed_and_not_of_what_followed():
+    assert local.of_all([0, 0]) == 0
+    assert local.of_all([134, 2]) == local.of_all([2, 75]) == 2
+    assert local.of_all([134, 137]) == 137
+    assert local.of_all([75, 0]) == 75
+
+
+def test_a_stopped_process_is_ended_too(start: Start):
+    started = start("os.kill(os.getpid(), signal.SIGSTOP) if process else sys.exit(1)")
+    assert started.wait(timeout=30) == 1
+
+
+def test_signals_are_passed_on_and_a_second_one_leaves_at_once(start: Start):
+    waits = "say(process); time.sleep(600)"
+    saves = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); {waits}"
+    for script, signals, code in (
+        (saves, [signal.SIGTERM], 75),
+        (saves, [signal.SIGINT], 75),
+        (f"signal.signal(signal.SIGTERM, lambda *_: None); {waits}", [signal.SIGINT] * 2, 137),
+    ):
+        started = start(script)
+        assert started.stdout
+        assert {started.stdout.readline().strip() for _ in range(2)} == {"0", "1"}
+        for number in signals:
+            started.send_signal(number)
+            time.sleep(0.5)
+        assert started.wait(timeout=20) == code
+
+
+def test_the_processes_end_with_their_launcher(start: Start):
+    started = start("say(os.getpid()); time.sleep(600)")
+    assert started.stdout
+    children = [int(started.stdout.readline()) for _ in range(2)]
+    started.kill()
+    started.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a process outlived its launcher"
+        time.sleep(0.1)
+
+
+def test_gpus_are_dealt_out_evenly():
+    told = local.environments(2, 1, {"A": "b"}, ["0", "1", "2", "3"])
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in told] == ["0,1", "2,3"]
+    assert all(own["A"] == "b" for own in told)
+    assert "CUDA_VISIBLE_DEVICES" not in local.environments(2, 1, {}, [])[0]
+    assert local.gpus({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}) == []
+    assert local.gpus({"CUDA_VISIBLE_DEVICES": "2,GPU-5"}) == ["2", "GPU-5"]
+
+
+# What the API server takes of a JobSet v1alpha2 and of the batch/v1 and v1 objects in it, for the
+# fields that a training job may want: a type, a list of one, or the fields of an object. "!" marks
+# the required ones. What is not here is refused, as `kubectl --validate=strict` does.
+TEXT, WHOLE, TRUTH = str, int, bool
+TEXTS = {"*": TEXT}
+METADATA = {"name": TEXT, "labels": TEXTS, "annotations": TEXTS}
+CONTAINER = {
+    "name!": TEXT,
+    "image": TEXT,
+    "imagePullPolicy": {"Always", "IfNotPresent", "Never"},
+    "command": [TEXT],
+    "args": [TEXT],
+    "workingDir": TEXT,
+    "env": [
+        {
+            "name!": TEXT,
+            "value": TEXT,
+            "valueFrom": {"fieldRef": {"fieldPath!": TEXT, "apiVersion": TEXT}},
+        }
+    ],
+    "ports": [{"containerPort!": WHOLE, "name": TEXT, "protocol": {"TCP", "UDP"}}],
+    "resources": {"limits": {"*": (TEXT, WHOLE)}, "requests": {"*": (TEXT, WHOLE)}},
+    "securityContext": {
+        "allowPrivilegeEscalation": TRUTH,
+        "readOnlyRootFilesystem": TRUTH,
+        "runAsNonRoot": TRUTH,
+        "runAsUser": WHOLE,
+        "capabilities": {"add": [TEXT], "drop": [TEXT]},
+    },
+    "volumeMounts": [{"name!": TEXT, "mountPath!": TEXT, "readOnly": TRUTH, "subPath": TEXT}],
+}
+POD = {
+    "restartPolicy": {"Never", "OnFailure"},
+    "terminationGracePeriodSeconds": WHOLE,
+    "automountServiceAccountToken": TRUTH,
+    "serviceAccountName": TEXT,
+    "nodeSelector": TEXTS,
+    "securityContext": {"runAsNonRoot": TRUTH, "runAsUser": WHOLE, "fsGroup": WHOLE},
+    "containers!": [CONTAINER],
+    "volumes": [
+        {
+            "name!": TEXT,
+            "persistentVolumeClaim": {"claimName!": TEXT, "readOnly": TRUTH},
+            "emptyDir": {"medium": TEXT, "sizeLimit": TEXT},
+        }
+    ],
+}
+JOB = {
+    "parallelism": WHOLE,
+    "completions": WHOLE,
+    "completionMode": {"Indexed", "NonIndexed"},
+    "backoffLimit": WHOLE,
+    "activeDeadlineSeconds": WHOLE,
+    "podFailurePolicy": {
+        "rules!": [
+            {
+                "action!": {"FailJob", "FailIndex", "Ignore", "Count"},
+                "onExitCodes": {
+                    "containerName": TEXT,
+                    "operator!": {"In", "NotIn"},
+                    "values!": [WHOLE],
+                },
+                "onPodConditions": [{"type!": TEXT, "status": TEXT}],
+            }
+        ]
+    },
+    "template!": {"metadata": METADATA, "spec": POD},
+}
+JOBSET = {
+    "apiVersion!": {"jobset.x-k8s.io/v1alpha2"},
+    "kind!": {"JobSet"},
+    "metadata!": METADATA | {"namespace": TEXT},
+    "spec!": {
+        "network": {
+            "enableDNSHostnames": TRUTH,
+            "publishNotReadyAddresses": TRUTH,
+            "subdomain": TEXT,
+        },
+        "coordinator": {"replicatedJob!": TEXT, "jobIndex": WHOLE, "podIndex": WHOLE},
+        "successPolicy": {"operator!": {"All", "Any"}, "targetReplicatedJobs": [TEXT]},
+        "failurePolicy": {
+            "maxRestarts": WHOLE,
+            "restartStrategy": {"Recreate", "BlockingRecreate"},
+            "rules": [
+                {
+                    "name!": TEXT,
+                    "action!": {
+                        "FailJobSet",
+                        "RestartJobSet",
+                        "RestartJobSetAndIgnoreMaxRestarts",
+                    },
+                    "onJobFailureReasons": [TEXT],
+                    "targetReplicatedJobs": [TEXT],
+                }
+            ],
+        },
+        "suspend": TRUTH,
+        "managedBy": TEXT,
+        "ttlSecondsAfterFinished": WHOLE,
+        "replicatedJobs": [
+            {
+                "name!": TEXT,
+                "groupName": TEXT,
+                "replicas": WHOLE,
+                "template!": {"metadata": METADATA, "spec!": JOB},
+                "dependsOn": [{"name!": TEXT, "status!": {"Ready", "Complete"}}],
+            }
+        ],
+    },
+}
+
+
+def wrong(value: Any, schema: Any, where: str = "") -> list[str]:
+    """What the schema does not take, by its place."""
+    if isinstance(schema, dict):
+        if not isinstance(value, dict):
+            return [f"{where} is no object"]
+        fields = {name.rstrip("!"): inner for name, inner in schema.items()}
+        lacking = [name[:-1] for name in schema if name.endswith("!") and name[:-1] not in value]
+        said = [f"{where} lacks {name}" for name in lacking]
+        for name, inner in value.items():
+            if name not in fields and "*" not in fields:
+                said.append(f"{where} has no field {name}")
+            else:
+                said += wrong(inner, fields.get(name, fields.get("*")), f"{where}.{name}")
+        return said
+    if isinstance(schema, list):
+        if not isinstance(value, list):
+            return [f"{where} is no list"]
+        return [w for i, one in enumerate(value) for w in wrong(one, schema[0], f"{where}[{i}]")]
+    if isinstance(schema, set):
+        return [] if value in schema else [f"{where} is not one of {sorted(schema)}"]
+    # YAML's true is an int to Python, and none to the API server.
+    taken = isinstance(value, schema) and (schema is TRUTH or not isinstance(value, bool))
+    return [] if taken else [f"{where} is of another type"]
+
+
+def inconsistent(jobset: dict[str, Any]) -> list[str]:
+    """What the API server takes and what would not work."""
+    spec = jobset["spec"]
+    job = spec["replicatedJobs"][0]
+    inner = job["template"]["spec"]
+    pod = inner["template"]["spec"]
+    environment = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
+    said = []
+    processes = environment["FER_JAX_PROCESSES"]["value"]
+    if not processes == str(inner["parallelism"]) == str(inner["completions"]):
+        said.append("the number of pods differs between its places")
+    host = f"{jobset['metadata']['name']}-{job['name']}-0-0.{spec['network']['subdomain']}"
+    if environment["FER_JAX_COORDINATOR"]["value"].rpartition(":")[0] != host:
+        said.append(f"the first pod is {host}")
+    if inner["completionMode"] != "Indexed" or "fieldRef" not in str(
+        environment["FER_JAX_PROCESS"]
+    ):
+        said.append("the pods have no number")
+    if inner.get("backoffLimit") != 0 or pod["restartPolicy"] != "Never":
+        said.append("a pod alone would start again")
+    codes = [rule.get("onExitCodes", {}) for rule in inner["podFailurePolicy"]["rules"]]
+    names = {container["name"] for container in pod["containers"]}
+    if not any(rule.get("values") == [75] and rule["containerName"] in names for rule in codes):
+        said.append("75 is a failure like any other")
+    mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    if mounts != {volume["name"] for volume in pod["volumes"]}:
+        said.append("a mount without a volume")
+    return said
+
+
+def jobset() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "launch" / "kubernetes" / "jobset.yaml").read_text())
+
+
+def test_the_jobset_is_one_that_kubernetes_takes_and_that_works():
+    assert not wrong(jobset(), JOBSET)
+    assert not inconsistent(jobset())
+
+
+MUTANTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "field": lambda it: it["spec"].update(replicas=2),
+    "misspelled": lambda it: it["spec"]["replicatedJobs"][0].update(repliccas=1),
+    "version": lambda it: it.update(apiVersion="jobset.x-k8s.io/v1"),
+    "required": lambda it: it["spec"]["replicatedJobs"][0].pop("name"),
+    "required inside": lambda it: it["spec"]["failurePolicy"]["rules"][0].pop("action"),
+    "choice": lambda it: it["spec"]["failurePolicy"]["rules"][0].update(action="Restart"),
+    "text for a number": lambda it: it["spec"]["failurePolicy"].update(maxRestarts="3"),
+    "truth for a number": lambda it: it["spec"]["replicatedJobs"][0].update(replicas=True),
+    "number for a text": lambda it: container(it)["env"][1].update(value=2),
+    "object for a list": lambda it: it["spec"].update(replicatedJobs={}),
+}
+BROKEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "count": lambda it: container(it)["env"][1].update(value="3"),
+    "coordinator": lambda it: it["metadata"].update(name="other"),
+    "restarts alone": lambda it: pod(it).update(restartPolicy="OnFailure"),
+    "code": lambda it: job(it)["podFailurePolicy"]["rules"][0]["onExitCodes"].update(values=[1]),
+    "volume": lambda it: pod(it)["volumes"][0].update(name="elsewhere"),
+}
+
+
+def job(it: dict[str, Any]) -> dict[str, Any]:
+    return it["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def pod(it: dict[str, Any]) -> dict[str, Any]:
+    return job(it)["template"]["spec"]
+
+
+def container(it: dict[str, Any]) -> dict[str, Any]:
+    return pod(it)["containers"][0]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_jobset_that_kubernetes_refuses_is_seen(name: str):
+    mutant = copy.deepcopy(jobset())
+    MUTANTS[name](mutant)
+    assert wrong(mutant, JOBSET)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_jobset_that_would_not_work_is_seen(name: str):
+    mutant = copy.deepcopy(jobset())
+    BROKEN[name](mutant)
+    assert not wrong(mutant, JOBSET) and inconsistent(mutant)
+
+
+def test_skypilots_machines_are_told_their_place(tmp_path: Path):
+    task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
+    assert set(task) == {
+        *("name", "num_nodes", "resources", "workdir", "volumes", "envs", "setup", "run")
+    }
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    activate = tmp_path / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text('python() { env | grep ^FER_JAX_P; env | grep ^FER_JAX_C; echo "$@"; }\n')
+    subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", task["run"]],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "SKYPILOT_NUM_NODES": str(task["num_nodes"]),
+            "SKYPILOT_NODE_RANK": "1",
+            "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.9",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *told, words = ran.stdout.splitlines()
+    assert set(told) == {
+        "FER_JAX_PROCESSES=2",
+        "FER_JAX_PROCESS=1",
+        "FER_JAX_COORDINATOR=10.0.0.7:8476",
+    }
+    assert words.startswith("-m fer_jax train --config=configs/demo.py")
+
+
+def test_all_launchers_start_the_same_run():
+    words = ["--config=configs/demo.py", "fer_jax", "train"]
+    for file in ("kubernetes/jobset.yaml", "skypilot.yaml", "slurm/train.sbatch"):
+        text = (ROOT / "launch" / file).read_text()
+        assert all(word in text for word in words), file
+
+
+PINS = """jax==0.10.2 \\
+    --hash=sha256:00
+old==1.0 ; python_version < '3.0'
+# note
+NumPy==2.1.0
+"""
+
+
+def audited(*entries: dict[str, Any]) -> str:
+    return json.dumps({"dependencies": entries, "fixes": []})
+
+
+def test_an_audit_that_audited_nothing_fails():
+    pins = audit.pinned(PINS)
+    assert pins == {"jax": "0.10.2", "numpy": "2.1.0"}
+    jax = {"name": "jax", "version": "0.10.2", "vulns": []}
+    numpy = {"name": "numpy", "version": "2.1.0", "vulns": []}
+    assert audit.complaints(pins, audited(jax, numpy)) == []
+    assert audit.complaints(pins, "") and audit.complaints(pins, "{}")
+    assert audit.complaints(pins, audited()) == ["jax was not audited", "numpy was not audited"]
+    skipped = {"name": "numpy", "skip_reason": "not found"}
+    assert audit.complaints(pins, audited(jax, skipped)) == ["numpy was not audited: not found"]
+    other = numpy | {"version": "2.0.0"}
+    assert "2.1.0 is pinned" in audit.complaints(pins, audited(jax, other))[0]
+    weak = numpy | {"vulns": [{"id": "PYSEC-1", "fix_versions": ["2.2"]}]}
+    assert audit.complaints(pins, audited(jax, weak)) == ["numpy 2.1.0: PYSEC-1 (mended in 2.2)"]
+
+
+def test_the_audit_says_so_when_it_could_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "found.json").touch()
+    shutil.copyfile(ROOT / "requirements.txt", tmp_path / "requirements.txt")
+    words = [str(tmp_path / "requirements.txt"), str(tmp_path / "found.json")]
+    assert audit.main(words) == 1
+    assert "cannot be reached" in capsys.readouterr().out
