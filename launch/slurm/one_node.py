@@ -19,6 +19,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
 CPUS = 4  # more than there may be: jobs are small
 STARTS_WITHIN_S = 30.0
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def missing() -> str:
@@ -158,7 +159,7 @@ def wait_for(true: Callable[[], bool], seconds: float, otherwise: Callable[[], s
         time.sleep(0.2)
 
 
-def state(environment: Mapping[str, str], job: str) -> str:
-    """A job's state, such as "RUNNING" or "COMPLETED"."""
+def is_over(environment: Mapping[str, str], job: str) -> bool:
+    """Whether a job has ended for good."""
     shown = run(environment, "scontrol", "show", "job", job)
-    return shown.partition("JobState=")[2].partition(" ")[0]
+    return shown.partition("JobState=")[2].partition(" ")[0] in ENDED
