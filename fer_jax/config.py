@@ -48,6 +48,7 @@ def default_config() -> Config:
             "sources": (),  # trained on: their training parts, mixed
             "test_sets": (),  # scored by `evaluate`, each on its own
             "exclusions": "",  # records to leave out: a file of `audit --write_exclusions`
+            "corrupt_records": "stop",  # or "skip": left out of training, counted, not of a test
             "allow_leaks": False,  # train although people or pictures are on two sides
             "seed": 0,
             "batch_size": 128,  # over all devices
@@ -272,6 +273,7 @@ def check_config(config: Config) -> Config:
         "schedule.name": ("cosine", "constant", "plateau"),
         "weight_average": ("none", "swad"),
         "sharding": ("data_parallel", "fsdp"),
+        "corrupt_records": ("stop", "skip"),
         "input": ("stream", "memmap", "device"),
         "selection_metric": (
             "validation_loss",
@@ -285,10 +287,15 @@ def check_config(config: Config) -> Config:
         if values[name] not in accepted:
             hint = did_you_mean(values[name], accepted)
             raise InputError(f"config.{name} cannot be '{values[name]}'{hint}")
-    at_least_one = ("batch_size", "accumulation_steps", "log_every_steps", "keep_checkpoints")
+    at_least_one = ("batch_size", "accumulation_steps", "log_every_steps")
     for name in (*at_least_one, "schedule.plateau_patience"):
         if values[name] < 1:
             raise InputError(f"config.{name} must be at least 1, not {values[name]}")
+    if config.keep_checkpoints < 2:
+        raise InputError(
+            "config.keep_checkpoints must be at least 2, so that one is whole when another is "
+            f"damaged, not {config.keep_checkpoints}"
+        )
     positive = ("num_epochs", "validate_every_epochs", "optimizer.learning_rate")
     for name in (*positive, "schedule.plateau_factor"):
         if values[name] <= 0:

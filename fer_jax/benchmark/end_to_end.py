@@ -94,5 +94,5 @@ def _config(options: argparse.Namespace, name: str, kind: str) -> Config:
     # Validated once, at its end, which is not counted.
     config.validate_every_epochs = 1e6
     config.log_every_steps = options.steps
-    config.keep_checkpoints = 1
+    config.keep_checkpoints = 2
     return config

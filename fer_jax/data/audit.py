@@ -196,7 +196,7 @@ class Experiment(NamedTuple):
 
 
 def open_experiment(
-    config: Config, data_dir: Path, opening: Callable[[str, str, Path], Records] = open_records
+    config: Config, data_dir: Path, opening: Callable[..., Records] = open_records
 ) -> Experiment:
     """Opens everything that a config names.
 
@@ -219,7 +219,8 @@ def open_experiment(
             (source.train, opened.train),
             (source.validation, opened.validation),
         ):
-            kept, left_out = without(opening(source.name, split, data_dir), excluded)
+            found = opening(source.name, split, data_dir, config.corrupt_records == "skip")
+            kept, left_out = without(found, excluded)
             records.append(kept)
             if left_out:
                 opened.left_out[f"{kept.name} {split}"] = left_out

@@ -75,13 +75,20 @@ def mix(
       balance_classes: within each source, every class that occurs equally often.
 
     Raises:
-      InputError: a source without a labelled image.
+      InputError: a source without a labelled image, or a target that is not finite.
     """
     rows = [labelled_rows(part, task) for part in records]
     labels = [part.labels(task)[chosen] for part, chosen in zip(records, rows, strict=True)]
     targets = [
         part.targets(task, soft_labels)[chosen] for part, chosen in zip(records, rows, strict=True)
     ]
+    for part, chosen, target in zip(records, rows, targets, strict=True):
+        if not np.isfinite(target).all():
+            row = chosen[np.flatnonzero(~np.isfinite(target).all(axis=1))[0]]
+            raise InputError(
+                f"record {part.columns['record_id'][row]} of {part.name} {part.split} has votes "
+                "that are not finite; build the dataset again, or leave it out by config.exclusions"
+            )
     groups, shares, first = [], [], 0
     for weight, source_labels in zip(weights, labels, strict=True):
         share = 1.0 if balance_sources else weight or float(len(source_labels))
@@ -126,6 +133,21 @@ def epoch_order(mixture: Mixture, size: int, epoch: int, seed: int) -> np.ndarra
     # Four words keep this stream apart from the groups', which have three.
     shuffle = np.random.default_rng((seed, epoch, 0, 1))
     return shuffle.permutation(np.concatenate(drawn))
+
+
+def drawn(mixture: Mixture, step: int, *, batch_size: int, seed: int) -> np.ndarray:
+    """Which images a training batch holds, over all processes: int64 [batch_size].
+
+    Args:
+      mixture: from `mix`.
+      step: of the batch, from 0.
+      batch_size: as for `train_batches`.
+      seed: as for `train_batches`.
+    """
+    steps = steps_per_epoch(mixture, batch_size)
+    epoch, position = divmod(step, steps)
+    order = epoch_order(mixture, steps * batch_size, epoch, seed)
+    return order[position * batch_size :][:batch_size]
 
 
 def steps_per_epoch(mixture: Mixture, batch_size: int) -> int:

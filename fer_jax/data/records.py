@@ -96,6 +96,7 @@ class Records:
         "image_digest", uint64, equal where two are equal byte for byte.
       serialized: random access to the n records as bytes.
       config: how the dataset was built, such as "grouped" or "content".
+      skipped: records that are damaged and were left out, each with file, number and reason.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Records:
     columns: dict[str, np.ndarray]
     serialized: Sequence[bytes]
     config: str = ""
+    skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.serialized)
@@ -146,9 +148,9 @@ class Records:
         Raises:
           InputError: the record cannot be read or decoded.
         """
-        face = cv2.imdecode(np.frombuffer(self.jpeg(row), np.uint8), cv2.IMREAD_COLOR_RGB)
+        face = _decoded(self.jpeg(row))
         if face is None:
-            raise InputError(f"the image of record {row} of {self.name} {self.split} is damaged")
+            raise InputError(f"the image of {self._where(row)} is damaged; {MEND}")
         return face
 
     def jpeg(self, row: int) -> bytes:
@@ -159,11 +161,26 @@ class Records:
         """
         try:
             return _parse(self.serialized[row])["image"].bytes_list.value[0]
-        except (IndexError, RuntimeError, ValueError, DecodeError) as error:
-            raise InputError(
-                f"record {row} of {self.name} {self.split} cannot be read "
-                f"({str(error).splitlines()[0]}); build the dataset again"
-            ) from error
+        except UNREADABLE as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{self._where(row)} cannot be read ({reason}); {MEND}") from error
+
+    def _where(self, row: int) -> str:
+        """A record in words: its place in the split, and in which file."""
+        stored, number = self.serialized, row
+        while isinstance(stored, _Chosen):
+            stored, number = stored.within(number)
+        place = f" ({stored.place(number)})" if isinstance(stored, _Stored) else ""
+        return f"record {row} of {self.name} {self.split}{place}"
+
+
+# What array_record, the parser and the columns raise at bytes that are not what was written.
+UNREADABLE = (IndexError, RuntimeError, ValueError, DecodeError)
+MEND = "build the dataset again"
+
+
+def _decoded(jpeg: bytes) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def _parse(serialized: bytes) -> Mapping[str, Any]:
@@ -204,16 +221,20 @@ def dataset_directory(name: str, data_dir: Path) -> Path:
     )
 
 
-def open_records(name: str, split: str, data_dir: Path) -> Records:
+def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = False) -> Records:
     """Opens one split of a prepared dataset and reads everything but its images.
 
     Args:
       name: as in `dataset_directory`.
       split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all".
       data_dir: what `build --data_dir` was given.
+      skip_corrupt: leaves out records that cannot be read or decoded; each is decoded once to
+        find them. `Records.skipped` tells which.
 
     Raises:
-      InputError: not built, no such split, an empty one, or not records of this project.
+      InputError: not built, no such split, an empty one, or not records of this project; a file
+        that is missing or of which nothing can be read; and, unless they are skipped, a record
+        that cannot be read, with its file and number.
     """
     directory = dataset_directory(name, data_dir)
     builder: Any = tfds.builder_from_directory(directory)  # its decorators hide its types
@@ -232,30 +253,59 @@ def open_records(name: str, split: str, data_dir: Path) -> Records:
         raise InputError(f"'{name}' has no split '{split}'; it has {known}") from error
     if count == 0:
         raise InputError(f"split '{split}' of '{name}' is empty")
-    config = directory.parent.name
-    return Records(name, split, _read_columns(serialized), serialized, config)
+    stored = _Stored(serialized, splits[expression].file_instructions)
+    stored.check_files(f"'{name}'")
+    records = Records(name, split, {}, stored, directory.parent.name)
+    return dataclasses.replace(_with_columns(records, skip_corrupt), config=directory.parent.name)
 
 
-def _read_columns(serialized: Iterable[bytes]) -> dict[str, np.ndarray]:
+def _with_columns(records: Records, skip_corrupt: bool) -> Records:
+    """Reads the columns, and leaves out what is damaged where that is asked for."""
     rows: dict[str, list[Any]] = {key: [] for key in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-    votes, digests = [], []
-    for record in serialized:
-        feature = _parse(record)
-        for key in TEXT_COLUMNS:
-            rows[key].append(feature[key].bytes_list.value[0].decode())
-        for key, dtype in NUMBER_COLUMNS.items():
-            values = feature[key]
-            integer = np.issubdtype(dtype, np.integer)
-            rows[key].append((values.int64_list if integer else values.float_list).value[0])
-        # As a list of its own: a view would keep the whole record alive, image and all.
-        votes.append(list(feature["emotion_probabilities"].float_list.value))
-        jpeg = feature["image"].bytes_list.value[0]
+    votes, digests, whole, skipped = [], [], [], []
+    for number in range(len(records)):
+        try:
+            columns, vote, jpeg = _columns_of(records.serialized[number])
+            if skip_corrupt:
+                records.image(number)
+        except UNREADABLE as error:
+            reason = str(error).splitlines()[0]
+            if not isinstance(error, InputError):
+                reason = f"{records._where(number)} cannot be read ({reason}); {MEND}"
+            if not skip_corrupt:
+                raise InputError(
+                    f"{reason}, or leave such records out with config.corrupt_records=skip"
+                ) from error
+            skipped.append(reason.removesuffix(f"; {MEND}"))
+            continue
+        whole.append(number)
+        for key, value in columns.items():
+            rows[key].append(value)
+        votes.append(vote)
         digests.append(int.from_bytes(hashlib.blake2b(jpeg, digest_size=8).digest()))
     columns: dict[str, np.ndarray] = {key: np.asarray(rows[key], np.str_) for key in TEXT_COLUMNS}
     columns |= {key: np.asarray(rows[key], dtype) for key, dtype in NUMBER_COLUMNS.items()}
     columns["image_digest"] = np.asarray(digests, np.uint64)
     columns["emotion_probabilities"] = np.asarray(votes, np.float32).reshape(-1, len(EMOTIONS))
-    return columns
+    if not skipped:
+        return dataclasses.replace(records, columns=columns)
+    if not whole:
+        raise InputError(f"no record of {records.name} {records.split} can be read; {MEND}")
+    chosen = _Chosen(records.serialized, np.asarray(whole))
+    return dataclasses.replace(records, columns=columns, serialized=chosen, skipped=skipped)
+
+
+def _columns_of(record: bytes) -> tuple[dict[str, Any], list[float], bytes]:
+    """A record's columns, its annotators' votes, and its image as it was stored."""
+    feature = _parse(record)
+    columns: dict[str, Any] = {k: feature[k].bytes_list.value[0].decode() for k in TEXT_COLUMNS}
+    for key, dtype in NUMBER_COLUMNS.items():
+        integer = np.issubdtype(dtype, np.integer)
+        values = feature[key].int64_list if integer else feature[key].float_list
+        columns[key] = values.value[0]
+    # As a list of its own: a view would keep the whole record alive, image and all.
+    votes = list(feature["emotion_probabilities"].float_list.value)
+    return columns, votes, feature["image"].bytes_list.value[0]
 
 
 def build_summary(name: str, data_dir: Path) -> dict[str, Any]:
@@ -276,6 +326,49 @@ def labelled_rows(records: Records, task: str) -> np.ndarray:
     return rows
 
 
+class _Stored(Sequence[bytes]):
+    """A split's records in their files."""
+
+    def __init__(self, serialized: Sequence[bytes], files: Sequence[Any]) -> None:
+        """Takes TFDS's source, and its instructions which part of which file that is."""
+        self._serialized, self._files = serialized, files
+
+    def __len__(self) -> int:
+        return len(self._serialized)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._serialized[index]
+
+    def place(self, number: int) -> str:
+        """Where a record is: its number in a file."""
+        for file in self._files:
+            if number < file.take:
+                return f"number {number + file.skip} in {file.filename}"
+            number -= file.take
+        raise IndexError(number)
+
+    def check_files(self, name: str) -> None:
+        """Refuses a dataset of which a file is missing or cannot be read at all.
+
+        Raises:
+          InputError: names it.
+        """
+        first = 0
+        for file in self._files:
+            if not Path(file.filename).is_file():
+                raise InputError(f"{name} lacks its file {file.filename}; {MEND}")
+            # Without its end, a file's records are not found; a damaged record is another matter.
+            for number in {first, first + file.take - 1}:
+                try:
+                    self._serialized[number]
+                    break
+                except UNREADABLE as error:
+                    reason = str(error).splitlines()[0]
+            else:
+                raise InputError(f"{name}: {file.filename} cannot be read ({reason}); {MEND}")
+            first += file.take
+
+
 class _Chosen(Sequence[bytes]):
     """Some of a split's records, as a sequence of their own."""
 
@@ -287,6 +380,10 @@ class _Chosen(Sequence[bytes]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._serialized[int(self._rows[index])]
+
+    def within(self, index: int) -> tuple[Sequence[bytes], int]:
+        """What these were chosen from, and the record's place in that."""
+        return self._serialized, int(self._rows[index])
 
 
 def without(records: Records, excluded: set[tuple[str, str]]) -> tuple[Records, int]:

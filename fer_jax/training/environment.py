@@ -58,6 +58,11 @@ def write_environment(
         },
         "leaks": leaks,
         "left_out": experiment.left_out,
+        "skipped": {
+            f"{records.name} {records.split}": list(records.skipped)
+            for records in (*experiment.train, *experiment.validation)
+            if records.skipped
+        },
     }
     write_atomically(workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
 

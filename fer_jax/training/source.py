@@ -5,6 +5,7 @@ their iterator: a run may be continued with another.
 """
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from fer_jax.data import batches, decoded
 from fer_jax.data.batches import Mixture
 from fer_jax.errors import InputError
 from fer_jax.sharding import batch_sharding, replicated, to_devices
+from fer_jax.training.log import write_atomically
 from fer_jax.training.memory import GIB, host_free_bytes
+
+TOLD = 8  # records of a batch that an error names
 
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 
@@ -98,6 +102,27 @@ def _batches(
         process=jax.process_index(),
         num_processes=jax.process_count(),
     )
+
+
+def told_batch(config: Config, mixture: Mixture, step: int, workdir: Path) -> str:
+    """The records of a step's batch in words; all of them go to not_finite.json in the workdir.
+
+    Args:
+      config: of the run.
+      mixture: what it trains on.
+      step: from 1.
+      workdir: of the run.
+    """
+    numbers = batches.drawn(mixture, step - 1, batch_size=config.batch_size, seed=config.seed)
+    ids = [
+        str(mixture.records[int(mixture.source[n])].columns["record_id"][mixture.row[n]])
+        for n in numbers
+    ]
+    if distributed.is_first():
+        file = workdir / "not_finite.json"
+        write_atomically(file, json.dumps({"step": step, "record_ids": ids}, indent=1) + "\n")
+    more = f" and {len(ids) - TOLD} more (not_finite.json)" if len(ids) > TOLD else ""
+    return f"records {', '.join(ids[:TOLD])}{more}"
 
 
 def _on_devices(mixture: Mixture, image_size: int, mesh: Mesh, free: int) -> jax.Array:

@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from fer_jax.config import Config
 from fer_jax.data.augment import augment, normalize
-from fer_jax.errors import InputError
 from fer_jax.evaluation.predict import model_arguments
 from fer_jax.models import xception
 from fer_jax.models.mixstyle import Mixing
@@ -118,25 +117,21 @@ def from_numbers(rows: list[list[float]]) -> list[StepMetrics]:
     ]
 
 
-def merged(pending: list[StepMetrics], last_step: int) -> dict[str, float]:
-    """Means over consecutive steps, on the host: {"train_loss", "train_accuracy", ...}.
+def not_finite(pending: list[StepMetrics], last_step: int) -> int | None:
+    """The first of consecutive steps whose loss is not finite.
 
     Args:
-      pending: what each step reported, oldest first.
+      pending: what each step reported, oldest first; waited for.
       last_step: the number of the last of them.
-
-    Raises:
-      InputError: a loss that is not finite; names its step.
     """
-    stacked = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(pending))
-    losses = stacked.loss.total / stacked.loss.count
+    losses = [float(one.loss.total) for one in jax.device_get(pending)]
     bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        step = last_step - len(pending) + 1 + int(bad[0])
-        raise InputError(
-            f"the loss is not finite at step {step}; the last checkpoint is whole. Lower "
-            "config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
-        )
+    return last_step - len(pending) + 1 + int(bad[0]) if len(bad) else None
+
+
+def merged(pending: list[StepMetrics]) -> dict[str, float]:
+    """Means over steps, on the host: {"train_loss", "train_accuracy", ...}."""
+    stacked = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(pending))
     reduced = StepMetrics.reduce(stacked).compute()
     return {f"train_{name}": float(value) for name, value in reduced.items()}
 

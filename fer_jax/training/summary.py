@@ -79,6 +79,12 @@ def audited(experiment: Experiment, leaks: dict[str, int]) -> str:
         f"  {name}: {count} records left out by config.exclusions"
         for name, count in experiment.left_out.items()
     ]
+    for records in (*experiment.train, *experiment.validation):
+        if records.skipped:
+            lines.append(
+                f"  {records.name} {records.split}: {len(records.skipped)} damaged records "
+                f"skipped (environment.json lists them), such as {records.skipped[0]}"
+            )
     if experiment.absent:
         lines.append(f"  not built here, and not audited: {', '.join(experiment.absent)}")
     if leaks:

@@ -29,7 +29,7 @@ from fer_jax.data import batches
 from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import as_source
-from fer_jax.errors import Preempted
+from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import baselines
 from fer_jax.evaluation.adaptation import compile_moments_step
 from fer_jax.evaluation.predict import compile_predict_step, model_arguments
@@ -50,6 +50,7 @@ from fer_jax.training import (
     summary,
     swad,
     validation,
+    watchdog,
 )
 from fer_jax.training.environment import write_environment
 from fer_jax.training.log import MetricsLog, ProgressLine, write_atomically
@@ -63,6 +64,7 @@ from fer_jax.training.step import (
     jitted_step,
     merged,
     network_of,
+    not_finite,
     training_of,
     trajectory_of,
 )
@@ -87,12 +89,16 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
       Preempted: a signal came; what was done is saved.
     """
     check_links(workdir)
-    with lock.held(workdir), preemption.heeded() as notice:
-        return _train(config, workdir, data_dir, notice)
+    with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
+        return _train(config, workdir, data_dir, notice, dog)
 
 
 def _train(
-    config: Config, workdir: Path, data_dir: Path, notice: preemption.Notice
+    config: Config,
+    workdir: Path,
+    data_dir: Path,
+    notice: preemption.Notice,
+    dog: watchdog.Watchdog,
 ) -> dict[str, float]:
     start.check_continues(config, workdir, data_dir)
     last, loop = checkpoints.newest_whole(workdir)
@@ -143,9 +149,8 @@ def _train(
         config.batch_size,
         mesh.size * config.accumulation_steps,
     )
-    score = notice.checking(
-        compile_predict_step(xception.graphdef(**model), network_of(sharding), mesh)
-    )
+    score = compile_predict_step(xception.graphdef(**model), network_of(sharding), mesh)
+    score = dog.tending(notice.checking(score), "a batch of the validation")
 
     writes = distributed.is_first()
     if writes:
@@ -191,9 +196,22 @@ def _train(
     learning_rate_scale = float(state.learning_rate_scale)
     number, average = last, loop.get("average")
 
+    def check_finite(done: list[StepMetrics], reached: int) -> None:
+        if (step := not_finite(done, reached)) is None:
+            return
+        manager.wait_until_finished()
+        saved = max(manager.all_steps(), default=None)
+        raise InputError(
+            f"the loss is not finite at step {step}, of "
+            f"{source.told_batch(config, mixture, step, workdir)}; "
+            f"{'no checkpoint was written yet' if saved is None else f'step {saved} is saved'}. "
+            "Lower config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
+        )
+
     def report(done: list[StepMetrics], reached: int) -> dict[str, float]:
         """Waits for steps and shows them; what metrics.jsonl has of them."""
-        scalars, speed = merged(done, reached), stopwatch.figures(reached)
+        check_finite(done, reached)
+        scalars, speed = merged(done), stopwatch.figures(reached)
         progress.show(
             reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
         )
@@ -203,9 +221,10 @@ def _train(
 
     def estimate(network: dict[str, Any]) -> dict[str, Any]:
         """BatchNorm's statistics of an average."""
+        moments = compile_moments_step(model, network_of(sharding), mesh)
         return swad.estimated_statistics(
             network,
-            step=notice.checking(compile_moments_step(model, network_of(sharding), mesh)),
+            step=dog.tending(notice.checking(moments), "a batch of the average's statistics"),
             batches=source.decoded_batches(
                 config, mixture, num_steps=min(swad.ESTIMATED_FROM, steps_per_epoch)
             ),
@@ -216,6 +235,7 @@ def _train(
 
     def save(metrics: dict[str, float] | None) -> None:
         """Starts writing where the run is."""
+        dog.between_steps(f"saving step {number}")
         loop = {
             "iterator": iterator.get_state(),
             "history": history,
@@ -232,6 +252,7 @@ def _train(
     try:
         while not validation.is_over(config, history, number, num_steps):
             if validation.is_due(history, number, num_steps, validate_every):
+                dog.between_steps(f"the validation at step {number}")
                 scalars = report(under_way, number)
                 validated = validation.validate(
                     score, trajectory_of(state), validated_on, config, mesh
@@ -260,9 +281,11 @@ def _train(
                 continue
 
             number += 1
+            dog.step(number)
             asked = time.monotonic()
             batch = place(next(iterator))
             stopwatch.waited(time.monotonic() - asked)
+            dog.doing(f"step {number}", slow=number in traced)
             profile.turn_on(number, traced, continued_from=last, workdir=workdir)
             state, step_metrics = step(state, batch, step_key)
             jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
@@ -278,7 +301,7 @@ def _train(
             notice.check()
     except Preempted as asked:
         # First of all: a state that is broken shall not be the one to continue from.
-        merged(under_way, number)
+        check_finite(under_way, number)
         if number not in manager.all_steps():
             save(None)
         manager.wait_until_finished()
@@ -288,6 +311,7 @@ def _train(
 
     if reason := validation.reason_to_stop(config, history):
         progress.note(reason)
+    dog.between_steps(f"saving step {number}")
     manager.close()
     log.close()
     return _outcome(config, history, average)

@@ -5,6 +5,7 @@ server. So a thread of its own looks at the clock, and ends the process with the
 threads.
 """
 
+import contextlib
 import faulthandler
 import functools
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
@@ -30,7 +31,7 @@ class Watchdog:
     """Watches one thing after the other; each must come to its end in time."""
 
     def __init__(self, *, at_least_s: float = AT_LEAST_S, slow_s: float = SLOW_S) -> None:
-        """Starts to watch.
+        """Starts, with nothing to watch yet.
 
         Args:
           at_least_s: seconds that anything may take, however short the median step.
@@ -40,7 +41,7 @@ class Watchdog:
         self._took: deque[float] = deque(maxlen=REMEMBERED)
         self._step_began = 0.0
         self._stopped = threading.Event()
-        self.doing("starting", slow=True)
+        self._now: tuple[str, bool, bool] | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
@@ -93,8 +94,7 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        watched, passed, told = self._now, 0.0, False
-        before = time.monotonic()
+        watched, passed, told, before = self._now, 0.0, False, time.monotonic()
         while not self._stopped.wait(POLL_S):
             now = time.monotonic()
             # A process that was itself stopped meanwhile (SIGSTOP, a suspended job) has not hung.
@@ -102,6 +102,8 @@ class Watchdog:
             before = now
             if self._now is not watched:
                 watched, passed, told = self._now, 0.0, False
+            if watched is None:
+                continue
             what, slow, waits = watched
             limit = self.limit_s()
             if waits and not told and passed > limit / 2:
@@ -130,3 +132,13 @@ class Watchdog:
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(EXIT_CODE)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watchdog]:
+    """A watchdog that stops with the block."""
+    watchdog = Watchdog()
+    try:
+        yield watchdog
+    finally:
+        watchdog.stop()
