@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax._src import compilation_cache, compiler, xla_bridge
+from jax._src import config as jax_config
 from jax._src import distributed as jax_distributed  # what is done with these has no public name
 from jax.experimental import multihost_utils
 from jax.extend import backend
-from jaxlib import _jax
+from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue] (a compiled module)
 
 from fer_jax.errors import InputError
 
@@ -143,7 +144,7 @@ def _keep_program(
     JAX lets only the first process do so, which is enough where a program is the same in all of
     them. On CPU each has its own under its own key, and would compile again at every start.
     """
-    if not callbacks and compile_time_s >= jax.config.jax_persistent_cache_min_compile_time_secs:
+    if not callbacks and compile_time_s >= jax_config.persistent_cache_min_compile_time_secs.value:
         compilation_cache.put_executable_and_time(key, name, program, client, int(compile_time_s))
 
 

@@ -38,7 +38,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402  (JAX must find the platform in the environment)
 import numpy as np  # noqa: E402  (as above)
 import orbax.checkpoint as ocp  # noqa: E402  (as above)
-from array_record.python import array_record_module  # noqa: E402  (as above)
+from array_record.python import (  # noqa: E402  (as above)
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue] (a compiled module)
+)
 from tensorflow_datasets.proto import tf_example_pb2  # noqa: E402  (as above)
 
 from fer_jax import checkpoints  # noqa: E402  (as above)
@@ -177,7 +179,6 @@ class Bench:
         words: Sequence[str] = (),
         data: Path | None = None,
         program: Sequence[str] = ("-m", "fer_jax"),
-        **options: Any,
     ) -> Run:
         """Starts or continues a run."""
         command = [sys.executable, *program]
@@ -195,7 +196,6 @@ class Bench:
                 env=self.environment(devices),
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                **options,
             )
         return Run(process, processes, log)
 
@@ -832,7 +832,7 @@ def suite(folder: Path, *, full: bool, only: str, seed: int) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the words. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="faults.sh", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="faults.sh", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the whole table, not a fifth")
     parser.add_argument("--only", default="", choices=list(FAULTS), metavar="FAULT")
     parser.add_argument("--seed", type=int, default=0)
