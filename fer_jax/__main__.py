@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: fer-jax VERB [--help] ...\n")
         print("\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items()))
         return 0 if argv else 2
-    # Libraries' remarks about their own settings are not for the person at the terminal.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Libraries' remarks about their own settings are not for the person at the terminal, nor the
+    # traceback that Orbax prints of each error before it raises it.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     verb, *rest = argv
     if verb not in TOGETHER:
         return _run(verb, rest)

@@ -1,5 +1,12 @@
-"""What is saved comes back bit for bit; the best and the newest stay; strangers are refused."""
+"""What is saved comes back bit for bit; the best and the newest stay; strangers are refused.
 
+What is damaged is never restored.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +108,158 @@ def test_best_is_the_latest_of_equals_and_losses_fall():
     history = [{"step": s, "validation_loss": v} for s, v in ((1, 2.0), (2, 1.0), (3, 1.0))]
     assert checkpoints.best_step(history, "validation_loss") == 3
     assert checkpoints.best_step([], "validation_loss") is None
+
+
+def flipped(file: Path, where: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[where % len(content)] ^= 1 << where % 8
+    file.write_bytes(content)
+
+
+def zeroed(file: Path, where: int) -> None:
+    content = bytearray(file.read_bytes())
+    start = where % len(content)
+    # At least one byte that was not zero.
+    changed = next(i for i in [*range(start, len(content)), *range(start)] if content[i])
+    content[changed : changed + 64] = bytes(len(content[changed : changed + 64]))
+    file.write_bytes(content)
+
+
+def truncated(file: Path, where: int) -> None:
+    file.write_bytes(file.read_bytes()[: where % file.stat().st_size])
+
+
+def deleted(file: Path, where: int) -> None:
+    file.unlink()
+
+
+FAULTS: list[Callable[[Path, int], None]] = [flipped, zeroed, truncated, deleted]
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("two")
+    save_steps(workdir, {10: 0.2, 20: 0.1}, keep=2)
+    return workdir
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_step_is_named_and_set_aside(
+    fault: Callable[[Path, int], None],
+    two_steps: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    names = [
+        path.relative_to(two_steps / "checkpoints" / "20")
+        for path in (two_steps / "checkpoints" / "20").rglob("*")
+        if path.is_file() and path.stat().st_size
+    ]
+    assert len(names) > 10 and Path(checkpoints.SEAL) in names
+    rng, network = np.random.default_rng(0), targets(trees()[0])
+    for number, name in enumerate(names):
+        workdir = tmp_path / str(number)
+        shutil.copytree(two_steps, workdir)
+        fault(workdir / "checkpoints" / "20" / name, int(rng.integers(1 << 20)))
+        # Without its seal it does not count as a step at all.
+        says = (
+            "has no checkpoint '20'"
+            if fault is deleted and name.name == checkpoints.SEAL
+            else ("checkpoint 20 in .* is damaged: .* its step: 10")
+        )
+        with pytest.raises(InputError, match=says):
+            checkpoints.restore_network(workdir, "20", network, METRIC)
+        assert checkpoints.newest_whole(workdir)[0] == 10
+        said = capsys.readouterr().out
+        assert said.startswith("checkpoint 20 is damaged: ") and "checkpoints_damaged/20" in said
+        assert (workdir / "checkpoints_damaged" / "20").is_dir()
+        assert checkpoints.finished_steps(workdir) == [10]
+        # The next one of that number does not overwrite it.
+        shutil.copytree(workdir / "checkpoints_damaged" / "20", workdir / "checkpoints" / "20")
+        assert checkpoints.newest_whole(workdir)[0] == 10
+        assert (workdir / "checkpoints_damaged" / "20.2").is_dir()
+        capsys.readouterr()
+
+
+def test_a_step_without_its_seal_was_not_finished(two_steps: Path, tmp_path: Path):
+    workdir = tmp_path / "run"
+    shutil.copytree(two_steps, workdir)
+    (workdir / "checkpoints" / "20" / checkpoints.SEAL).unlink()
+    network, _ = trees()
+    assert checkpoints.restore_network(workdir, "last", targets(network), METRIC)[0] == 10
+    assert (workdir / "checkpoints" / "20").is_dir()
+    (workdir / "checkpoints" / "10" / checkpoints.SEAL).unlink()
+    with pytest.raises(InputError, match="holds no finished checkpoint"):
+        checkpoints.restore_network(workdir, "last", targets(network), METRIC)
+    assert checkpoints.newest_whole(workdir) == (0, {})
+
+
+def test_the_seal_is_what_sha256sum_reads(two_steps: Path):
+    command = ["sha256sum", "--quiet", "--strict", "-c", checkpoints.SEAL]
+    if not shutil.which(command[0]):
+        pytest.skip("needs sha256sum of the coreutils")
+    done = subprocess.run(command, cwd=two_steps / "checkpoints" / "20", capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_the_best_and_the_newest_stay_across_restarts(tmp_path: Path):
+    save_steps(tmp_path, {1: 0.1, 2: 0.9, 3: 0.3}, keep=2)
+    save_steps(tmp_path, {4: 0.4, 5: 0.5, 6: 0.2}, keep=2)
+    assert checkpoints.finished_steps(tmp_path) == [2, 5, 6]
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path: Path):
+    save_steps(tmp_path, {1: 0.1})
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "network").mkdir(parents=True)
+    save_steps(tmp_path, {2: 0.2})
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2"}
+
+
+def test_a_step_may_be_saved_again(tmp_path: Path):
+    network, training = trees(1)
+    with checkpoints.open_checkpoints(tmp_path, keep=2, metric=METRIC) as manager:
+        for pending in ([[1.0]], []):
+            items = {"network": network, "training": training, "metrics": None}
+            checkpoints.save(manager, 7, loop={"history": [], "pending": pending}, **items)
+    assert checkpoints.newest_whole(tmp_path) == (7, {"history": [], "pending": []})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(command).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_and_a_read_only_disk_are_named_with_their_step(small_disk: Path):
+    def save(manager: Any, step: int) -> None:
+        kernel = np.random.default_rng(step).standard_normal((300, 1000)).astype(np.float32)
+        network = {"params": {"kernel": kernel}, "batch_stats": {}, "ema": {}}
+        history = [{"step": step, METRIC: 0.5}]
+        items = {"network": network, "training": {"step": jnp.int32(step)}}
+        checkpoints.save(manager, step, loop={"history": history}, metrics=history[-1], **items)
+
+    manager = checkpoints.open_checkpoints(small_disk / "run", keep=2, metric=METRIC)
+    save(manager, 1)
+    manager.wait_until_finished()
+    save(manager, 2)
+    with pytest.raises(InputError, match=r"of step 2 could not be written: No space left"):
+        manager.wait_until_finished()
+    assert checkpoints.newest_whole(small_disk / "run")[0] == 1
+    manager = checkpoints.open_checkpoints(small_disk / "run", keep=2, metric=METRIC)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(InputError, match=r"of step 3 could not be written: Read-only file"):
+        save(manager, 3)
+        manager.wait_until_finished()
+    network = {
+        "params": {"kernel": jax.ShapeDtypeStruct((300, 1000), jnp.float32)},
+        "batch_stats": {},
+        "ema": {},
+    }
+    step, _ = checkpoints.restore_network(small_disk / "run", "best", targets(network), METRIC)
+    assert step == 1

@@ -1,17 +1,24 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and one line for the person watching."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from fer_jax.errors import InputError, refused_by_disk
+
+Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made by protobuf at import)
 
 
 class MetricsLog:
@@ -29,43 +36,81 @@ class MetricsLog:
           after_step: the restored step.
           writes: whether this process keeps the log; of several, one does.
         """
-        self._file = workdir / "metrics.jsonl" if writes else Path(os.devnull)
-        self._writes = writes
-        if writes:
+        self._file = workdir / "metrics.jsonl"
+        self._step = after_step
+        # Not its SummaryWriter, whose thread dies of a full disk and leaves its queue to block.
+        self._events: EventsWriter | None = None
+        if not writes:
+            return
+        with self._writing(after_step):
             kept = [row for row in read_metrics(workdir) if row["step"] <= after_step]
             write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in kept))
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=after_step + 1, write_to_disk=writes
-        )
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=after_step + 1, session_log=start))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one row; NaN becomes null."""
+        """Appends one row; NaN becomes null.
+
+        Raises:
+          InputError: the disk refuses it; names the step.
+        """
+        if self._events is None:
+            return
         finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        with self._file.open("a") as file:
+        with self._writing(step), self._file.open("a") as file:
             file.write(json.dumps({"step": step} | finite) + "\n")
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._add(step, summary.scalar(name, value))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Adds uint8 batches [n, height, width, 3] to TensorBoard."""
         for name, batch in images.items():
-            self._tensorboard.add_images(name, batch, step, dataformats="NHWC")
+            self._add(step, summary.image(name, batch, dataformats="NHWC"))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Adds the config to TensorBoard as a table."""
         rows = "".join(f"| {name} | {value} |\n" for name, value in hparams.items())
-        self._tensorboard.add_text("config", "| field | value |\n| --- | --- |\n" + rows, 0)
+        self._add(0, summary.text("config", "| field | value |\n| --- | --- |\n" + rows))
 
     def flush(self) -> None:
-        """Makes everything so far visible to readers, and safe from the machine's end."""
-        if self._writes:
+        """Makes everything so far visible to readers, and safe from the machine's end.
+
+        Raises:
+          InputError: the disk refuses it; names the step.
+        """
+        if self._events is None:
+            return
+        with self._writing(self._step):
             with self._file.open("a") as file:
                 os.fsync(file.fileno())
-        self._tensorboard.flush()
+            self._events.flush()
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._tensorboard.close()
+        if self._events is not None:
+            with self._writing(self._step):
+                self._events.close()
+
+    def _add(self, step: int, values: Any) -> None:
+        if self._events is not None:
+            with self._writing(step):
+                event = Event(step=step, wall_time=time.time(), summary=values)
+                self._events.write_event(event)
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        self._step = step
+        try:
+            yield
+        except OSError as error:
+            if not (reason := refused_by_disk(error)):
+                raise
+            raise InputError(
+                f"step {step} could not be logged in '{self._file.parent}': {reason}; the same "
+                "command continues from the last checkpoint"
+            ) from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -78,10 +123,15 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes a file in one piece or not at all."""
+    """Writes a file in one piece or not at all; an OSError names it."""
     temporary = file.with_suffix(file.suffix + ".tmp")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(file)
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 class ProgressLine:

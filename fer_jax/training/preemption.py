@@ -91,7 +91,7 @@ class Notice:
         del frame
         if not self.trained:
             name = signal.Signals(number).name
-            raise Preempted(f"{name}: nothing was trained yet; the same command starts again")
+            raise Preempted(f"{name}: training had not begun; the same command begins again")
 
     def forget(self) -> None:
         """Stops what `hear` started."""
