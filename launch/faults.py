@@ -277,7 +277,7 @@ def killed(bench: Bench, first: int, count: int) -> None:
             at_a_save(workdir, run)
             time.sleep(bench.random.uniform(0, 0.1))
         else:
-            time.sleep(bench.random.uniform(0, 3.0))
+            time.sleep(bench.random.uniform(0, 2.0))
         # A run that was faster than that was not killed: another takes its place.
         ended = run.process.poll() is not None
         run.kill()
@@ -571,10 +571,11 @@ def stall(after: int, words: Sequence[str]) -> int:
 
 def peer(bench: Bench, first: int, count: int, *, lose: Callable[[int], Any]) -> None:
     """One of two processes is lost: all are gone in time, and the run continues."""
+    workdir = bench.fresh("peer")
     for _ in range(count):
-        workdir = bench.fresh("peer")
         run = bench.start(workdir, processes=2)
-        run.until_steps(bench.random.randint(6, 12))
+        # The watchdog must know a step's usual time, and a checkpoint every six steps the end.
+        run.until_steps(bench.random.randint(5, 7))
         trainers = run.trainers()
         began = time.monotonic()
         lost = lose(bench.random.choice(trainers))
@@ -728,9 +729,9 @@ FAULTS = {
     "corrupt record": Fault(5, 1, corrupt, "named"),
     "truncated shard": Fault(5, 1, cut, "named"),
     "stalled reader": Fault(5, 1, stalled, "told in 60 s"),
-    "peer killed": Fault(5, 1, functools.partial(peer, lose=kill_one), GONE),
-    "peer stopped": Fault(5, 1, functools.partial(peer, lose=stop_one), GONE),
-    "peer stuck": Fault(5, 1, functools.partial(peer, lose=hold), GONE),
+    "peer killed": Fault(5, SHARED_BY, functools.partial(peer, lose=kill_one), GONE),
+    "peer stopped": Fault(5, SHARED_BY, functools.partial(peer, lose=stop_one), GONE),
+    "peer stuck": Fault(5, SHARED_BY, functools.partial(peer, lose=hold), GONE),
     "Slurm: preempted": Fault(3, 3, functools.partial(on_slurm, preempt=True), SAME_END),
     "Slurm: task killed": Fault(3, 3, functools.partial(on_slurm, preempt=False), SAME_END),
 }
