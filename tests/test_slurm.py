@@ -27,7 +27,7 @@ def final_network(workdir: Path, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in leaves}
 
 
-# Half a minute: three starts of JAX, and Slurm's own waits.
+# Half a minute: three starts of JAX, Slurm's own waits, and steps enough to be caught among.
 @pytest.mark.skipif(bool(one_node.missing()), reason=one_node.missing() or "it is there")
 def test_a_preempted_job_is_queued_again_and_ends_the_same(tmp_path: Path):
     rows = {
@@ -42,8 +42,8 @@ def test_a_preempted_job_is_queued_again_and_ends_the_same(tmp_path: Path):
         "    config = default_config()\n"
         "    config.sources = ('drawn',)\n"
         "    config.batch_size = 4\n"
-        "    config.num_epochs = 40.0\n"
-        "    config.validate_every_epochs = 20.0\n"
+        "    config.num_epochs = 75.0\n"
+        "    config.validate_every_epochs = 25.0\n"
         "    config.log_every_steps = 1\n"
         "    config.model.update(width=0.03, num_middle_blocks=0, image_size=71)\n"
         "    return config\n"
@@ -82,7 +82,7 @@ def test_a_preempted_job_is_queued_again_and_ends_the_same(tmp_path: Path):
         check=True,
         capture_output=True,
     )
-    whole, preempted = (final_network(workdir, 160) for workdir in runs.values())
+    whole, preempted = (final_network(workdir, 300) for workdir in runs.values())
     assert whole.keys() == preempted.keys() and len(whole) > 20
     for name, array in whole.items():
         np.testing.assert_array_equal(preempted[name], array, err_msg=name)
