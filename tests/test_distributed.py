@@ -12,6 +12,7 @@ import pytest
 from small_runs import write_dataset
 
 from fer_jax import distributed
+from fer_jax.__main__ import main
 from fer_jax.config import (
     Config,
     default_config,
@@ -221,6 +222,16 @@ def test_another_number_than_was_asked_for_is_refused():
     distributed.check_count(2, 2)
     with pytest.raises(InputError, match="asked for 4 processes, and 1 are joined"):
         distributed.check_count(1, 4)
+
+
+def test_a_study_is_not_done_by_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    for name, value in zip(distributed.VARIABLES, ("127.0.0.1:9", "2", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    config = f"--config={ROOT / 'configs' / 'study_demo.py'}"
+    assert main(["study", config, f"--workdir={tmp_path}"]) == 2
+    assert "study runs in one process, and 2 were started" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
