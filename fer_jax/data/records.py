@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -162,7 +163,7 @@ class Records:
         try:
             return _parse(self.serialized[row])["image"].bytes_list.value[0]
         except UNREADABLE as error:
-            reason = str(error).splitlines()[0]
+            reason = _reason(error)
             raise InputError(f"{self._where(row)} cannot be read ({reason}); {MEND}") from error
 
     def _where(self, row: int) -> str:
@@ -177,6 +178,11 @@ class Records:
 # What array_record, the parser and the columns raise at bytes that are not what was written.
 UNREADABLE = (IndexError, RuntimeError, ValueError, DecodeError)
 MEND = "build the dataset again"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says; of array_record's readers some say nothing."""
+    return next(iter(str(error).splitlines()), "it is cut off")
 
 
 def _decoded(jpeg: bytes) -> np.ndarray | None:
@@ -269,7 +275,7 @@ def _with_columns(records: Records, skip_corrupt: bool) -> Records:
             if skip_corrupt:
                 records.image(number)
         except UNREADABLE as error:
-            reason = str(error).splitlines()[0]
+            reason = _reason(error)
             if not isinstance(error, InputError):
                 reason = f"{records._where(number)} cannot be read ({reason}); {MEND}"
             if not skip_corrupt:
@@ -353,20 +359,22 @@ class _Stored(Sequence[bytes]):
         Raises:
           InputError: names it.
         """
-        first = 0
         for file in self._files:
+            wrong = f"{name}: {file.filename}"
             if not Path(file.filename).is_file():
-                raise InputError(f"{name} lacks its file {file.filename}; {MEND}")
-            # Without its end, a file's records are not found; a damaged record is another matter.
-            for number in {first, first + file.take - 1}:
-                try:
-                    self._serialized[number]
-                    break
-                except UNREADABLE as error:
-                    reason = str(error).splitlines()[0]
-            else:
-                raise InputError(f"{name}: {file.filename} cannot be read ({reason}); {MEND}")
-            first += file.take
+                raise InputError(f"{wrong} is missing; {MEND}")
+            # Its end says where the records are; without it a reader finds none, or raises.
+            try:
+                reader = ArrayRecordReader(str(file.filename))
+                count = reader.num_records()
+                reader.close()
+            except RuntimeError as error:
+                raise InputError(f"{wrong} cannot be read ({_reason(error)}); {MEND}") from error
+            if count != file.examples_in_shard:
+                raise InputError(
+                    f"{wrong} cannot be read: {count} of {file.examples_in_shard} records are "
+                    f"there; {MEND}"
+                )
 
 
 class _Chosen(Sequence[bytes]):

@@ -1,0 +1,114 @@
+"""What hangs ends with the stacks; what is slow, or was stopped itself, does not."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fer_jax.training import watchdog
+from fer_jax.training.speed import Stopwatch
+
+PROGRAM = """
+import sys, time
+from fer_jax.training.watchdog import Watchdog
+dog = Watchdog(at_least_s=1.0, slow_s={slow_s})
+for number in range(1, 6):
+    dog.step(number)
+    dog.doing(f"step {{number}}")
+    time.sleep(0.01)
+print("ready", flush=True)
+{body}
+dog.stop()
+print("done", flush=True)
+"""
+
+
+def run(body: str, slow_s: float = 600.0) -> subprocess.Popen[str]:
+    code = PROGRAM.format(body=body, slow_s=slow_s)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_step_that_hangs_ends_with_the_stacks_of_all_threads():
+    hung = "import threading\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
+    out, err = run(hung + "time.sleep(60)").communicate(timeout=30)
+    assert "done" not in out
+    first = err.splitlines()[0]
+    assert first.startswith("fer-jax: step 5 did not end in ")
+    assert "a step usually takes 0.0" in first and "exit code 70" in first
+    assert err.count("most recent call first") >= 3  # main, the other, the watchdog's own
+    assert 'File "<string>", line 12 in <module>' in err  # where it hangs
+
+
+def test_the_exit_code_of_a_hang_is_its_own():
+    process = run("time.sleep(60)")
+    process.communicate(timeout=30)
+    assert process.returncode == watchdog.EXIT_CODE == 70
+
+
+def test_a_loader_that_stalls_is_told_and_has_longer():
+    out, err = run("dog.step(6)\ntime.sleep(3)").communicate(timeout=30)
+    assert out == "done\n"
+    assert err.startswith("waiting for the data of step 6 since ")
+    assert err.rstrip().endswith("the loader stalls") and len(err.splitlines()) == 1
+    out, err = run("dog.step(6)\ntime.sleep(60)", slow_s=2.0).communicate(timeout=30)
+    assert out == "" and "fer-jax: the data of step 6 did not end in " in err
+
+
+def test_what_may_be_slow_is_let_be():
+    body = "dog.between_steps('saving')\ntime.sleep(2.5)\n"
+    body += "step = dog.tending(lambda: time.sleep(2.5), 'a batch')\nstep()"
+    out, err = run(body).communicate(timeout=30)
+    assert (out, err) == ("done\n", "")
+    # Only its first call may compile.
+    body = "step = dog.tending(time.sleep, 'a batch')\nstep(0)\nstep(60)"
+    out, err = run(body).communicate(timeout=30)
+    assert "fer-jax: a batch did not end in " in err
+
+
+def test_a_process_that_was_stopped_has_not_hung():
+    process = run("time.sleep(0.6)")
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=30) == ("done\n", "")
+
+
+def test_the_limit_is_a_multiple_of_the_median_step(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
+    with watchdog.watching() as dog:
+        assert dog.limit_s() == watchdog.SLOW_S
+        for number, took in enumerate([100.0, 3.0, 3.0, 3.0, 3.0], 1):
+            dog.step(number)
+            now += took
+        dog.step(6)
+        assert dog.limit_s() == 60.0
+        dog.between_steps("saving")
+        now += 1000.0
+        dog.step(7)
+        now += 3.0
+        dog.step(8)
+        assert dog.limit_s() == 60.0
+
+
+def test_the_stopwatch_counts_steps_and_waits(monkeypatch: pytest.MonkeyPatch):
+    now = 10.0
+    monkeypatch.setattr("fer_jax.training.speed.time.monotonic", lambda: now)
+    stopwatch = Stopwatch(4, batch_size=8, flop_per_image=100.0, peak=4000.0)
+    now += 2.0
+    stopwatch.waited(0.5)
+    figures = stopwatch.figures(9)
+    assert figures == {
+        "images_per_second": 20.0,
+        "data_wait_share": 0.25,
+        "model_flop_per_second": 2000.0,
+        "model_flop_utilisation": 0.5,
+    }
+    now += 1.0
+    assert stopwatch.figures(10)["images_per_second"] == 8.0
