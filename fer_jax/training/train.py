@@ -315,6 +315,7 @@ def _train(
     dog.between_steps(f"saving step {number}")
     manager.close()
     log.close()
+    distributed.wait_for_all("trained")
     return _outcome(config, history, average)
 
 
