@@ -17,6 +17,7 @@ from fer_jax.benchmark import (
     benchmark,
     collected,
     depthwise,
+    inference,
     model_side,
     records,
 )
@@ -140,6 +141,35 @@ def test_depthwises_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert 0 < share["ours"] < 1
 
 
+def test_inferences_rows(tmp_path: Path):
+    small = ["--width=0.02", "--image_size=71", "--batches=2", "--repeats=1"]
+    words = ["--dtypes", "float32", "int8", "--engines", "jax", "onnxruntime"]
+    rows = rows_of(tmp_path, "inference", *small, *words)
+    compared = {
+        (row["what"], row["peer_name"], row["dtype"], row["batch"])
+        for row in rows
+        if "ratio" in row
+    }
+    raw = "raw ONNX Runtime"
+    assert compared == {
+        ("network alone, jax", raw, "float32", 2),
+        ("network alone, onnxruntime", raw, "float32", 2),
+        ("network alone, onnxruntime", raw, "int8", 2),
+    }
+    why = {row["what"]: row["skipped"] for row in rows if "skipped" in row}
+    assert "of the weights alone" in why["jax, int8"]
+    assert "--clip" in why["clip to answers"]
+
+
+def test_a_peer_that_is_not_there_is_said(tmp_path: Path):
+    peer = inference._Peer(sys.executable, tmp_path / "clip.mp4", tmp_path / "yunet.onnx")
+    with peer:
+        assert "fer does not run here (No module named 'fer')" in peer.reason
+        assert "--peer_python" in peer.reason
+    with pytest.raises(InputError, match="No such file"):
+        inference._Peer("nowhere/python", tmp_path, tmp_path)
+
+
 def test_results_are_collected_into_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = [
         benchmark.single("a", 3.0, "MB", bar="at most 4"),
@@ -180,6 +210,8 @@ def test_results_are_collected_into_one_table(tmp_path: Path, capsys: pytest.Cap
         (["end_to_end", "--inputs", "streem"], "did you mean 'stream'"),
         (["scaling", "--steps=0"], "at least 1"),
         (["depthwise", "--channels=2"], "(0, 1]"),
+        (["inference", "--engines", "openvine"], "did you mean 'openvino'"),
+        (["inference", "--batches", "0"], "at least 1"),
         ([], "required"),
     ],
 )

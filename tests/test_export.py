@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_every_form_is_tried_and_written(
         ["README.md", "config.json", *export.FILES.values()]
     )
     card = (out / "README.md").read_text()
-    assert "the training parts of faces" in card and "Not scored" in card
+    assert "| faces | train | validation |" in card and "Not scored" in card
     # The exported network is one that loads, and answers the same to the bit.
     records = open_records("faces", "validation", data_dir)
     faces = [records.image(row) for row in range(len(records))]
@@ -143,3 +144,40 @@ def test_a_damaged_export_is_refused(run: Path, tmp_path: Path):
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="not what fer-jax export writes"):
         load(out)
+
+
+def test_a_folder_never_holds_two_networks(run: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    model = load(run)
+    export.export(model, out, ("safetensors", "stablehlo"), crops(71))
+    export.export(model, out, ("safetensors",), crops(71))  # of the same network: beside it
+    assert (out / "model.stablehlo").is_file()
+    doubled = jax.tree.map(lambda array: 2 * array, model.network["params"])
+    other = dataclasses.replace(model, step=2, network=model.network | {"params": doubled})
+    with pytest.raises(InputError, match=r"holds model.stablehlo of another network \(step 1\)"):
+        export.export(other, out, ("safetensors",), crops(71))
+    assert load(out).fingerprint() == model.fingerprint(), "it is as it was"
+    export.export(other, out, ("safetensors", "stablehlo"), crops(71))
+    assert load(out).fingerprint() == other.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json"])
+def test_somebody_elses_files_are_not_replaced(run: Path, tmp_path: Path, name: str):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=f"holds somebody else's {name}"):
+        export.export(load(run), tmp_path, ("safetensors",), crops(71))
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_the_card_has_scores_with_intervals(run: Path, data_dir: Path, tmp_path: Path):
+    interval = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "ece"), [0.4, 0.6])
+    one = {"dataset": "faces", "split": "test", "variant": "", "n": 7.0, "n_subjects": 3}
+    one |= dict.fromkeys(interval, 0.5) | {"intervals": interval, "prevalence": [1 / 7] * 7}
+    one |= {"n_clusters": 3, "cluster": "subject", "effective_clusters": 3.0, "undefined_draws": {}}
+    scores = {"sets": [one], "classes": list(load(run).classes)}
+    (run / "results.json").write_text(json.dumps(scores))
+    export.export(load(run), tmp_path / "out", ("safetensors",), crops(71))
+    (run / "results.json").unlink()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| faces test | 7 | 3 | 0.500 [0.400, 0.600] |" in card
+    assert "- faces test: only 3 clusters (by subject): rough intervals" in card

@@ -1,0 +1,116 @@
+"""The same answers from every engine, and a line for what an engine cannot read."""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import picture, write_dataset, write_run
+
+import fer_jax
+from fer_jax.errors import InputError
+from fer_jax.evaluation import runtime
+from fer_jax.inference import export
+from fer_jax.inference.engines import open_engine
+from fer_jax.inference.load import load
+
+OTHERS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data_dir = tmp_path_factory.mktemp("data")
+    write_dataset(data_dir, "faces", {"train": [("a", 0)], "validation": [("b", 1)]})
+    return write_run(tmp_path_factory.mktemp("runs") / "run", data_dir, sources=("faces",))
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("exported")
+    export.export(load(run), out, ("safetensors", "onnx"), pictures(2))
+    return out
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.stack([picture(seed, 71) for seed in range(count)])
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_engines_agree(engine: str, run: Path, exported: Path):
+    pytest.importorskip(engine)
+    images = pictures(5)
+    expected = open_engine(run, "jax").probabilities(images)
+    assert np.ptp(expected, axis=0).max() > 0.1, "the pictures must differ"
+    for path in (run, exported, exported / "model.onnx"):
+        opened = open_engine(path, engine)
+        assert (opened.name, opened.task, opened.image_size) == (engine, "emotion", 71)
+        assert opened.classes == load(run).classes
+        np.testing.assert_allclose(opened.probabilities(images), expected, atol=2e-5)
+        assert opened.probabilities(images[:0]).shape == (0, 7)
+    many = np.resize(images, (runtime.BATCH_SIZE + 3, *images.shape[1:]))
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(opened.probabilities, [many, images, many, images[:1]]))
+    for answer in answers:
+        rows = np.resize(expected, answer.shape)
+        np.testing.assert_allclose(answer, rows, atol=2e-5)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_mirror_images_are_looked_at_where_the_run_says_so(
+    engine: str, run: Path, exported: Path, tmp_path: Path
+):
+    pytest.importorskip(engine)
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported / "model.onnx")
+    for one in model.metadata_props:
+        if one.key == "config":
+            one.value = json.dumps(json.loads(one.value) | {"test_time_flip": True})
+    onnx.save(model, tmp_path / "flipped.onnx")
+    images = pictures(3)
+    plain = open_engine(exported / "model.onnx", engine).probabilities
+    expected = (plain(images) + plain(np.ascontiguousarray(images[:, :, ::-1]))) / 2
+    flipped = open_engine(tmp_path / "flipped.onnx", engine).probabilities(images)
+    np.testing.assert_allclose(flipped, expected, atol=1e-6)
+    assert np.abs(flipped - plain(images)).max() > 1e-3
+
+
+def test_the_kind_of_file_says_the_engine(exported: Path, tmp_path: Path):
+    assert open_engine(exported).name == "jax"
+    assert open_engine(exported / "model.onnx").name == "onnxruntime"
+    (tmp_path / "model.onnx").write_bytes((exported / "model.onnx").read_bytes())
+    assert fer_jax.load(tmp_path).engine.name == "onnxruntime"
+    with pytest.raises(InputError, match="holds no model.safetensors, which JAX reads"):
+        open_engine(tmp_path, "jax")
+    with pytest.raises(InputError, match="did you mean 'openvino'"):
+        open_engine(tmp_path, "openvine")
+
+
+@pytest.mark.parametrize("engine, extra", [("onnxruntime", "export"), ("openvino", "openvino")])
+def test_an_absent_engine_names_its_extra(
+    engine: str, extra: str, exported: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(InputError, match=rf"is not installed; pip install -e '\.\[{extra}\]'"):
+        open_engine(exported / "model.onnx", engine)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_what_is_no_export_is_refused_in_a_line(engine: str, exported: Path, tmp_path: Path):
+    pytest.importorskip(engine)
+    onnx = pytest.importorskip("onnx")
+    file, whole = tmp_path / "model.onnx", (exported / "model.onnx").read_bytes()
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("x", 1, [1])
+    out = helper.make_tensor_value_info("y", 1, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [out])
+    foreign = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    foreign.ir_version = 8
+    contents = (b"", b"<html>", whole[:-500], whole[:50], foreign.SerializeToString())
+    for content in contents:
+        file.write_bytes(content)
+        with pytest.raises(InputError, match="model.onnx' is (damaged|no network)") as caught:
+            open_engine(file, engine)
+        assert "\n" not in str(caught.value)
