@@ -43,7 +43,7 @@ def test_engines_agree(engine: str, run: Path, exported: Path):
     pytest.importorskip(engine)
     images = pictures(5)
     expected = open_engine(run, "jax").probabilities(images)
-    assert np.ptp(expected, axis=0).max() > 0.1, "the pictures must differ"
+    assert np.ptp(expected, axis=0).max() > 0.05, "the pictures must differ"
     for path in (run, exported, exported / "model.onnx"):
         opened = open_engine(path, engine)
         assert (opened.name, opened.task, opened.image_size) == (engine, "emotion", 71)
