@@ -394,6 +394,11 @@ def read_config(workdir: Path) -> Config:
         config = from_json(file.read_text())
     except ValueError as error:
         raise InputError(f"'{file}' is damaged ({error}); choose another workdir") from error
+    return completed(config)
+
+
+def completed(config: Config) -> Config:
+    """Gives fields that came after the config was written their defaults, in place."""
     _fill(config, default_config())
     return config
 

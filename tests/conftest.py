@@ -15,11 +15,12 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import fer_jax  # noqa: E402, F401  (as below; it sets what OpenCV may open, before that is imported)
+
+# isort: split
 import cv2  # noqa: E402  (the environment above must be set before anything imports JAX)
 import numpy as np  # noqa: E402  (as above)
 import pytest  # noqa: E402  (as above)
-
-import fer_jax  # noqa: E402, F401  (as above; it sets what OpenCV may open)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

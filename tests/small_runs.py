@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,18 @@ def picture(seed: int, size: int = 32) -> np.ndarray:
     noise = np.random.default_rng(seed).standard_normal((size, size, 3))
     smooth = cv2.GaussianBlur(noise, (0, 0), size / 12)
     return np.clip(128 + 60 * smooth / smooth.std(), 0, 255).astype(np.uint8)
+
+
+def image_bomb() -> bytes:
+    """A PNG that says it has 20,000 x 20,000 pixels, in a hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        size, check = len(data), zlib.crc32(kind + data)
+        return struct.pack(">I", size) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
 
 
 def write_dataset(

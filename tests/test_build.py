@@ -100,6 +100,9 @@ def test_records_carry_what_is_known_and_the_counts_add_up(source: Path, tmp_pat
         assert records.columns["frame_index"][row] == frame
         level = records.images([row], 48)[0].mean()
         assert abs(level - (person + 7 * frame)) < 3
+    # A JPEG is stored as it is: compressed once more it would be slower to read.
+    (shard,) = (tmp_path / "data" / NAME).rglob("*-train.array_record-*")
+    assert all(records.jpeg(row) in shard.read_bytes() for row in range(len(records)))
     # A content group is a part of a split, whatever the split.
     cars = open_records(NAME, "all[content=car_tech]", tmp_path / "data")
     assert set(cars.columns["content"]) == {"car_tech"} and len(cars) == 8

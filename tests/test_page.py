@@ -15,7 +15,7 @@ import chromium
 import cv2
 import numpy as np
 import pytest
-from small_runs import picture, write_predictions, write_run
+from small_runs import image_bomb, picture, write_predictions, write_run
 
 import fer_jax
 from fer_jax.__main__ import main
@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(run: Path) -> Iterator[Server]:
-    """With tight limits, and a detector that finds every bright patch."""
+    """With tight limits, and, where none is named, a detector that finds every bright patch."""
 
     def detect(image: np.ndarray, size: int) -> list[Face]:
         bright = (image.max(axis=2) > 40).astype(np.uint8)
@@ -66,7 +66,10 @@ def server(run: Path) -> Iterator[Server]:
         picture_bytes=2**20, clip_bytes=2**20, pixels=300_000, clip_s=1.0, waiting_s=2.0
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(faces, "make_detector", lambda name, model: detect)
+        make = faces.make_detector
+        patch.setattr(
+            faces, "make_detector", lambda name, model: make(name, model) if model else detect
+        )
         with serving(Server(fer_jax.load(run), "127.0.0.1", 0, limits)) as server:
             yield server
 
@@ -145,12 +148,11 @@ def test_a_clip_is_answered_while_it_is_looked_at_and_leaves_nothing(
 def test_what_cannot_be_read_is_a_message_and_the_server_stays_up(server: Server):
     good = images.encode_jpeg(scene())
     large = cv2.imencode(".png", np.zeros((600, 600, 3), np.uint8))[1].tobytes()
-    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x4e\x20\0\0\x4e\x20\x08\x02\0\0\0" + b"\0" * 99
     for path, body, status, said in (
         ("/picture", b"", 400, "empty file"),
         ("/picture", b"these are words", 400, "unreadable image"),
         ("/picture", good[: len(good) // 2], 400, "truncated JPEG"),
-        ("/picture", bomb, 400, "too many pixels"),
+        ("/picture", image_bomb(), 400, "too many pixels"),
         ("/picture", large, 400, "600 x 600 pixels are too many"),
         ("/picture", b"x" * (2**20 + 1), 413, "the file is larger than 1 MiB"),
         ("/clip", b"", 400, "empty file"),
@@ -254,10 +256,12 @@ def test_a_port_in_use_is_one_line(
     assert main([*words, "--host=192.0.2.1"]) == 2
     assert "cannot listen on --host=192.0.2.1" in capsys.readouterr().err
     assert main([*words, "--port=99999"]) == 2
-    assert main(["page", f"--model={run}", "--port=0", "--detector_model=gone"]) == 2
-    assert "--detector_model 'gone' does not exist" in capsys.readouterr().err
-    with pytest.raises(InputError, match="does not exist"):
-        fer_jax.load(run / "gone")
+    assert main(["page", f"--model={run / 'gone'}"]) == 2
+    assert "gone' does not exist" in capsys.readouterr().err
+    # It is found out at the start, not by the first visitor, that the detector is not there.
+    lacking = fer_jax.load(run, detector_model="gone")
+    with pytest.raises(InputError, match="--detector_model 'gone' does not exist"):
+        warm_up(lacking)
 
 
 # In a browser
@@ -298,6 +302,7 @@ def status(page: chromium.Page) -> str:
 
 
 def cards(page: chromium.Page) -> list[Any]:
+    page.until("[...document.querySelectorAll('#faces img')].every((i) => i.complete)")
     pictures = "[...li.querySelectorAll('img')].filter((i) => i.complete && i.naturalWidth).length"
     bars = "li.querySelectorAll('.bar').length"
     return page.run(
@@ -306,12 +311,11 @@ def cards(page: chromium.Page) -> list[Any]:
     )
 
 
-def painted(page: chromium.Page) -> bool:
-    """Whether boxes are drawn over the picture."""
-    return page.run(
-        "(() => { const c = document.querySelector('#marks'); return c.width > 0 &&"
-        "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v); })()"
-    )
+# Boxes are drawn over the picture.
+PAINTED = (
+    "(() => { const c = document.querySelector('#marks'); return c.width > 0 &&"
+    "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v); })()"
+)
 
 
 @NEEDS_BROWSER
@@ -328,12 +332,13 @@ def test_a_real_photo_and_a_real_clip_in_a_browser(
     page.until("document.querySelector('#stage img').complete")
     shown = cards(page)
     assert len(shown) == 8 and all(one["bars"] == 7 and one["pictures"] == 2 for one in shown)
-    assert painted(page) and page.run("document.documentElement.scrollWidth") <= width
+    page.until(PAINTED)
+    assert page.run("document.documentElement.scrollWidth") <= width
 
     page.choose("#file", shared / "data" / "videos" / "clip_21.mp4")
     assert status(page).startswith("1 face found in 3 frames.")
     assert len(cards(page)) == 1 and cards(page)[0]["pictures"] == 2
-    assert page.run("document.querySelector('#timeline img').naturalWidth") > 0
+    page.until("document.querySelector('#timeline img').naturalWidth > 0")
     assert page.run("document.documentElement.scrollWidth") <= width
     # Nothing is asked of anybody else, and nothing went wrong.
     assert {r.split(":")[0] for r in page.requests} <= {"http", "blob", "data"}
@@ -374,7 +379,7 @@ def test_the_camera_is_used_by_keyboard_and_let_go(page: chromium.Page, real: st
     assert page.run("document.activeElement.id") == "camera"
     page.press("Enter")
     page.until("document.querySelectorAll('#faces > li').length === 1")
-    assert painted(page)
+    page.until(PAINTED)
     assert status(page) == "The camera's newest picture."
     track = "document.querySelector('#stage video').srcObject.getTracks()[0]"
     page.run(f"window.watched = {track}")

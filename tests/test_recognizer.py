@@ -11,15 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_runs import picture, write_run
+from small_runs import image_bomb, picture, write_run
 
 import fer_jax
 from fer_jax.errors import InputError
-from fer_jax.inference import recognizer as recognizing
 from fer_jax.inference.export import FILES, export
 from fer_jax.inference.load import load
 from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, ahead
 from fer_jax.media import images
+from fer_jax.media.clips import Extraction, faces_in_photo
 from fer_jax.schema import EMOTIONS
 
 
@@ -116,12 +116,11 @@ def test_what_is_no_picture_is_named(recognizer: Recognizer, given: object, said
 
 def test_files_that_are_no_images_are_named(recognizer: Recognizer, tmp_path: Path):
     good = images.encode_jpeg(picture(0, 64))
-    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x4e\x20\0\0\x4e\x20\x08\x02\0\0\0"
     for content, said in (
         (b"", "empty file"),
         (b"these are words, not a picture", "unreadable image"),
         (good[: len(good) // 2], "truncated JPEG"),
-        (bomb + b"\0" * 500, "too many pixels|unreadable image"),
+        (image_bomb(), "too many pixels"),
     ):
         file = tmp_path / "face.jpg"
         file.write_bytes(content)
@@ -206,6 +205,20 @@ def test_what_is_no_model_is_named(tmp_path: Path, path: str, engine: str, said:
         fer_jax.load(tmp_path / path, engine)
 
 
+def test_what_another_version_trained_is_named(run: Path, tmp_path: Path):
+    for old, new, said in (
+        ('"task": "emotion"', '"task": "age"', "config.task cannot be 'age'"),
+        ('"model": {', '"model": {"experts": 3,', "the config has no field 'model.experts'"),
+    ):
+        folder = tmp_path / str(len(said))
+        folder.mkdir()
+        text = (run / "config.json").read_text()
+        assert old in text
+        (folder / "config.json").write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=f"holds no run of this version of fer_jax: {said}"):
+            fer_jax.load(folder)
+
+
 def test_without_the_detector_it_says_how_to_get_it(run: Path, tmp_path: Path):
     lacking = fer_jax.load(run, detector_model=str(tmp_path / "gone.onnx"))
     with pytest.raises(InputError, match=r"--detector_model '.*gone.onnx' does not exist"):
@@ -258,16 +271,19 @@ def test_a_crowd_gives_all_its_faces_and_nobody_gives_none(finder: Recognizer, s
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_faces_are_cut_out_as_build_cuts_them(finder: Recognizer, shared: Path, yunet_model: Path):
-    from fer_jax.media.clips import Extraction, faces_in_photo
-
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_faces_are_cut_out_as_build_cut_them(
+    tmp_path: Path, shared: Path, yunet_model: Path, margin: float
+):
+    run = write_run(tmp_path / "run", tmp_path)
+    about = {"datasets": {name: {"margin": margin} for name in ("one", "two")}}
+    (run / "environment.json").write_text(json.dumps(about))
     image = images.read(shared / "data" / "photos" / "photo_01.jpg")
-    built = Extraction(detector_model=str(yunet_model), choice="all")
+    built = Extraction(detector_model=str(yunet_model), choice="all", margin=margin)
     crops = [images.decode(face["image"]) for face in faces_in_photo(image, "", "", built).faces]
-    (answer,) = finder.stream([image])
+    (answer,) = fer_jax.load(run, detector_model=str(yunet_model)).stream([image])
     assert len(answer.found) == len(crops) == 8
     for found, crop in zip(answer.found, crops, strict=True):
         difference = np.abs(found.crop.astype(int) - images.resized(crop, 71))
-        # But for the JPEG that a record is.
-        assert difference.mean() < 1.5 and difference.max() < 40
-    assert recognizing.find_faces(np.zeros((64, 64, 3), np.uint8), None, 640, 71)[0].crop.shape
+        # But for the JPEG that a record is; a margin of 0.05 more makes a mean of 4.
+        assert difference.mean() < 1.5

@@ -82,8 +82,8 @@ def _mark(
     right, bottom = round(min(x + box_width, width - 1)), round(min(y + box_height, height - 1))
     best = int(np.argmax(one.probabilities))
     thick = 1 + (right - left) // 90
-    cv2.rectangle(picture, (left, top), (right, bottom), PAPER, thick + 2, cv2.LINE_AA)
-    cv2.rectangle(picture, (left, top), (right, bottom), bgr[best], thick, cv2.LINE_AA)
+    cv2.rectangle(picture, (left, top), (right, bottom), PAPER, thick + 2)
+    cv2.rectangle(picture, (left, top), (right, bottom), bgr[best], thick)
     # As wide as the box, where that can be read.
     text = " ".join(filter(None, [one.name, names[best], f"{one.probabilities[best]:.0%}"]))
     scale = float(np.clip((right - left) / _text_size(text, 1)[0], SMALLEST_TEXT, LARGEST_TEXT))

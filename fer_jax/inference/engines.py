@@ -33,7 +33,8 @@ class Engine:
       image_size: pixels a side of its input.
       probabilities: uint8 RGB [n, s, s, 3] to float32 [n, classes], rows sum to 1; any n, and
         callable from several threads.
-      about: what `export` writes into config.json: task, classes, image_size, step, config.
+      about: what `export` writes into config.json: task, classes, image_size, step,
+        margin, config.
       folder: of the files it came from, where results.json may stand.
       explain: where the network looked, as `explain.explainer` returns it; None where an engine
         has no gradient.

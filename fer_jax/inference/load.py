@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, from_json, read_config, to_json
+from fer_jax.config import Config, check_config, completed, from_json, read_config, to_json
 from fer_jax.data.augment import normalize
 from fer_jax.errors import InputError
 from fer_jax.evaluation.predict import (
@@ -51,6 +51,7 @@ class Model:
       network: {"params", "batch_stats", "ema"}.
       mesh: the devices that share a batch.
       batch_size: images at once, over all devices.
+      margin: by which share the tight framing of the faces it was trained on was widened.
       score: (network, images) to probabilities.
       pool: (network, images) to features.
     """
@@ -61,6 +62,7 @@ class Model:
     network: dict[str, Any]
     mesh: Mesh
     batch_size: int
+    margin: float
     score: PredictStep
     pool: Callable[[dict[str, Any], jax.Array], jax.Array]
 
@@ -105,6 +107,7 @@ class Model:
             "classes": list(self.classes),
             "image_size": self.image_size,
             "step": self.step,
+            "margin": self.margin,
             "fingerprint": self.fingerprint(),
             "config": json.loads(to_json(self.config)),
         }
@@ -164,9 +167,9 @@ def load(
     path = Path(path)
     mesh = make_mesh(devices)
     if (path / ARRAYS).is_file():
-        step, config, network = _read_exported(path, mesh)
+        step, config, network, margin = _read_exported(path, mesh)
     else:
-        config = read_config(path)
+        config, margin = _checked(read_config(path), path), _margin(path)
         step, network = checkpoints.restore_network(
             path, checkpoint, network_shapes(config, mesh), config.selection_metric
         )
@@ -184,6 +187,7 @@ def load(
         network=network,
         mesh=mesh,
         batch_size=-(-batch_size // mesh.size) * mesh.size,
+        margin=margin,
         score=compile_predict_step(graphdef, sharding, mesh, flip=config.test_time_flip),
         pool=pool,
     )
@@ -198,16 +202,37 @@ def blocks(count: int) -> Iterator[slice]:
             start += size
 
 
-def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any]]:
-    """(step, config, network) of an exported folder."""
+def _checked(config: Config, path: Path) -> Config:
+    """Refuses what cannot be loaded before anything is made of it."""
+    try:
+        return check_config(config)
+    except InputError as error:
+        raise InputError(f"'{path}' holds no run of this version of fer_jax: {error}") from error
+
+
+def _margin(workdir: Path) -> float:
+    """The margin of the datasets that a run was trained on; 0 where they differ or do not say."""
+    try:
+        datasets = json.loads((workdir / "environment.json").read_text())["datasets"].values()
+        margins = {float(one["margin"]) for one in datasets}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0.0
+    return margins.pop() if len(margins) == 1 else 0.0
+
+
+def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any], float]:
+    """(step, config, network, margin) of an exported folder."""
     wrong = f"'{folder / CONFIG}' is not what fer-jax export writes"
     try:
         written = json.loads((folder / CONFIG).read_text())
         if written["format"] != FORMAT:
             raise InputError(wrong)
-        step, config = int(written["step"]), from_json(json.dumps(written["config"]))
+        step = int(written["step"])
+        config = completed(from_json(json.dumps(written["config"])))
+        margin = float(written.get("margin", 0.0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(wrong) from error
+    _checked(config, folder)
     try:
         arrays = dequantized_weights(load_file(folder / ARRAYS))
     except SafetensorError as error:
@@ -226,7 +251,7 @@ def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any
                 f"'{folder / ARRAYS}' is of another network: {name} is {there}, not {needed}"
             )
     network: Any = traverse_util.unflatten_dict(arrays, sep="/")
-    return step, config, jax.device_put(network | {"ema": {}}, replicated(mesh))
+    return step, config, jax.device_put(network | {"ema": {}}, replicated(mesh)), margin
 
 
 def _pooled(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,7 @@ from fer_jax.errors import InputError
 from fer_jax.evaluation import results
 from fer_jax.inference.drawing import colours
 from fer_jax.inference.engines import ENGINES
-from fer_jax.inference.explain import overlay
-from fer_jax.inference.recognizer import Answer, Recognizer, load
+from fer_jax.inference.recognizer import Found, Recognizer, load
 from fer_jax.inference.timeline import Timeline
 from fer_jax.media import faces, images
 from fer_jax.media.video import Frame, Video
@@ -209,7 +208,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             (answer,) = recognizer.stream([picture])
             shown = recognizer.described(answer)
             if explain:
-                looks = _looks(recognizer, answer)
+                looks = _looks(recognizer, answer.found, answer.probabilities.argmax(axis=1))
                 shown = [face | look for face, look in zip(shown, looks, strict=True)]
         self._json({"width": width, "height": height, "faces": shown})
 
@@ -329,8 +328,7 @@ def clip_lines(
             missing += 1
             continue
         found = [one.face for one in answer.found]
-        crops = [one.crop for one in answer.found]
-        tracks = timeline.add(frame.timestamp_s, found, answer.probabilities, crops)
+        tracks = timeline.add(frame.timestamp_s, found, answer.probabilities, answer.found)
         height, width = _frame_image(frame).shape[:2]
         described = recognizer.described(answer)
         yield {
@@ -353,10 +351,11 @@ def clip_lines(
     elif not remark and video.claimed / video.fps > limits.clip_s + 1:
         remark = f"Looked at the first {limits.clip_s:.0f} seconds of this clip only."
     rows = {row["face"]: row for row in timeline.finish()}
-    people = []
-    shown = [track for track in timeline.plotted if track.clearest]
-    crops = [track.clearest[1] for track in shown if track.clearest]
-    for track, look in zip(shown, _looks_of(recognizer, crops), strict=True):
+    people: list[dict[str, Any]] = []
+    clearest = [track.clearest[1] for track in timeline.plotted if track.clearest]
+    likeliest = [int(np.argmax(track.total)) for track in timeline.plotted]
+    looks = _looks(recognizer, clearest, likeliest)
+    for track, look in zip(timeline.plotted, looks, strict=True):
         row = rows[track.number]
         kept = ("face", "first_s", "last_s", "frames", recognizer.engine.task)
         means = {name: row[f"mean_{name}"] for name in recognizer.classes}
@@ -376,23 +375,14 @@ def _frame_image(frame: Frame) -> np.ndarray:
     return frame.image
 
 
-def _looks(recognizer: Recognizer, answer: Answer) -> list[dict[str, str]]:
-    """The faces as they were given to the network, and where it looked."""
-    looks = _looks_of(recognizer, [found.crop for found in answer.found[:MAX_EXPLAINED]])
-    rest = [_data_uri(found.crop) for found in answer.found[MAX_EXPLAINED:]]
-    return looks + [{"crop": crop} for crop in rest]
-
-
-def _looks_of(recognizer: Recognizer, crops: list[np.ndarray]) -> list[dict[str, str]]:
-    shown = [{"crop": _data_uri(crop)} for crop in crops]
-    explain = recognizer.engine.explain
-    if explain is None or not crops:
-        return shown
-    batch = np.stack(crops)
-    likeliest = recognizer.engine.probabilities(batch).argmax(axis=1)
-    maps, _ = explain(batch, likeliest)
-    for one, crop, heat in zip(shown, crops, maps, strict=True):
-        one["look"] = _data_uri(overlay(images.resized(crop, FACE_SIZE), heat))
+def _looks(
+    recognizer: Recognizer, found: Sequence[Found], likeliest: Sequence[int]
+) -> list[dict[str, str]]:
+    """The faces as they were cut out, and of the first ones where the network looked."""
+    shown = [{"crop": _data_uri(one.view)} for one in found]
+    looks = recognizer.looks(found[:MAX_EXPLAINED], likeliest[:MAX_EXPLAINED])
+    for one, look in zip(shown, looks):  # noqa: B905 (there may be fewer looks)
+        one["look"] = _data_uri(look)
     return shown
 
 
@@ -499,4 +489,4 @@ def warm_up(recognizer: Recognizer) -> None:
     blank = np.zeros((size, size, 3), np.uint8)
     recognizer.predict(blank)
     (answer,) = recognizer.stream([blank], faces="crop")
-    _looks(recognizer, answer)
+    _looks(recognizer, answer.found, [0])

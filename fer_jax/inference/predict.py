@@ -30,8 +30,7 @@ from fer_jax.errors import InputError
 from fer_jax.inference.answers import Answers, Input
 from fer_jax.inference.drawing import Shown, annotate
 from fer_jax.inference.engines import ENGINES
-from fer_jax.inference.explain import overlay
-from fer_jax.inference.recognizer import FACES, Answer, Recognizer, load
+from fer_jax.inference.recognizer import FACES, Answer, Found, Recognizer, load
 from fer_jax.inference.timeline import Timeline
 from fer_jax.media import camera, faces, images
 from fer_jax.media.video import VIDEO_SUFFIXES, Frame, Video
@@ -177,8 +176,8 @@ def _pictures(
             drawn = answers.place(one, "pictures", ".jpg")
             _write_picture(drawn, _drawn(recognizer, answer, [""] * len(described)))
         if settings.explain and answers.out and answer.found:
-            crops = np.stack([found.crop for found in answer.found])
-            _write_looks(recognizer, one, answers, crops, range(1, len(crops) + 1))
+            numbered = dict(enumerate(answer.found, 1))
+            _write_looks(recognizer, one, answers, numbered, answer.probabilities)
         num_faces = len(described)
         answers.finish(
             one, pictures=1, with_faces=min(1, num_faces), num_faces=num_faces, drawn=drawn
@@ -217,7 +216,7 @@ def _clip(
                     frame.timestamp_s,
                     [found.face for found in answer.found],
                     answer.probabilities,
-                    [found.crop for found in answer.found] if settings.explain else [],
+                    answer.found if settings.explain else [],
                 )
                 smoothed = np.array([track.smoothed for track in tracks])
                 answers.write_faces(
@@ -246,13 +245,13 @@ def _clip(
     progress.total = max(progress.n, progress.total + progress.n - before - expected)
     people = timeline.finish()
     if answers.out and counts["pictures"]:
-        plot = answers.place(one, "timelines", ".svg")
-        if settings.draw and plot:
+        plot = answers.place(one, "timelines", ".svg") if settings.draw else None
+        if plot:
             plot.write_text(timeline.plot(one.name), encoding="utf-8")
-        seen = [track for track in timeline.plotted if track.clearest]
-        if seen:
-            crops = np.stack([track.clearest[1] for track in seen if track.clearest])
-            _write_looks(recognizer, one, answers, crops, [track.number for track in seen])
+        if settings.explain:
+            numbered = {one.number: one.clearest[1] for one in timeline.plotted if one.clearest}
+            totals = [track.total for track in timeline.plotted]
+            _write_looks(recognizer, one, answers, numbered, totals)
     answers.finish(
         one,
         pictures=counts["pictures"],
@@ -375,16 +374,14 @@ def _write_looks(
     recognizer: Recognizer,
     one: Input,
     answers: Answers,
-    crops: np.ndarray,
-    numbers: Iterable[int],
+    numbered: dict[int, Found],
+    chances: Sequence[np.ndarray] | np.ndarray,
 ) -> None:
     """For each face a picture of it beside where the network looked, for the likeliest class."""
-    assert recognizer.engine.explain is not None
-    likeliest = recognizer.engine.probabilities(crops).argmax(axis=1)
-    maps, _ = recognizer.engine.explain(crops, likeliest)
-    for number, crop, heat in zip(numbers, crops, maps, strict=True):
-        face = images.resized(crop, FACE_SIZE)
-        pair = np.concatenate([face, overlay(face, heat)], axis=1)
+    likeliest = [int(np.argmax(row)) for row in chances]
+    looks = recognizer.looks(list(numbered.values()), likeliest)
+    for (number, found), look in zip(numbered.items(), looks, strict=True):
+        pair = np.concatenate([images.resized(half, FACE_SIZE) for half in (found.view, look)], 1)
         place = answers.place(one, "explanations", f".{number}.jpg")
         _write_picture(place, cv2.cvtColor(pair, cv2.COLOR_RGB2BGR))
 

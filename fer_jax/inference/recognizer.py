@@ -11,7 +11,7 @@ import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.inference.engines import Engine, open_engine
+from fer_jax.inference.explain import overlay
 from fer_jax.media import faces, images
 
 FACES = ("detect", "crop")
@@ -36,10 +37,12 @@ class Found(NamedTuple):
     Attributes:
       face: where it is.
       crop: uint8 RGB [s, s, 3], aligned, at the network's size.
+      view: uint8 RGB [t, t, 3], the same as the picture has it, as a record would hold it.
     """
 
     face: faces.Face
     crop: np.ndarray
+    view: np.ndarray
 
 
 class Answer(NamedTuple):
@@ -117,7 +120,7 @@ class Recognizer:
         decode: Callable[[Any], np.ndarray] | None = None,
         search_size: int = faces.ALL_FACES,
         keep_size: int = 0,
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """`predict` for inputs of any length: an answer per picture, in order, as they come.
 
         Args:
@@ -131,16 +134,24 @@ class Recognizer:
 
         Yields:
           `Answer`s; one that has a `reason` instead of faces could not be read.
+
+        Raises:
+          InputError: what `pictures` itself raised, after those that it gave.
         """
         find = self._finder(faces, decode or as_picture, search_size, keep_size)
         waiting: list[Answer] = []
         num_faces = 0
-        for answer in ahead(pictures, find, depth=PICTURES_AHEAD):
-            waiting.append(answer)
-            num_faces += len(answer.found)
-            if num_faces >= BATCH_SIZE or len(waiting) >= PICTURES_AHEAD:
-                yield from self._answered(waiting)
-                waiting, num_faces = [], 0
+        try:
+            for answer in ahead(pictures, find, depth=PICTURES_AHEAD):
+                waiting.append(answer)
+                num_faces += len(answer.found)
+                if num_faces >= BATCH_SIZE or len(waiting) >= PICTURES_AHEAD:
+                    yield from self._answered(waiting)
+                    waiting, num_faces = [], 0
+        except InputError:
+            # No more pictures come; those that came are answered.
+            yield from self._answered(waiting)
+            raise
         yield from self._answered(waiting)
 
     def described(self, answer: Answer) -> list[dict[str, Any]]:
@@ -154,6 +165,22 @@ class Recognizer:
             }
             for found, row in zip(answer.found, answer.probabilities, strict=True)
         ]
+
+    def looks(self, found: Sequence[Found], classes: Sequence[int]) -> list[np.ndarray]:
+        """Where the network looked for what speaks for a class (`explain.grad_cam`).
+
+        Args:
+          found: n faces.
+          classes: int [n], the class that each is asked about.
+
+        Returns:
+          n views of them, uint8 RGB, that glow there; none where the engine has no gradient.
+        """
+        if self.engine.explain is None or not found:
+            return []
+        crops = np.stack([one.crop for one in found])
+        maps, _ = self.engine.explain(crops, np.asarray(classes))
+        return [overlay(one.view, heat) for one, heat in zip(found, maps, strict=True)]
 
     def _answered(self, waiting: Sequence[Answer]) -> Iterator[Answer]:
         """The network's part, for some pictures' faces at once."""
@@ -180,19 +207,24 @@ class Recognizer:
                 picture = decode(item)
             except InputError as error:
                 return Answer(item, [], nothing, str(error))
-            found = find_faces(picture, detect, search_size, self.engine.image_size)
+            size, margin = self.engine.image_size, self.engine.about.get("margin", 0.0)
+            found = find_faces(picture, detect, search_size, size, margin)
             kept, scale = None, 1.0
             if keep_size:
                 scale = min(1.0, keep_size / max(picture.shape[:2]))
-                size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
-                kept = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+                sides = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+                kept = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
             return Answer(item, found, nothing, "", kept, scale)
 
         return find
 
 
 def find_faces(
-    picture: np.ndarray, detect: faces.Detector | None, search_size: int, crop_size: int
+    picture: np.ndarray,
+    detect: faces.Detector | None,
+    search_size: int,
+    crop_size: int,
+    margin: float,
 ) -> list[Found]:
     """The faces of a picture, cut out as `build` cuts them for the records.
 
@@ -201,13 +233,14 @@ def find_faces(
       detect: None where the picture is a face.
       search_size: pixels of the longer side at which it is searched.
       crop_size: pixels a side of the network's input.
+      margin: by which the tight framing is widened, as for the records that it learned from.
 
     Returns:
       The faces, the largest first.
     """
     if detect is None:
         crop, box = images.square(picture)
-        return [Found(faces.Face(box, 1.0, None), _as_input(crop, crop_size))]
+        return [_cut(faces.Face(box, 1.0, None), crop, crop_size)]
     found = sorted(detect(picture, search_size), key=lambda face: -face.box[2] * face.box[3])
     # What the detector places wholly outside is nothing that can be looked at.
     height, width = picture.shape[:2]
@@ -219,11 +252,12 @@ def find_faces(
         and face.box[0] + face.box[2] > 0
         and face.box[1] + face.box[3] > 0
     ]
-    return [Found(face, _as_input(faces.align(picture, face), crop_size)) for face in found]
+    return [_cut(face, faces.align(picture, face, margin=margin), crop_size) for face in found]
 
 
-def _as_input(crop: np.ndarray, size: int) -> np.ndarray:
-    return cv2.cvtColor(images.resized(crop, size), cv2.COLOR_BGR2RGB)
+def _cut(face: faces.Face, crop: np.ndarray, size: int) -> Found:
+    view = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+    return Found(face, images.resized(view, size), view)
 
 
 def is_picture(value: Any) -> bool:
@@ -260,7 +294,7 @@ def name_of(item: Any, number: int) -> str:
     return f"'{item}'" if isinstance(item, str | os.PathLike) else f"picture {number}"
 
 
-def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Iterator[R]:
+def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Generator[R, None, None]:
     """What a function makes of each item, in order, worked out by threads before it is asked for.
 
     Args:

@@ -38,7 +38,7 @@ class Track:
       likeliest: int64 [classes], the frames in which each class was the likeliest.
       sums: float64 [stretches, classes + 1], as `total` for each stretch of time; the last
         column counts.
-      clearest: (the detector's highest score, the crop of it).
+      clearest: (the detector's highest score, what was kept of that face).
     """
 
     number: int
@@ -51,7 +51,7 @@ class Track:
     likeliest: np.ndarray
     unseen: int = 0
     frames: int = 0
-    clearest: tuple[float, np.ndarray] | None = None
+    clearest: tuple[float, Any] | None = None
 
 
 class Timeline:
@@ -80,7 +80,7 @@ class Timeline:
         timestamp_s: float,
         found: Sequence[Face],
         probabilities: np.ndarray,
-        crops: Sequence[np.ndarray] = (),
+        keep: Sequence[Any] = (),
     ) -> list[Track]:
         """Takes in a frame; frames come in order.
 
@@ -88,7 +88,7 @@ class Timeline:
           timestamp_s: when it is shown, seconds.
           found: its faces.
           probabilities: float [faces, classes].
-          crops: of the faces, where the clearest of each person's is wanted afterwards.
+          keep: something of each face, which is kept of the clearest of each person's; or nothing.
 
         Returns:
           The track of each face.
@@ -112,8 +112,8 @@ class Timeline:
             else:
                 track = self._begin(face, timestamp_s, row)
             self._continue(track, face, timestamp_s, row)
-            if crops and (track.clearest is None or face.score > track.clearest[0]):
-                track.clearest = (face.score, crops[index])
+            if keep and (track.clearest is None or face.score > track.clearest[0]):
+                track.clearest = (face.score, keep[index])
             here.append(track)
         self._tracks += [track for track in here if track.frames == 1]
         for track in self._tracks:

@@ -51,7 +51,12 @@ def write_environment(
         "command": " ".join(["fer-jax", *sys.argv[1:]]),
         "data_dir": str(data_dir.resolve()),
         "datasets": {
-            name: {"fingerprint": summary.get("fingerprint"), "records": summary.get("records")}
+            name: {
+                "fingerprint": summary.get("fingerprint"),
+                "records": summary.get("records"),
+                # `predict` frames faces as they were framed here.
+                "margin": summary.get("options", {}).get("faces", {}).get("margin", 0.0),
+            }
             for name, summary in summaries.items()
         },
         "leaks": leaks,
