@@ -116,7 +116,7 @@ def real_faces(shared: Path, size: int, count: int) -> np.ndarray:
     with zipfile.ZipFile(shared / "data" / "faces" / "jaffe.zip") as archive:
         names = [n for n in archive.namelist() if not n.endswith((".csv", "/"))][:count]
         found = [
-            cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR)
+            np.asarray(cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR))
             for name in names
         ]
     return np.stack([cv2.resize(image, (size, size)) for image in found])

@@ -157,8 +157,7 @@ def _raw_onnxruntime(model: bytes, dtype: str) -> Callable[[np.ndarray], Any]:
 
 def _raw_openvino(model: bytes, dtype: str) -> Callable[[np.ndarray], Any]:
     """What OpenVINO's own documentation shows, at our precision."""
-    import openvino  # pyright: ignore[reportMissingImports] (an extra)
-
+    openvino = runtime.import_openvino()
     hint = {"INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32"}
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(model), "CPU", hint)

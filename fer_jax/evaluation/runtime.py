@@ -1,9 +1,10 @@
 """An exported ONNX file in the engines that need no JAX: uint8 faces in, probabilities out."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -83,9 +84,21 @@ def _onnxruntime(model: bytes) -> tuple[Mapping[str, str], Run]:
     return _ours(session.get_modelmeta().custom_metadata_map), in_batches(run)
 
 
-def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
+def import_openvino() -> Any:
+    """OpenVINO, which here tells nobody that it is used.
+
+    Raises:
+      ImportError: it is not installed.
+    """
+    # Its import reports to its maker, unless the package that does so is absent.
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino  # pyright: ignore[reportMissingImports] (an extra)
 
+    return openvino
+
+
+def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
+    openvino = import_openvino()
     core = openvino.Core()
     read = core.read_model(model)
     there = read.get_rt_info()["framework"] if read.has_rt_info("framework") else {}
@@ -118,6 +131,8 @@ def in_batches(run: Run) -> Run:
     """The same for any number of faces, `BATCH_SIZE` of them at once."""
 
     def batched(images: np.ndarray) -> np.ndarray:
+        if not len(images):  # which OpenVINO refuses
+            return run(np.zeros((1, *images.shape[1:]), np.uint8))[:0]
         if len(images) <= BATCH_SIZE:
             return run(images)
         starts = range(0, len(images), BATCH_SIZE)
