@@ -325,13 +325,11 @@ def rows_of(workdir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_signals_within_a_logging_window_and_a_validation_leave_no_trace(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_signals_before_a_row_is_written_and_in_a_validation_leave_no_trace(
+    finished: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config = tiny_config(log_every_steps=3)
-    program.train(config, tmp_path / "whole", data_dir)
     # A run looks for a signal after each step and before each of a validation's three batches.
-    for looks, step in ((1, 1), (3, 2), (2, 2), (5, 4)):
+    for looks, step in ((1, 1), (3, 2)):
         seen = 0
 
         def check(notice: preemption.Notice, looks: int = looks) -> None:
@@ -342,17 +340,14 @@ def test_signals_within_a_logging_window_and_a_validation_leave_no_trace(
 
         monkeypatch.setattr(preemption.Notice, "check", check)
         with pytest.raises(Preempted) as raised:
-            program.train(config, tmp_path / "stopped", data_dir)
+            program.train(tiny_config(), tmp_path, data_dir)
         assert raised.value.message.startswith(f"SIGTERM: step {step} is saved")
-        assert checkpoints.finished_steps(tmp_path / "stopped")[-1] == step
+        assert checkpoints.finished_steps(tmp_path)[-1] == step
+        assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, step))
     monkeypatch.undo()
-    whole = program.train(config, tmp_path / "whole", data_dir)
-    assert program.train(config, tmp_path / "stopped", data_dir) == whole
-    states = [arrays_of(tmp_path / name, 4) for name in ("whole", "stopped")]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    rows, stopped = (rows_of(tmp_path / name) for name in ("whole", "stopped"))
-    assert [row["step"] for row in rows] == [2, 3, 4]
-    assert stopped == rows
+    program.train(tiny_config(), tmp_path, data_dir)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(tmp_path, 4), arrays_of(finished, 4))
+    assert rows_of(tmp_path) == rows_of(finished)
 
 
 KILLED = """
@@ -460,6 +455,8 @@ def test_other_data_under_the_same_name_do_not_continue_a_run(
     file.write_text(json.dumps(environment))
     with pytest.raises(InputError, match="trained on another build of 'demo/controlled'"):
         program.train(tiny_config(), workdir, data_dir)
+    with pytest.raises(InputError, match="trained on 42 images, and 41 can be read now"):
+        start.check_images(41, checkpoints.newest_whole(workdir)[1], workdir)
     file.write_text("{")
     with pytest.raises(InputError, match="environment.json' is damaged"):
         program.train(tiny_config(), workdir, data_dir)
