@@ -6,6 +6,7 @@ What is damaged is never restored.
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,19 @@ def test_a_step_without_its_seal_was_not_finished(two_steps: Path, tmp_path: Pat
     with pytest.raises(InputError, match="holds no finished checkpoint"):
         checkpoints.restore_network(workdir, "last", targets(network), METRIC)
     assert checkpoints.newest_whole(workdir) == (0, {})
+
+
+def test_a_clock_that_is_behind_is_told_and_changes_nothing(
+    two_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = Path(shutil.copytree(two_steps, tmp_path / "run"))
+    later = time.time() + 2 * 3600
+    for step in ("10", "20"):
+        os.utime(workdir / "checkpoints" / step / checkpoints.SEAL, (later, later))
+    assert checkpoints.newest_whole(workdir)[0] == 20
+    assert "clock is 120 minutes behind checkpoint 20" in capsys.readouterr().out
+    assert checkpoints.newest_whole(two_steps)[0] == 20
+    assert capsys.readouterr().out == ""
 
 
 def test_the_seal_is_what_sha256sum_reads(two_steps: Path):
