@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax._src import compilation_cache, compiler, xla_bridge
+from jax._src import config as jax_config
 from jax._src import distributed as jax_distributed  # what is done with these has no public name
 from jax.experimental import multihost_utils
 from jax.extend import backend
-from jaxlib import _jax
+from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue] (a compiled module)
 
 from fer_jax.errors import InputError
 
@@ -30,7 +31,7 @@ HEARTBEAT_TIMEOUT_S = 10
 # How long to wait for the others to start: a cluster's nodes come up one after the other.
 START_TIMEOUT_S = 300
 # How long to wait for the others at the end, where all have done the same.
-END_TIMEOUT_S = 20
+END_TIMEOUT_S = 60
 FIRST_STAYS_S = 2.0
 PREEMPTED = 75
 
@@ -99,6 +100,9 @@ def join() -> None:
             # JAX's coordinator and gloo would listen on every address of the host.
             options["coordinator_bind_address"] = f"{LOOPBACK}:{port}"
             backend.register_backend_factory("cpu", _loopback_client, fail_quietly=False)
+    elif len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
+        # JAX would take the GPU of the task's number, and Slurm lets each task see its own only.
+        options["local_device_ids"] = [0]
     jax.distributed.initialize(
         heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         initialization_timeout=START_TIMEOUT_S,
@@ -114,6 +118,17 @@ def join() -> None:
     wait_for_all("started")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)
+
+
+def check_alone(verb: str) -> None:
+    """Refuses a verb that several processes cannot do as one.
+
+    Raises:
+      InputError: a launcher started several.
+    """
+    processes = asked(os.environ).processes
+    if processes > 1:
+        raise InputError(f"{verb} runs in one process, and {processes} were started")
 
 
 def check_count(there: int, wanted: int) -> None:
@@ -143,7 +158,7 @@ def _keep_program(
     JAX lets only the first process do so, which is enough where a program is the same in all of
     them. On CPU each has its own under its own key, and would compile again at every start.
     """
-    if not callbacks and compile_time_s >= jax.config.jax_persistent_cache_min_compile_time_secs:
+    if not callbacks and compile_time_s >= jax_config.persistent_cache_min_compile_time_secs.value:
         compilation_cache.put_executable_and_time(key, name, program, client, int(compile_time_s))
 
 

@@ -104,7 +104,7 @@ def wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Starts them, passes signals on, waits. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="local.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="local.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, required=True, metavar="N")
     parser.add_argument("words", nargs=argparse.REMAINDER, help="train or evaluate, and its words")
     arguments = parser.parse_args(argv)

@@ -17,6 +17,7 @@ FLOORS = {
     "fer_jax.config": 0,
     "fer_jax.media": 1,
     "fer_jax.models": 1,
+    "fer_jax.distributed": 1,
     "fer_jax.doctor": 1,
     "fer_jax.weights": 2,
     "fer_jax.data": 2,

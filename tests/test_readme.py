@@ -59,6 +59,11 @@ def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
         return
+    if words[0] in ("python", "sbatch", "kubectl", "sky"):
+        files = [word for word in words if word.startswith("launch/")]
+        files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+        assert files and all((ROOT / file).is_file() for file in files)
+        return
     assert words[0] == "fer-jax" and words[1] in VERBS
     files = [word.partition("=")[2].split(":")[0] for word in words if word.startswith("--config=")]
     assert all((ROOT / file).is_file() for file in files)

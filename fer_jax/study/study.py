@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fer_jax import checkpoints, compilations
+from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import (
     Config,
     OneLineParser,
@@ -197,6 +197,7 @@ def main(argv: list[str]) -> None:
         help="look at all pictures, list the records to leave out, and stop",
     )
     arguments, config = parse_with_config(parser, argv, defaults=default_study, check=check_study)
+    distributed.check_alone("study")
     workdir, data_dir = arguments.workdir, arguments.data_dir
     if arguments.only is not None and arguments.run is not None:
         raise InputError("name a scenario with --only or a run with --run, not both")

@@ -317,6 +317,7 @@ def _train(
         progress.note(reason)
     dog.between_steps(f"saving step {number}")
     manager.close()
+    distributed.wait_for_all("trained")
     return _outcome(config, history, average)
 
 

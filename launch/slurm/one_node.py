@@ -19,6 +19,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
 CPUS = 4  # more than there may be: jobs are small
 STARTS_WITHIN_S = 30.0
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def missing() -> str:
@@ -29,19 +30,14 @@ def missing() -> str:
     return "" if os.geteuid() == 0 else "slurmd needs root"
 
 
-def configuration(folder: Path, ports: Mapping[str, int]) -> str:
-    """slurm.conf.
-
-    Args:
-      folder: of the daemons' files.
-      ports: of "slurmctld" and "slurmd".
-    """
+def configuration(folder: Path, slurmctld_port: int, slurmd_port: int) -> str:
+    """slurm.conf, with the daemons' files in a folder."""
     host = socket.gethostname().split(".")[0]
     return f"""\
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports["slurmctld"]}
-SlurmdPort={ports["slurmd"]}
+SlurmctldPort={slurmctld_port}
+SlurmdPort={slurmd_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
@@ -97,8 +93,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
-    ports = dict(zip(("slurmctld", "slurmd"), _free_ports(2), strict=True))
-    (folder / "slurm.conf").write_text(configuration(folder, ports))
+    (folder / "slurm.conf").write_text(configuration(folder, *_free_ports(2)))
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o600)
@@ -158,7 +153,7 @@ def wait_for(true: Callable[[], bool], seconds: float, otherwise: Callable[[], s
         time.sleep(0.2)
 
 
-def state(environment: Mapping[str, str], job: str) -> str:
-    """A job's state, such as "RUNNING" or "COMPLETED"."""
+def is_over(environment: Mapping[str, str], job: str) -> bool:
+    """Whether a job has ended for good."""
     shown = run(environment, "scontrol", "show", "job", job)
-    return shown.partition("JobState=")[2].partition(" ")[0]
+    return shown.partition("JobState=")[2].partition(" ")[0] in ENDED
