@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +32,7 @@ FOLDER = "checkpoints"
 DAMAGED = "checkpoints_damaged"
 SEAL = "SHA256SUMS"
 HASHING_THREADS = 4
+CLOCK_MAY_DIFFER_S = 60.0
 
 
 def better(metric: str, candidate: float, best: float) -> bool:
@@ -188,6 +190,7 @@ def newest_whole(workdir: Path) -> tuple[int, dict[str, Any]]:
             wrong = damage(folder)
             if not wrong:
                 step = int(folder.name)
+                _tell_clock(folder)
                 break
             print(
                 f"checkpoint {folder.name} is damaged: {wrong}; moved to {_set_aside(folder)}",
@@ -196,6 +199,16 @@ def newest_whole(workdir: Path) -> tuple[int, dict[str, Any]]:
     if jax.process_count() > 1:
         step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     return step, _read_loop(workdir, step) if step else {}
+
+
+def _tell_clock(folder: Path) -> None:
+    """Says that the clock stands before the checkpoint; steps are in order whatever it says."""
+    behind = (folder / SEAL).stat().st_mtime - time.time()
+    if behind > CLOCK_MAY_DIFFER_S:
+        print(
+            f"this machine's clock is {behind / 60:.0f} minutes behind checkpoint {folder.name}: "
+            "dates in TensorBoard will be out of order, nothing else"
+        )
 
 
 def _set_aside(folder: Path) -> Path:

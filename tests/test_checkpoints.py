@@ -6,6 +6,7 @@ What is damaged is never restored.
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,19 @@ def test_a_step_without_its_seal_was_not_finished(two_steps: Path, tmp_path: Pat
     assert checkpoints.newest_whole(workdir) == (0, {})
 
 
+def test_a_clock_that_is_behind_is_told_and_changes_nothing(
+    two_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = Path(shutil.copytree(two_steps, tmp_path / "run"))
+    later = time.time() + 2 * 3600
+    for step in ("10", "20"):
+        os.utime(workdir / "checkpoints" / step / checkpoints.SEAL, (later, later))
+    assert checkpoints.newest_whole(workdir)[0] == 20
+    assert "clock is 120 minutes behind checkpoint 20" in capsys.readouterr().out
+    assert checkpoints.newest_whole(two_steps)[0] == 20
+    assert capsys.readouterr().out == ""
+
+
 def test_the_seal_is_what_sha256sum_reads(two_steps: Path):
     command = ["sha256sum", "--quiet", "--strict", "-c", checkpoints.SEAL]
     if not shutil.which(command[0]):
@@ -210,7 +224,7 @@ def test_the_best_and_the_newest_stay_across_restarts(tmp_path: Path):
 
 def test_what_a_killed_process_was_writing_goes(tmp_path: Path):
     save_steps(tmp_path, {1: 0.1})
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "network").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp" / "network").mkdir(parents=True)
     save_steps(tmp_path, {2: 0.2})
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2"}
 

@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +22,22 @@ from fer_jax import checkpoints, schema
 from fer_jax.__main__ import main
 from fer_jax.config import default_config, fields, load_config
 from fer_jax.data.build import write
-from fer_jax.errors import InputError
+from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import predictions
 from fer_jax.evaluation.evaluate import evaluate
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
-from fer_jax.training import start
+from fer_jax.training import lock, preemption, start
 from fer_jax.training import train as program
-from fer_jax.training.step import TrainState, cross_entropy, init_state, train_step
+from fer_jax.training.log import read_metrics
+from fer_jax.training.step import (
+    TrainState,
+    cross_entropy,
+    init_state,
+    network_of,
+    train_step,
+    training_of,
+)
 
 TINY = {
     "num_classes": 7,
@@ -304,10 +316,165 @@ def test_a_run_with_every_method_continues_bit_for_bit(
     assert validation["sets"] == ["demo/controlled validation", "demo/social validation"]
 
 
-def test_running_again_does_nothing_more(finished: Path, data_dir: Path):
-    before = (finished / "metrics.jsonl").read_text()
-    program.train(tiny_config(), finished, data_dir)
-    assert (finished / "metrics.jsonl").read_text() == before
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    """What metrics.jsonl says of the training, without how fast it was."""
+    timed = ("images_per_second", "data_wait_share", "model_flop")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(timed)}
+        for row in read_metrics(workdir)
+    ]
+
+
+def test_signals_before_a_row_is_written_and_in_a_validation_leave_no_trace(
+    finished: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A run looks for a signal after each step and before each of a validation's three batches.
+    for looks, step in ((1, 1), (3, 2)):
+        seen = 0
+
+        def check(notice: preemption.Notice, looks: int = looks) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == looks:
+                raise Preempted("SIGTERM")
+
+        monkeypatch.setattr(preemption.Notice, "check", check)
+        with pytest.raises(Preempted) as raised:
+            program.train(tiny_config(), tmp_path, data_dir)
+        assert raised.value.message.startswith(f"SIGTERM: step {step} is saved")
+        assert checkpoints.finished_steps(tmp_path)[-1] == step
+        assert [row["step"] for row in rows_of(tmp_path)] == list(range(1, step))
+    monkeypatch.undo()
+    program.train(tiny_config(), tmp_path, data_dir)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(tmp_path, 4), arrays_of(finished, 4))
+    assert rows_of(tmp_path) == rows_of(finished)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_train
+from fer_jax import checkpoints
+seal = checkpoints.seal
+def kill_before_the_last(folder):
+    if folder.name == "4":
+        os.kill(os.getpid(), signal.SIGKILL)
+    seal(folder)
+checkpoints.seal = kill_before_the_last
+test_train.program.train(test_train.tiny_config(), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed when its last checkpoint was written and not yet sealed."""
+    workdir = tmp_path_factory.mktemp("killed") / "run"
+    words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(workdir), str(data_dir)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoints.finished_steps(workdir) == [2]
+    return workdir
+
+
+def test_a_killed_run_continues_bit_for_bit(
+    killed: Path, finished: Path, data_dir: Path, tmp_path: Path
+):
+    workdir = Path(shutil.copytree(killed, tmp_path / "run"))
+    assert [row["step"] for row in rows_of(workdir)] == [1, 2, 3, 4]
+    best = program.train(tiny_config(), workdir, data_dir)
+    assert best == program.train(tiny_config(), finished, data_dir)
+    jax.tree.map(np.testing.assert_array_equal, arrays_of(workdir, 4), arrays_of(finished, 4))
+    assert rows_of(workdir) == rows_of(finished)
+    assert (workdir / "checkpoints_damaged" / "4").is_dir()
+
+
+def test_a_run_continues_on_another_number_of_devices(
+    killed: Path, finished: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    workdir = Path(shutil.copytree(killed, tmp_path / "run"))
+    monkeypatch.setattr(program, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    program.train(tiny_config(), workdir, data_dir)
+    losses = [[row["train_loss"] for row in rows_of(w)] for w in (finished, workdir)]
+    assert losses[1][2] == pytest.approx(losses[0][2], rel=1e-5)
+
+
+def test_ten_steps_on_another_number_of_devices_agree_in_float64(tmp_path: Path):
+    with jax.enable_x64(True):
+        step, state = make_step(TINY | {"dtype": "float64"})
+        state = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
+        )
+        batch = uneven_batch()
+        batch["target"] = batch["target"].astype(np.float64)
+        state, _ = run_on(jax.devices(), step, state, batch)
+        with checkpoints.open_checkpoints(tmp_path, keep=2, metric="validation_loss") as manager:
+            items = {"network": network_of(state), "training": training_of(state)}
+            checkpoints.save(manager, 1, loop={}, metrics=None, **items)
+        losses = []
+        for devices in (jax.devices(), jax.devices()[:1]):
+            mesh = make_mesh(devices)
+            whole = state_sharding(state, mesh, "data_parallel")
+            with checkpoints.open_checkpoints(tmp_path, keep=2, metric="validation_loss") as one:
+                here = start.restored(one, 1, jax.eval_shape(lambda: state), whole)
+            jitted = jax.jit(step, in_shardings=(whole, batch_sharding(mesh), replicated(mesh)))
+            losses.append([])
+            for _ in range(10):
+                here, metrics = jitted(here, batch, jax.random.key(1))
+                losses[-1].append(float(metrics.loss.total))
+    assert losses[0][0] != losses[0][9]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9, atol=0)
+
+
+def test_running_again_does_nothing_more(
+    finished: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    best = program.train(tiny_config(), finished, data_dir)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    # Noticed before anything is compiled.
+    monkeypatch.setattr(program.memory, "compile_that_fits", None)
+    assert program.train(tiny_config(), finished, data_dir) == best
+    assert best in [
+        {name: value for name, value in row.items() if name in best} for row in rows_of(finished)
+    ]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_workdir_in_use_is_refused(finished: Path, data_dir: Path):
+    with lock.held(finished), pytest.raises(InputError, match=f"by process {os.getpid()} on "):
+        program.train(tiny_config(), finished, data_dir)
+
+
+def test_other_data_under_the_same_name_do_not_continue_a_run(
+    finished: Path, data_dir: Path, tmp_path: Path
+):
+    workdir = Path(shutil.copytree(finished, tmp_path / "run"))
+    file = workdir / "environment.json"
+    environment = json.loads(file.read_text())
+    environment["datasets"]["demo/controlled"]["fingerprint"] = "0" * 64
+    file.write_text(json.dumps(environment))
+    with pytest.raises(InputError, match="trained on another build of 'demo/controlled'"):
+        program.train(tiny_config(), workdir, data_dir)
+    with pytest.raises(InputError, match="trained on 42 images, and 41 can be read now"):
+        start.check_images(41, checkpoints.newest_whole(workdir)[1], workdir)
+    file.write_text("{")
+    with pytest.raises(InputError, match="environment.json' is damaged"):
+        program.train(tiny_config(), workdir, data_dir)
+
+
+def test_a_damaged_checkpoint_is_not_evaluated_and_not_continued_from(
+    finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workdir = Path(shutil.copytree(finished, tmp_path / "run"))
+    file = max((workdir / "checkpoints" / "4").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert main(["evaluate", f"--workdir={workdir}", "--checkpoint=last"]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint 4 in" in said and f"{file.name} is not as it was written" in said
+    assert said.count("\n") == 1
+    assert checkpoints.newest_whole(workdir)[0] == 2
 
 
 def test_the_workdir_says_what_happened(finished: Path):
@@ -441,8 +608,14 @@ def test_a_loss_that_is_not_finite_names_its_step(data_dir: Path, tmp_path: Path
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 1e38
     config.schedule.warmup_epochs = 0.0
-    with pytest.raises(InputError, match=r"not finite at step [2-4]\b"):
+    with pytest.raises(InputError, match=r"not finite at step [2-4], of records demo/") as error:
         program.train(config, tmp_path, data_dir)
+    told = json.loads((tmp_path / "not_finite.json").read_text())
+    assert f"at step {told['step']}, of records {', '.join(told['record_ids'])}" in str(error.value)
+    assert len(set(told["record_ids"])) == 8
+    saved = checkpoints.finished_steps(tmp_path)
+    whole = f"step {saved[-1]} is saved" if saved else "no checkpoint was written yet"
+    assert whole in str(error.value)
 
 
 def test_the_other_task_trains(data_dir: Path, tmp_path: Path):

@@ -21,7 +21,7 @@ from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError, did_you_mean
 
 NAMES = (
-    *("audit", "depthwise", "end_to_end", "inference", "input", "media", "model"),
+    *("audit", "checkpoints", "depthwise", "end_to_end", "inference", "input", "media", "model"),
     *("scaling", "statistics", "stylegan2"),
 )
 MIN_REPEATS = 5

@@ -13,8 +13,7 @@ from fer_jax.evaluation.predict import model_arguments
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh, state_sharding, to_devices
 from fer_jax.training.optimizer import make_optimizer
-from fer_jax.training.step import init_state
-from fer_jax.training.train import jitted_step
+from fer_jax.training.step import init_state, jitted_step
 
 WARM_UP_STEPS = 2
 

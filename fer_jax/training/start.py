@@ -67,6 +67,20 @@ def check_continues(config: Config, workdir: Path, data_dir: Path) -> None:
             )
 
 
+def check_images(count: int, loop: dict[str, Any], workdir: Path) -> None:
+    """Refuses to continue with another number of images: every batch would be another.
+
+    Raises:
+      InputError: a record was damaged, or mended, since the run began.
+    """
+    before = loop.get("images", count)
+    if before != count:
+        raise InputError(
+            f"'{workdir}' was trained on {before} images, and {count} can be read now; mend the "
+            "dataset, or choose another workdir"
+        )
+
+
 def _datasets_before(workdir: Path) -> dict[str, Any]:
     file = workdir / "environment.json"
     if not file.is_file():

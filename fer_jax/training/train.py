@@ -115,6 +115,7 @@ def _train(
         soft_labels=config.loss.soft_labels,
         **config.mixture,
     )
+    start.check_images(len(mixture), loop, workdir)
     validated_on = validation.labelled_parts(experiment.validation, config.task)
     steps_per_epoch = batches.steps_per_epoch(mixture, config.batch_size)
     num_steps = max(1, round(config.num_epochs * steps_per_epoch))
@@ -217,7 +218,7 @@ def _train(
             reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
         )
         work_unit.set_task_status(f"step {reached} of {num_steps}")
-        rate = float(learning_rates[reached - 1]) * learning_rate_scale
+        rate = float(learning_rates[min(reached, num_steps) - 1]) * learning_rate_scale
         return scalars | speed | {"epoch": reached / steps_per_epoch, "learning_rate": rate}
 
     def estimate(network: dict[str, Any]) -> dict[str, Any]:
@@ -243,6 +244,7 @@ def _train(
             "averaged": averages["swad"],
             "average": average,
             "pending": as_numbers(under_way),
+            "images": len(mixture),
         }
         network, training = network_of(state), training_of(state)
         checkpoints.save(
@@ -309,12 +311,13 @@ def _train(
         raise Preempted(
             f"{asked.message}: step {number} is saved; the same command continues"
         ) from None
+    finally:
+        log.close()
 
     if reason := validation.reason_to_stop(config, history):
         progress.note(reason)
     dog.between_steps(f"saving step {number}")
     manager.close()
-    log.close()
     distributed.wait_for_all("trained")
     return _outcome(config, history, average)
 
