@@ -224,7 +224,7 @@ def test_the_best_and_the_newest_stay_across_restarts(tmp_path: Path):
 
 def test_what_a_killed_process_was_writing_goes(tmp_path: Path):
     save_steps(tmp_path, {1: 0.1})
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "network").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp" / "network").mkdir(parents=True)
     save_steps(tmp_path, {2: 0.2})
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2"}
 

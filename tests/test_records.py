@@ -69,6 +69,10 @@ def cut(file: Path) -> None:
         (Path.unlink, "train.array_record-00000-of-00001 is missing; build"),
         (cut, "train.array_record-00000-of-00001 cannot be read .it is cut off.; build"),
         (lambda file: file.write_bytes(b""), "array_record-00000-of-00001 cannot be read"),
+        (
+            lambda file: shutil.copy(str(file).replace("-train.", "-validation."), file),
+            "train.array_record-00000-of-00001 cannot be read: 14 of 40 records are there; build",
+        ),
     ],
 )
 @pytest.mark.parametrize("skip", [False, True])

@@ -13,7 +13,7 @@ from fer_jax.training.speed import Stopwatch
 PROGRAM = """
 import sys, time
 from fer_jax.training.watchdog import Watchdog
-dog = Watchdog(at_least_s=1.0, slow_s={slow_s})
+dog = Watchdog(at_least_s={at_least_s}, slow_s={slow_s})
 for number in range(1, 6):
     dog.step(number)
     dog.doing(f"step {{number}}")
@@ -25,8 +25,8 @@ print("done", flush=True)
 """
 
 
-def run(body: str, slow_s: float = 600.0) -> subprocess.Popen[str]:
-    code = PROGRAM.format(body=body, slow_s=slow_s)
+def run(body: str, slow_s: float = 600.0, at_least_s: float = 1.0) -> subprocess.Popen[str]:
+    code = PROGRAM.format(body=body, slow_s=slow_s, at_least_s=at_least_s)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -72,9 +72,10 @@ def test_what_may_be_slow_is_let_be():
 
 
 def test_a_process_that_was_stopped_has_not_hung():
-    process = run("time.sleep(0.6)")
+    process = run("time.sleep(1.5)", at_least_s=3.0)
+    time.sleep(0.8)  # it has looked at the clock once
     process.send_signal(signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(5)
     process.send_signal(signal.SIGCONT)
     assert process.communicate(timeout=30) == ("done\n", "")
 

@@ -310,12 +310,13 @@ def _train(
         raise Preempted(
             f"{asked.message}: step {number} is saved; the same command continues"
         ) from None
+    finally:
+        log.close()
 
     if reason := validation.reason_to_stop(config, history):
         progress.note(reason)
     dog.between_steps(f"saving step {number}")
     manager.close()
-    log.close()
     distributed.wait_for_all("trained")
     return _outcome(config, history, average)
 
