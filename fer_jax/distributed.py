@@ -117,7 +117,7 @@ def join() -> None:
     # compilation, which one of them may find in its cache and another not.
     wait_for_all("started")
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)
+        sys.stdout = open(os.devnull, "w")
 
 
 def check_alone(verb: str) -> None:

@@ -119,15 +119,16 @@ def main(argv: Sequence[str]) -> int:
         libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
     started: list[subprocess.Popen[bytes]] = []
-    asked_to_end = 0
+    interrupts = 0
 
-    def pass_on(*_: object) -> None:
-        nonlocal asked_to_end
-        asked_to_end += 1
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal interrupts
+        del frame
+        interrupts += number == signal.SIGINT
         for process in started:
             if process.poll() is None:
-                # A second Ctrl-C leaves at once.
-                process.kill() if asked_to_end > 1 else process.terminate()
+                # A second Ctrl-C leaves at once; a scheduler may say the same twice.
+                process.kill() if interrupts > 1 else process.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, pass_on)

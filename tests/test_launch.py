@@ -110,8 +110,9 @@ def test_a_stopped_process_is_ended_too(start: Start):
 def test_signals_are_passed_on_and_a_second_one_leaves_at_once(start: Start):
     waits = "say(process); time.sleep(600)"
     saves = f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); {waits}"
+    saves_slowly = saves.replace("sys.exit(75)", "(time.sleep(2), sys.exit(75))")
     for script, signals, code in (
-        (saves, [signal.SIGTERM], 75),
+        (saves_slowly, [signal.SIGUSR1, signal.SIGTERM], 75),
         (saves, [signal.SIGINT], 75),
         (f"signal.signal(signal.SIGTERM, lambda *_: None); {waits}", [signal.SIGINT] * 2, 137),
     ):

@@ -81,8 +81,11 @@ def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
 
 def test_links_lead_somewhere():
     for page in PAGES:
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
         for target in re.findall(r"\]\(([^)]*)\)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), target
+            there = target in anchors if target.startswith("#") else (page.parent / target).exists()
+            assert there or target.startswith("https://"), target
 
 
 @pytest.fixture
