@@ -375,7 +375,8 @@ def _cost(of: dict[str, Any]) -> str:
     """Size, difference and speed of an int8 form."""
     text = (
         f"{of['bytes'] / 1e6:.1f} MB (float32 {of['float_bytes'] / 1e6:.1f}), largest difference "
-        f"of a face's probabilities {of['mean_difference']:.2g} on average, {of['difference']:.2g} at most"
+        f"of a face's probabilities {of['mean_difference']:.2g} on average, "
+        f"{of['difference']:.2g} at most"
     )
     if "images_per_second" in of:
         text += (
