@@ -346,7 +346,7 @@ def test_another_file_than_the_known_detector_is_refused(
         "page": b"<html>not here</html>",
         "longer": bytes(data) + b"\0",
     }[change]
-    with pytest.raises(InputError, match="is not the known detector; fetch .* by hand.*haar"):
+    with pytest.raises(InputError, match="is not the known detector; fetch .* by hand into"):
         faces.detector_model("")
     assert not (tmp_path / "cache").exists()
 
@@ -354,7 +354,7 @@ def test_another_file_than_the_known_detector_is_refused(
 def test_a_detector_that_cannot_be_had_is_an_error_and_not_another_detector(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, yunet_model: Path
 ):
-    says = "could not be fetched .*; fetch .* by hand and name it with --detector_model.*=haar"
+    says = "could not be fetched .*; fetch .* by hand into .*, or name it with --detector_model"
     for status in (404, 503, 0):
         zoo.status = status
         with pytest.raises(InputError, match=says):

@@ -158,7 +158,12 @@ def from_arguments(options: argparse.Namespace) -> Extraction:
     if extraction.detector in ("yunet", "haar"):
         # Found or fetched now, so that a missing file stops no build half-way.
         if extraction.detector == "yunet":
-            model = faces.detector_model(extraction.detector_model)
+            try:
+                model = faces.detector_model(extraction.detector_model)
+            except InputError as error:
+                raise InputError(
+                    f"{error}; --detector=haar needs no file, and is weaker"
+                ) from error
             extraction = dataclasses.replace(extraction, detector_model=str(model))
         faces.make_detector(extraction.detector, extraction.detector_model)
     return extraction

@@ -93,10 +93,7 @@ def detector_model(given: str) -> Path:
     file = kept / YUNET_FILE
     if file.is_file() and _is_yunet(file.read_bytes()):
         return file
-    remedy = (
-        f"fetch {YUNET_FILE} by hand and name it with --detector_model=FILE, or ask for the "
-        "weaker built-in detector with --detector=haar"
-    )
+    remedy = f"fetch {YUNET_FILE} by hand into {kept}, or name it with --detector_model=FILE"
     try:
         with urllib.request.urlopen(YUNET_URL, timeout=FETCH_TIMEOUT_S) as answer:
             data = answer.read(YUNET_MAX_BYTES)
