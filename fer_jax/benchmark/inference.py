@@ -341,6 +341,7 @@ class _Peer:
                 text=True,
             )
         except OSError as error:
+            self.said.close()
             raise InputError(f"--peer_python '{python}': {error.strerror}") from error
         answer = self._read()
         if answer.get("ready") is None:
@@ -351,9 +352,11 @@ class _Peer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self.process.stdin is not None  # it was asked for
+        assert self.process.stdin and self.process.stdout  # they were asked for
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+        self.said.close()
 
     def ask(self, mode: str) -> int:
         """Goes through the clip once; returns how many faces it answered for."""
