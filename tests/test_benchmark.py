@@ -15,6 +15,7 @@ import pytest
 from fer_jax.__main__ import main
 from fer_jax.benchmark import (
     benchmark,
+    checkpoints,
     collected,
     depthwise,
     model_side,
@@ -119,6 +120,19 @@ def test_end_to_ends_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert 0 <= wait["ours"] <= 100 and 0 < share["ours"] < 1
     metrics = [row["step"] for row in read_metrics(next(tmp_path.glob("runs/*")))]
     assert metrics == [2, 4]
+
+
+def test_checkpoints_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(records, "IMAGES", {"train": 32, "validation": 8})
+    # Starting processes takes longest: fresh in 2 s and continued in 1 s, after a warm-up.
+    seconds = iter([9.0, 9.0, 2.0, 1.0])
+    monkeypatch.setattr(checkpoints, "_until_first_step", lambda *_: next(seconds))
+    size, blocked, lost, check, start = rows_of(
+        tmp_path, "checkpoints", "--batch=8", "--steps=1", *SMALL
+    )
+    assert size["ours"] > 0.1 and blocked["ours"] > 0 and check["ours"] > 0
+    assert lost["bar"] == "at most 2" and check["bar"] == "at most 0.5"
+    assert (start["ours"], start["peer"], start["ratio"]) == (1.0, 0.5, 2.0)
 
 
 def test_scalings_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
