@@ -31,7 +31,10 @@ def missing() -> str:
 
 
 def configuration(folder: Path, slurmctld_port: int, slurmd_port: int) -> str:
-    """slurm.conf, with the daemons' files in a folder."""
+    """slurm.conf, with the daemons' files in a folder.
+
+    JAX makes its port from the job's number, which so differs between two of these on a host.
+    """
     host = socket.gethostname().split(".")[0]
     return f"""\
 ClusterName=one
@@ -62,6 +65,7 @@ SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
+FirstJobId={slurmctld_port}
 KillWait=30
 NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120 MaxTime=INFINITE State=UP
