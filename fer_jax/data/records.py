@@ -264,10 +264,7 @@ def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = Fal
         raise InputError(f"split '{split}' of '{name}' is empty")
     stored = _Stored(serialized, splits[expression].file_instructions)
     stored.check_files(f"'{name}'")
-    records = Records(name, split, {}, stored, directory.parent.name)
-    records = dataclasses.replace(
-        _with_columns(records, skip_corrupt), config=directory.parent.name
-    )
+    records = _with_columns(Records(name, split, {}, stored, directory.parent.name), skip_corrupt)
     if not wanted:
         return records
     content = records.columns["content"]
