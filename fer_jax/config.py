@@ -58,6 +58,8 @@ def default_config() -> Config:
                 "num_middle_blocks": 8,
                 "head": "gap",  # or "mlp", the published 512-512 head
                 "image_size": 224,
+                "stem_stride": 2,  # of the first convolution; 1 for small pictures, such as 48 px
+                "grayscale": False,  # the network sees grey alone: for training on grey pictures
                 "dropout": 0.5,
                 "dtype": "float32",  # or "bfloat16", or "float16" for GPUs without bf16 units
                 "batch_norm_momentum": 0.99,
@@ -106,6 +108,7 @@ def default_config() -> Config:
                 "coral": 0.0,  # weight of the penalty on differences between the sources
                 "sam": 0.0,  # radius of sharpness-aware minimization, such as 0.05
             },
+            "test_time_flip": False,  # probabilities are the mean over a face and its mirror image
             "accumulation_steps": 1,
             "ema_decay": 0.0,  # 0: no average is kept
             "weight_average": "none",  # or "swad": over the valley of the validation loss

@@ -20,6 +20,7 @@ from fer_jax.__main__ import main
 from fer_jax.data import shards
 from fer_jax.data.plan import files_in
 from fer_jax.data.records import build_summary, open_records
+from fer_jax.errors import InputError
 
 WriteVideo = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +100,20 @@ def test_records_carry_what_is_known_and_the_counts_add_up(source: Path, tmp_pat
         assert records.columns["frame_index"][row] == frame
         level = records.images([row], 48)[0].mean()
         assert abs(level - (person + 7 * frame)) < 3
+    # A JPEG is stored as it is: compressed once more it would be slower to read.
+    (shard,) = (tmp_path / "data" / NAME).rglob("*-train.array_record-*")
+    assert all(records.jpeg(row) in shard.read_bytes() for row in range(len(records)))
+    # A content group is a part of a split, whatever the split.
+    cars = open_records(NAME, "all[content=car_tech]", tmp_path / "data")
+    assert set(cars.columns["content"]) == {"car_tech"} and len(cars) == 8
+    two = open_records(NAME, "train+test[content=car_tech,food_market]", tmp_path / "data")
+    assert len(two) == 16
+    same = two.columns["record_id"].tolist().index(cars.columns["record_id"][3])
+    np.testing.assert_array_equal(cars.images([3], 48), two.images([same], 48))
+    with pytest.raises(InputError, match="'train' of .* has no content 'car_tec'"):
+        open_records(NAME, "train[content=car_tec]", tmp_path / "data")
+    with pytest.raises(InputError, match="has no split 'train\\[content=\\]'"):
+        open_records(NAME, "train[content=]", tmp_path / "data")
     by_clip = {row["clip"]: row for row in table(tmp_path / "data", "clips.csv")}
     assert len(by_clip) == 7
     whole = by_clip[f"{NAME}/car_tech/p00/clip_0"]

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,11 +36,17 @@ def crops(size: int, count: int = 3) -> np.ndarray:
     return np.stack([picture(seed, size) for seed in range(count)])
 
 
-@pytest.mark.parametrize("size, head", [(71, "gap"), (80, "mlp"), (98, "gap")])
-def test_the_graph_answers_as_the_network_does(size: int, head: str):
+@pytest.mark.parametrize(
+    "size, head, kind",
+    [
+        *((71, "gap", {}), (80, "mlp", {}), (98, "gap", {})),
+        (48, "gap", {"stem_stride": 1, "grayscale": True}),
+    ],
+)
+def test_the_graph_answers_as_the_network_does(size: int, head: str, kind: dict[str, Any]):
     runtime = pytest.importorskip("onnxruntime")
     model = {"num_classes": 3, "width": 0.05, "num_middle_blocks": 2, "image_size": size}
-    model |= {"head": head, "dropout": 0.5, "dtype": "float32", "batch_norm_momentum": 0.9}
+    model |= {"head": head, "dropout": 0.5, "dtype": "float32", "batch_norm_momentum": 0.9} | kind
     params, batch_stats = xception.init(jax.random.key(1), **model)
     rng = np.random.default_rng(0)
 

@@ -1,12 +1,17 @@
 """The predictions table comes back as it was written, and refuses what makes no sense."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions
+from fer_jax.evaluation.predict import predict_step
+from fer_jax.models import xception
 from fer_jax.schema import EMOTIONS
 
 
@@ -75,3 +80,21 @@ def test_probabilities_that_do_not_sum_to_one_are_refused(tmp_path: Path):
     (tmp_path / "x.csv").write_text("record_id\n")
     with pytest.raises(InputError, match="holds no predictions"):
         predictions.read(tmp_path / "x.csv")
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[dict[str, Any], Any]:
+    model = {"num_classes": 3, "width": 0.03, "num_middle_blocks": 0, "image_size": 71}
+    params, batch_stats = xception.init(jax.random.key(0), **model)
+    graphdef = xception.graphdef(**model)
+    return {"params": params, "batch_stats": batch_stats, "ema": {}}, graphdef
+
+
+def test_a_flip_is_the_mean_over_both_ways_to_see_a_face(network: tuple[dict[str, Any], Any]):
+    arrays, graphdef = network
+    images = np.random.default_rng(0).integers(0, 256, (2, 71, 71, 3), dtype=np.uint8)
+    both = jax.jit(partial(predict_step, graphdef=graphdef, flip=True))(arrays, images)
+    plain = jax.jit(partial(predict_step, graphdef=graphdef))
+    one, mirrored = plain(arrays, images), plain(arrays, images[:, :, ::-1])
+    np.testing.assert_allclose(both, (one + mirrored) / 2, atol=1e-6)
+    assert np.abs(np.asarray(one - mirrored)).max() > 1e-4

@@ -67,7 +67,7 @@ def cut(file: Path) -> None:
     ("harm", "says"),
     [
         (Path.unlink, "train.array_record-00000-of-00001 is missing; build"),
-        (cut, "train.array_record-00000-of-00001 cannot be read .it is cut off.; build"),
+        (cut, "train.array_record-00000-of-00001 cannot be read.*; build"),
         (lambda file: file.write_bytes(b""), "array_record-00000-of-00001 cannot be read"),
         (
             lambda file: shutil.copy(str(file).replace("-train.", "-validation."), file),

@@ -266,6 +266,30 @@ def test_a_variant_is_a_row_of_its_own(workdir: Path):
     assert ['class="variant"' in row for row in rows] == 2 * [False, True, True]
 
 
+def test_the_page_says_how_often_a_test_set_was_opened(
+    workdir: Path, run_with_faces: tuple[Path, Path], tmp_path: Path
+):
+    evaluated = json.loads((run_with_faces[0] / "results.json").read_text())
+    assert [(one["dataset"], one["times"]) for one in evaluated["openings"]] == [
+        ("lab", 1),
+        ("web", 1),
+    ]
+    assert "Openings: n/a" in (workdir / "report.html").read_text()
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    rows = [
+        {"dataset": name, "split": "test", "checkpoint": step, "time": f"2026-0{step}-01T00:00:00"}
+        for step, name in ((3, "demo/controlled"), (4, "demo/social"), (5, "demo/social"))
+    ]
+    (run / "openings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(run)
+    text = " ".join(" ".join(Text((run / "report.html").read_text()).text).split())
+    assert "Some were opened more than once" in text
+    assert "Opened once, last on 2026-03-01" in text
+    assert "Opened 2 times, last on 2026-05-01T00:00:00. opened again" in text
+    assert strangers(run) == set()
+
+
 @pytest.mark.parametrize("kind", ["run", "study"])
 def test_it_is_self_contained_and_deterministic(kind: str, workdir: Path, study: Path):
     folder = workdir if kind == "run" else study

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from fer_jax.errors import InputError
 from fer_jax.models import xception
@@ -46,6 +47,29 @@ def test_statistics_move_in_training_only(small: Any):
     jax.tree.map(np.testing.assert_array_equal, frozen, small[1])
     assert jax.tree.structure(moved) == jax.tree.structure(small[1])
     assert not np.array_equal(moved["stem1"]["norm"]["mean"], small[1]["stem1"]["norm"]["mean"])
+
+
+def test_a_stem_of_stride_1_keeps_the_pixels(small: Any):
+    params, batch_stats, images = small
+    model = SMALL | {"image_size": 67, "stem_stride": 1}
+    network = nnx.merge(xception.graphdef(**model), params, batch_stats)
+    features = network.features(images[:1, :67, :67])
+    assert features.shape[1] == xception.output_size(67, 1) == 4
+    assert xception.output_size(67 + 66, 2) == 4
+    assert xception.output_size(48, 1) == 3
+
+
+def test_a_grayscale_network_sees_the_luma_alone(small: Any):
+    params, batch_stats, images = small
+    grey = np.repeat(np.asarray(xception.grey(images)), 3, axis=-1)
+    model = SMALL | {"grayscale": True}
+    coloured, _ = run(small, model)
+    same, _ = run((params, batch_stats, grey), model)
+    plain, _ = run((params, batch_stats, grey), SMALL)
+    otherwise, _ = run(small, SMALL)
+    np.testing.assert_allclose(coloured, same, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(coloured, plain, rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(coloured - otherwise)).max() > 1e-3
 
 
 def test_dropout_needs_a_key_and_depends_on_it(small: Any):
@@ -114,7 +138,7 @@ def test_rematerialised_blocks_keep_less_for_the_same_gradient():
     "wrong",
     [
         *({"image_size": 70}, {"width": 0.0}, {"head": "vit"}, {"dtype": "int8"}),
-        {"num_middle_blocks": -1},
+        *({"num_middle_blocks": -1}, {"image_size": 36, "stem_stride": 1}, {"stem_stride": 3}),
     ],
 )
 def test_what_makes_no_network_is_refused(wrong: dict[str, Any]):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fer_jax.errors import InputError
+from fer_jax.models.xception import grey
 
 # Random erasing (Zhong et al. 2017): area and aspect ratio of the erased rectangle.
 ERASED_AREA = (0.02, 0.2)
@@ -212,13 +213,11 @@ def _to_uint8(values: jax.Array) -> jax.Array:
 def _jitter(images: jax.Array, factors: jax.Array) -> jax.Array:
     """Brightness, contrast and saturation factors [batch, 3], one after the other."""
     brightness, contrast, saturation = (factors[:, i, None, None, None] for i in range(3))
-    # Rec. 601 luma.
-    luma = jnp.asarray([0.299, 0.587, 0.114])
     x = images.astype(jnp.float32) * brightness
-    mean = jnp.sum(x * luma, axis=-1, keepdims=True).mean(axis=(1, 2), keepdims=True)
+    mean = grey(x).mean(axis=(1, 2), keepdims=True)
     x = mean + (x - mean) * contrast
-    grey = jnp.sum(x * luma, axis=-1, keepdims=True)
-    return _to_uint8(grey + (x - grey) * saturation)
+    luma = grey(x)
+    return _to_uint8(luma + (x - luma) * saturation)
 
 
 def _rectangle(

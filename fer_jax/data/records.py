@@ -232,7 +232,9 @@ def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = Fal
 
     Args:
       name: as in `dataset_directory`.
-      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all".
+      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all"; at its
+        end "[content=food_market]", or several names by commas, keeps the records of these content
+        groups alone.
       data_dir: what `build --data_dir` was given.
       skip_corrupt: leaves out records that cannot be read or decoded; each is decoded once to
         find them. `Records.skipped` tells which.
@@ -248,7 +250,8 @@ def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = Fal
     if missing:
         raise InputError(f"'{name}' holds no face records: it lacks {', '.join(sorted(missing))}")
     splits = builder.info.splits
-    expression = "+".join(splits) if split == "all" else split
+    whole, _, wanted = split.removesuffix("]").partition("[content=")
+    expression = "+".join(splits) if whole == "all" else whole if wanted else split
     try:
         serialized = builder.as_data_source(
             split=expression, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -261,8 +264,16 @@ def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = Fal
         raise InputError(f"split '{split}' of '{name}' is empty")
     stored = _Stored(serialized, splits[expression].file_instructions)
     stored.check_files(f"'{name}'")
-    records = Records(name, split, {}, stored, directory.parent.name)
-    return dataclasses.replace(_with_columns(records, skip_corrupt), config=directory.parent.name)
+    records = _with_columns(Records(name, split, {}, stored, directory.parent.name), skip_corrupt)
+    if not wanted:
+        return records
+    content = records.columns["content"]
+    known = np.unique(content).tolist()
+    for group in wanted.split(","):
+        if group not in known:
+            hint = did_you_mean(group, known)
+            raise InputError(f"'{whole}' of '{name}' has no content '{group}'{hint}")
+    return only(records, np.flatnonzero(np.isin(content, wanted.split(","))))
 
 
 def _with_columns(records: Records, skip_corrupt: bool) -> Records:

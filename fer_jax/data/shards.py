@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.core import file_adapters
 from tqdm import tqdm
 
 from fer_jax import schema
@@ -202,11 +204,34 @@ def _tfds_builder(plan: Plan, directory: Path, split_generators: Callable[..., A
     return Builder(data_dir=str(directory), config=plan.config)
 
 
+class _Uncompressed(file_adapters.ArrayRecordFileAdapter):
+    """TFDS compresses each record: 2.5 % off a JPEG, and half the time it takes to read it."""
+
+    @classmethod
+    def write_examples(cls, path: Any, iterator: Iterable[tuple[Any, bytes]]) -> None:
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        for _, record in iterator:
+            writer.write(record)
+        writer.close()
+
+
+@contextlib.contextmanager
+def _uncompressed() -> Iterator[None]:
+    """TFDS writes without compression: its own writer of these files has no options."""
+    adapters, kind = file_adapters.ADAPTER_FOR_FORMAT, file_adapters.FileFormat.ARRAY_RECORD
+    own = adapters[kind]
+    adapters[kind] = _Uncompressed
+    try:
+        yield
+    finally:
+        adapters[kind] = own
+
+
 def _download_and_prepare(builder: Any, **beam: Any) -> None:
     # What TFDS prints, our own lines say better.
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(**beam)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _uncompressed():
         builder.download_and_prepare(file_format="array_record", download_config=config)
 
 

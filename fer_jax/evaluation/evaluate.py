@@ -77,7 +77,8 @@ def evaluate(
     print(f"checkpoint of step {step}")
     sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
     model = model_arguments(config)
-    score = compile_predict_step(xception.graphdef(**model), sharding, mesh)
+    graphdef = xception.graphdef(**model)
+    score = compile_predict_step(graphdef, sharding, mesh, flip=config.test_time_flip)
     moments = adaptation.compile_moments_step(model, sharding, mesh) if adapt else None
     reading: dict[str, Any] = {
         "batch_size": -(-config.batch_size // mesh.size) * mesh.size,

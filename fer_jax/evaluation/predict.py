@@ -50,27 +50,37 @@ def network_shapes(config: Config, mesh: Mesh) -> dict[str, Any]:
     )
 
 
-def predict_step(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:
+def predict_step(
+    network: dict[str, Any], images: jax.Array, *, graphdef: Any, flip: bool = False
+) -> jax.Array:
     """Class probabilities of one batch.
 
     Args:
       network: {"params", "batch_stats", "ema"}; the average is used where there is one.
       images: uint8 [b, s, s, 3].
       graphdef: the network without its arrays.
+      flip: the probabilities are the mean over each image and its mirror image.
 
     Returns:
       float32 [b, classes], rows sum to 1.
     """
-    logits, _ = xception.apply(
-        graphdef, network["ema"] or network["params"], network["batch_stats"], normalize(images)
-    )
-    return jax.nn.softmax(logits)
+
+    def probabilities(images: jax.Array) -> jax.Array:
+        params = network["ema"] or network["params"]
+        logits, _ = xception.apply(graphdef, params, network["batch_stats"], normalize(images))
+        return jax.nn.softmax(logits)
+
+    if not flip:
+        return probabilities(images)
+    return (probabilities(images) + probabilities(images[:, :, ::-1])) / 2
 
 
-def compile_predict_step(graphdef: Any, network_sharding: Any, mesh: Mesh) -> PredictStep:
+def compile_predict_step(
+    graphdef: Any, network_sharding: Any, mesh: Mesh, *, flip: bool
+) -> PredictStep:
     """`predict_step`, jitted: images sharded over the mesh, probabilities on every device."""
     return jax.jit(
-        functools.partial(predict_step, graphdef=graphdef),
+        functools.partial(predict_step, graphdef=graphdef, flip=flip),
         in_shardings=(network_sharding, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

@@ -1,5 +1,6 @@
 """results.json: every number of a run, computed from its predictions tables alone."""
 
+import collections
 import json
 import math
 from collections.abc import Sequence
@@ -36,10 +37,10 @@ def results(workdir: Path) -> dict[str, Any]:
       {"task", "classes", "seed", "commit", "datasets", "leaks" (by kind, in what was trained
       on), "left_out", "sets": [...], "validation": [...], "calibration": what
       `calibration.from_validation` returns, "means": {...}, "generalization": what
-      `generalization` returns, "reproduce": {...}}. Each set has dataset, split,
-      variant, relation ("within" where the run trained on that dataset, else "cross"), leaks
-      (of it into what was trained on; None where that was not looked at), n_unlabelled,
-      n_by_class (images), errors (the most confident ones) and everything of
+      `generalization` returns, "openings": what `openings` returns, "reproduce": {...}}. Each
+      set has dataset, split, variant, relation ("within" where the run trained on that dataset,
+      else "cross"), leaks (of it into what was trained on; None where that was not looked at),
+      n_unlabelled, n_by_class (images), errors (the most confident ones) and everything of
       `scoring.score_table`. "validation" has the parts that the checkpoint was selected on: they
       are no test. "means" averages the headline metrics over the sets of each relation, variants
       left out. "reproduce" has the command, config and versions.
@@ -85,6 +86,7 @@ def results(workdir: Path) -> dict[str, Any]:
         "generalization": generalization(
             sets, len(classes), shared_people=_share_people(workdir, sets)
         ),
+        "openings": openings(workdir),
         "reproduce": {
             "command": environment.get("command"),
             "config": config.to_dict(),
@@ -173,15 +175,18 @@ def read_leaks(workdir: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def read_openings(workdir: Path) -> list[dict[str, Any]]:
-    """Every opening of a test set by `evaluate`, oldest first.
+def openings(workdir: Path) -> list[dict[str, Any]]:
+    """How often `evaluate` opened each test set of a run.
 
     Returns:
-      {"dataset", "split", "checkpoint": its step, "fingerprint" of the dataset, "time" (ISO
-      8601, UTC)} each.
+      {"dataset", "split", "times"} each, and of the last time "time" (ISO 8601, UTC),
+      "checkpoint" (its step) and "fingerprint" (of the dataset).
     """
     file = workdir / OPENINGS_FILE
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    times = collections.Counter((row["dataset"], row["split"]) for row in rows)
+    last = {(row["dataset"], row["split"]): row for row in rows}
+    return [last[opened] | {"times": count} for opened, count in times.items()]
 
 
 def validation_files(workdir: Path, config: Config) -> list[Path]:

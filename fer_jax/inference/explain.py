@@ -94,7 +94,7 @@ def explain(
         maps.append(np.asarray(found[0], np.float64)[: len(chosen)])
         probabilities.append(np.asarray(found[1], np.float64)[: len(chosen)])
     if not maps:
-        cells = xception.output_size(size)
+        cells = xception.output_size(size, model.config.model.stem_stride)
         return np.zeros((0, cells, cells)), np.zeros((0, len(model.classes)))
     return np.concatenate(maps), np.concatenate(probabilities)
 

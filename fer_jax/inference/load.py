@@ -161,7 +161,7 @@ def load(path: str | Path, checkpoint: str = "best", *, batch_size: int = BATCH_
         network=network,
         mesh=mesh,
         batch_size=-(-batch_size // mesh.size) * mesh.size,
-        score=compile_predict_step(graphdef, sharding, mesh),
+        score=compile_predict_step(graphdef, sharding, mesh, flip=config.test_time_flip),
         pool=pool,
     )
 

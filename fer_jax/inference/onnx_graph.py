@@ -11,7 +11,7 @@ import numpy as np
 
 from fer_jax.errors import InputError
 from fer_jax.models.fold import fold
-from fer_jax.models.xception import ENTRY, output_size
+from fer_jax.models.xception import ENTRY, LUMA, output_size, stem_sizes
 
 OPSET = 17  # the first that all of ONNX Runtime 1.14+, OpenVINO 2023+ and TensorRT 8.6+ read
 INPUT, OUTPUTS = "images", ("probabilities", "logits")
@@ -77,10 +77,15 @@ def to_onnx(
         shortcut = pointwise(x, layer["shortcut"], stride=2)
         return graph.add("Add", y, shortcut), -(-side // 2)
 
-    for name, stride in (("stem1", 2), ("stem2", 1)):
+    stem_stride = model.get("stem_stride", 2)
+    for name, stride in (("stem1", stem_stride), ("stem2", 1)):
         layer = params[name]
-        x = graph.add("Relu", convolution(x, layer["kernel"], layer, stride))
-    side = (size - 3) // 2 + 1 - 2
+        kernel = np.asarray(layer["kernel"], np.float32)
+        if name == "stem1" and model.get("grayscale"):
+            # Each channel stands for its part of the luma, which all channels would hold.
+            kernel = kernel.sum(axis=2, keepdims=True) * np.asarray(LUMA, np.float32)[:, None]
+        x = graph.add("Relu", convolution(x, kernel, layer, stride))
+    _, side = stem_sizes(size, stem_stride)
     for name in ENTRY:
         x, side = down(x, name, side, first_relu=name != "entry1")
     for number in range(1, model["num_middle_blocks"] + 1):
@@ -89,7 +94,7 @@ def to_onnx(
             y = separable(y, layer[part])
         x = graph.add("Add", x, y)
     x, side = down(x, "exit1", side)
-    if side != output_size(size):
+    if side != output_size(size, stem_stride):
         raise AssertionError("the graph lost count of its pixels")
     x = separable(x, params["exit2"], relu=False)
     x = graph.add("Relu", separable(x, params["exit3"]))

@@ -34,9 +34,8 @@ def count(**model: Any) -> tuple[int, int]:
     """
     params, _ = jax.eval_shape(lambda: xception.init(jax.random.key(0), **model))
     image_size = model.get("image_size", 224)
-    stem1 = (image_size - 3) // 2 + 1
-    sizes = {"stem1": (image_size, stem1), "stem2": (stem1, stem1 - 2)}
-    size = stem1 - 2
+    stem1, size = xception.stem_sizes(image_size, model.get("stem_stride", 2))
+    sizes = {"stem1": (image_size, stem1), "stem2": (stem1, size)}
     for block in ("entry1", "entry2", "entry3", "exit1"):
         if block == "exit1":
             sizes |= {name: (size, size) for name in params if name.startswith("middle")}

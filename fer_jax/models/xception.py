@@ -17,9 +17,12 @@ from fer_jax.models.normalization import affine
 from fer_jax.models.pooling import max_pool3x3
 from fer_jax.models.separable import Pointwise, Separable
 
-MIN_IMAGE_SIZE = 71
+MIN_STEM_SIZE = (
+    35  # pixels a side behind the first convolution: Keras' smallest picture, 71, has it
+)
 ENTRY = ("entry1", "entry2", "entry3")
 HEADS = ("gap", "mlp")
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MIXED_BLOCKS = 2  # MixStyle's place is after the early blocks; later ones hold the content
 
@@ -62,7 +65,11 @@ class Xception(nnx.Module):
       num_middle_blocks: 8 as published.
       head: "gap" (global average pooling, dense) or "mlp" (flatten, dense 512, dense 512, each
         with dropout, dense).
-      image_size: pixels a side, at least 71; only the mlp head is tied to it.
+      image_size: pixels a side, at least 71, or 37 with a stem of stride 1; only the mlp head is
+        tied to it.
+      stem_stride: of the first convolution: 2 as published, 1 for small pictures.
+      grayscale: sees the luma of a picture alone: for training on grey pictures, of which colour
+        would be another domain.
       dropout: rate before the last layer (gap) or after each hidden layer (mlp).
       dtype: "float32", "bfloat16" or "float16" for the computation; parameters, statistics
         and logits are float32. ("float64" computes everything in it, for tests.)
@@ -84,14 +91,22 @@ class Xception(nnx.Module):
         num_middle_blocks: int = 8,
         head: str = "gap",
         image_size: int = 224,
+        stem_stride: int = 2,
+        grayscale: bool = False,
         dropout: float = 0.5,
         dtype: str = "float32",
         batch_norm_momentum: float = 0.99,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        if image_size < MIN_IMAGE_SIZE:
-            raise InputError(f"model.image_size must be at least 71, not {image_size}")
+        if stem_stride not in (1, 2):
+            raise InputError(f"model.stem_stride is 1 or 2, not {stem_stride}")
+        smallest = (MIN_STEM_SIZE - 1) * stem_stride + 3
+        if image_size < smallest:
+            raise InputError(
+                f"model.image_size must be at least {smallest} where model.stem_stride is "
+                f"{stem_stride}, not {image_size}"
+            )
         if not width > 0:
             raise InputError(f"model.width must be above 0, not {width}")
         if num_middle_blocks < 0:
@@ -106,6 +121,7 @@ class Xception(nnx.Module):
 
         self.dtype = jnp.dtype(dtype)
         self.head = head
+        self.grayscale = grayscale
         self.num_middle_blocks = num_middle_blocks
         self.dropout = nnx.Dropout(dropout)
         self.remat = remat
@@ -113,7 +129,7 @@ class Xception(nnx.Module):
         c32, c64, c128, c256, c728, c1024, c1536, c2048 = map(
             channels, (32, 64, 128, 256, 728, 1024, 1536, 2048)
         )
-        self.stem1 = Convolution(3, c32, stride=2, **norm)
+        self.stem1 = Convolution(3, c32, stride=stem_stride, **norm)
         self.stem2 = Convolution(c32, c64, stride=1, **norm)
         self.entry1 = EntryBlock(c64, c128, c128, first_relu=False, **norm)
         self.entry2 = EntryBlock(c128, c256, c256, first_relu=True, **norm)
@@ -134,7 +150,7 @@ class Xception(nnx.Module):
         if head == "gap":
             self.logits = dense(c2048, num_classes)
         else:
-            pixels = output_size(image_size) ** 2
+            pixels = output_size(image_size, stem_stride) ** 2
             self.hidden1 = dense(c2048 * pixels, 512)
             self.hidden2 = dense(512, 512)
             self.logits = dense(512, num_classes)
@@ -155,9 +171,11 @@ class Xception(nnx.Module):
           mixing: mixes styles after the first two entry blocks; None leaves it out.
 
         Returns:
-          [batch, size / 32, size / 32, 2048 * width] in the computing dtype.
+          [batch, h, h, 2048 * width], h from `output_size`, in the computing dtype.
         """
         known = use_running_average
+        if self.grayscale:
+            images = jnp.broadcast_to(grey(images), images.shape)
         x = self.stem2(self.stem1(images.astype(self.dtype), known), known)
         middle = [f"middle{number}" for number in range(1, self.num_middle_blocks + 1)]
         for number, name in enumerate((*ENTRY, *middle, "exit1"), 1):
@@ -216,6 +234,11 @@ class Xception(nnx.Module):
         return pooled, self.logits(x)
 
 
+def grey(images: jax.Array) -> jax.Array:
+    """The luma of RGB pictures: [..., 3] to [..., 1], in their dtype and scale."""
+    return jnp.sum(images * jnp.asarray(LUMA, images.dtype), axis=-1, keepdims=True)
+
+
 def _rematerialized(block: Any, x: jax.Array, known: bool) -> jax.Array:
     """A block whose inner values are not kept for the backward pass."""
     graphdef, state = nnx.split(block)
@@ -231,9 +254,15 @@ def _rematerialized(block: Any, x: jax.Array, known: bool) -> jax.Array:
     return y
 
 
-def output_size(image_size: int) -> int:
+def stem_sizes(image_size: int, stem_stride: int = 2) -> tuple[int, int]:
+    """Pixels a side behind each of the stem's convolutions, which are not padded."""
+    first = (image_size - 3) // stem_stride + 1
+    return first, first - 2
+
+
+def output_size(image_size: int, stem_stride: int = 2) -> int:
     """Pixels a side of `features` for images of `image_size` pixels a side."""
-    size = (image_size - 3) // 2 + 1 - 2
+    _, size = stem_sizes(image_size, stem_stride)
     for _ in range(4):
         size = -(-size // 2)
     return size

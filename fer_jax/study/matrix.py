@@ -492,19 +492,7 @@ def _audit(scenarios: Sequence[Scenario]) -> dict[str, Any]:
 
 
 def _openings(run: Run) -> list[dict[str, Any]]:
-    rows = results.read_openings(run.workdir)
-    times = Counter((row["dataset"], row["split"]) for row in rows)
-    last = {(row["dataset"], row["split"]): row["time"] for row in rows}
-    return [
-        {
-            "run": f"runs/{run.name}",
-            "dataset": dataset,
-            "split": split,
-            "time": last[dataset, split],
-            "times": count,
-        }
-        for (dataset, split), count in times.items()
-    ]
+    return [{"run": f"runs/{run.name}"} | one for one in results.openings(run.workdir)]
 
 
 def _published(config: Config) -> dict[str, Any] | None:

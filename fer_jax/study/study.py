@@ -56,7 +56,7 @@ def sets_to_predict(run: Run, config: Config, data_dir: Path) -> list[tuple[str,
     )
     made = {
         (row["dataset"], row["split"]): (row["checkpoint"], row["fingerprint"])
-        for row in results.read_openings(run.workdir)
+        for row in results.openings(run.workdir)
     }
     missing = []
     for source in tested_on(config):

@@ -150,7 +150,8 @@ def _train(
         config.batch_size,
         mesh.size * config.accumulation_steps,
     )
-    score = compile_predict_step(xception.graphdef(**model), network_of(sharding), mesh)
+    graphdef = xception.graphdef(**model)
+    score = compile_predict_step(graphdef, network_of(sharding), mesh, flip=config.test_time_flip)
     score = dog.tending(notice.checking(score), "a batch of the validation")
 
     writes = distributed.is_first()

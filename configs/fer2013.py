@@ -1,0 +1,47 @@
+r"""FER2013's training part alone: no other data, no pretrained weights.
+
+    fer-jax build face_folder/given --name=fer2013 --source=fer2013.zip
+    fer-jax audit --config=configs/fer2013.py --workdir=runs/fer2013_audit \
+      --write_exclusions=runs/fer2013_exclusions.csv
+    fer-jax train --config=configs/fer2013.py --workdir=runs/fer2013 \
+      --config.exclusions=runs/fer2013_exclusions.csv
+    fer-jax evaluate --workdir=runs/fer2013 --data=fer2013/given --split=validation
+
+Its own validation part (the official PublicTest) chooses everything. The audit ends with exit code
+1: it finds the training pictures that are copies of validation pictures, which are left out.
+"""
+
+from fer_jax.config import Config, default_config
+
+
+def get_config() -> Config:
+    """The config."""
+    config = default_config()
+    config.sources = ("fer2013/given",)
+    config.batch_size = 64
+    config.num_epochs = 22.0
+    # 48 px as they come: a stem of stride 1 keeps them, and half the width suffices.
+    config.model.image_size = 48
+    config.model.stem_stride = 1
+    config.model.width = 0.5
+    config.model.dropout = 0.4
+    config.model.dtype = "bfloat16"
+    # All pictures are grey; other sets are not.
+    config.model.grayscale = True
+    config.input = "memmap"
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.weight_decay = 0.05
+    config.schedule.warmup_epochs = 1.0
+    config.augment.rotation_degrees = 12.0
+    config.augment.shift = 0.08
+    config.augment.shear = 0.08
+    config.augment.zoom = 0.15
+    config.augment.brightness = 0.3
+    config.augment.contrast = 0.3
+    config.augment.erasing = 0.25
+    config.loss.label_smoothing = 0.1
+    config.ema_decay = 0.998
+    config.test_time_flip = True
+    config.selection_metric = "validation_accuracy"
+    config.log_every_steps = 50
+    return config

@@ -1,0 +1,286 @@
+"""Adaptive discriminator augmentation (Karras et al. 2020b): few images, and no memorizing.
+
+What the discriminator sees, real or made, is augmented by each operation with a probability that
+follows how well it knows the training images. As long as that stays below one, the generator
+learns the images and not their augmentations. Three groups of operations: pixel blitting (mirror,
+quarter turns, whole shifts), geometry (scale, rotation, anisotropic scale, shift) and colour
+(brightness, contrast, inverted luma, hue, saturation), with the strengths of the paper's appendix.
+
+Everything is a pure function of the images and of what was drawn for them, and differentiable in
+the images: the generator learns through it.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# In the order in which they happen.
+GROUPS = {
+    "blit": ("mirror", "quarter_turns", "whole_shift"),
+    "geometry": ("scale", "turn_before", "anisotropy", "turn_after", "shift"),
+    "colour": ("brightness", "contrast", "inverted", "hue", "saturation"),
+}
+TARGET = 0.6  # of the mean sign of the discriminator's answer to real images
+FULL_SPEED = 500_000  # images in which the probability may go from 0 to 1
+
+# Orthogonal low-pass filter of the wavelet sym6 (Daubechies 1992), which reconstructs an image that
+# nothing happens to exactly.
+SYM6 = np.array(
+    [
+        *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057),
+        *(-0.048311742585633, 0.4910559419267466, 0.787641141030194),
+        *(0.3379294217276218, -0.07263752278646252, -0.021060292512300564),
+        *(0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
+    ]
+) / math.sqrt(2)
+# Samples of the doubled grid that the filter reaches to either side.
+REACH = len(SYM6) // 2
+
+MAX_SHIFT = 0.125  # of the side
+SCALE = 0.2  # standard deviation of log2, like the next ones
+BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.5, 1.0
+
+Draws = Mapping[str, jax.Array]
+
+
+def draw(
+    key: jax.Array, n: int, p: jax.Array | float, groups: Iterable[str] = GROUPS
+) -> dict[str, jax.Array]:
+    """What happens to each of n images.
+
+    Args:
+      key: a random key.
+      n: how many.
+      p: the probability of each operation.
+      groups: of `GROUPS`, which operations there are.
+
+    Returns:
+      float32 [n] each, [n, 2] for shifts: "mirror" (0 or 1), "quarter_turns" (0 to 3),
+      "whole_shift" and "shift" (shares of the side, right and down), "scale", "anisotropy"
+      (factors), "turn_before", "turn_after" (radians), "brightness" (added), "contrast" (factor),
+      "inverted" (0 or 1), "hue" (radians), "saturation" (factor).
+    """
+    keys = iter(jax.random.split(key, 32))
+
+    def maybe(value: jax.Array, otherwise: float, probability: Any = p) -> jax.Array:
+        shape = (n,) + (1,) * (value.ndim - 1)
+        happens = jax.random.uniform(next(keys), shape) < probability
+        return jnp.where(happens, value, otherwise)
+
+    def uniform(bound: float, *shape: int) -> jax.Array:
+        return jax.random.uniform(next(keys), (n, *shape), minval=-bound, maxval=bound)
+
+    def normal(deviation: float, *shape: int) -> jax.Array:
+        return deviation * jax.random.normal(next(keys), (n, *shape))
+
+    # Two rotations, one with probability p together.
+    each = 1 - jnp.sqrt(1 - jnp.asarray(p, jnp.float32))
+    drawn = {
+        "mirror": maybe(jnp.floor(2 * jax.random.uniform(next(keys), (n,))), 0.0),
+        "quarter_turns": maybe(jnp.floor(4 * jax.random.uniform(next(keys), (n,))), 0.0),
+        "whole_shift": maybe(uniform(MAX_SHIFT, 2), 0.0),
+        "scale": maybe(jnp.exp2(normal(SCALE)), 1.0),
+        "turn_before": maybe(uniform(math.pi), 0.0, each),
+        "anisotropy": maybe(jnp.exp2(normal(SCALE)), 1.0),
+        "turn_after": maybe(uniform(math.pi), 0.0, each),
+        "shift": maybe(normal(MAX_SHIFT, 2), 0.0),
+        "brightness": maybe(normal(BRIGHTNESS), 0.0),
+        "contrast": maybe(jnp.exp2(normal(CONTRAST)), 1.0),
+        "inverted": maybe(jnp.floor(2 * jax.random.uniform(next(keys), (n,))), 0.0),
+        "hue": maybe(uniform(math.pi), 0.0),
+        "saturation": maybe(jnp.exp2(normal(SATURATION)), 1.0),
+    }
+    return {name: drawn[name] for group in groups for name in GROUPS[group]}
+
+
+def augment(images: jax.Array, draws: Draws) -> jax.Array:
+    """Does to images what was drawn for them.
+
+    Args:
+      images: [n, side, side, 3], around [-1, 1].
+      draws: as `draw` returns it.
+
+    Returns:
+      [n, side, side, 3].
+    """
+    if draws.keys() & {*GROUPS["blit"], *GROUPS["geometry"]}:
+        images = warp(images, geometry(draws, images.shape[1]))
+    if draws.keys() & set(GROUPS["colour"]):
+        images = recolour(images, colour(draws))
+    return images
+
+
+def geometry(draws: Draws, side: int) -> jax.Array:
+    """Where an output pixel comes from: [n, 3, 3], homogeneous, in pixels from the centre.
+
+    Args:
+      draws: as `draw` returns it, of the groups "blit", "geometry" or both.
+      side: of the image.
+    """
+
+    def turned(angle: jax.Array) -> jax.Array:
+        cosine, sine, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
+        one = jnp.ones_like(angle)
+        return _rows([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, one]])
+
+    def scaled(x: jax.Array, y: jax.Array) -> jax.Array:
+        zero, one = jnp.zeros_like(x), jnp.ones_like(x)
+        return _rows([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+
+    def shifted(by: jax.Array) -> jax.Array:
+        x, y = by[:, 0], by[:, 1]
+        zero, one = jnp.zeros_like(x), jnp.ones_like(x)
+        return _rows([[one, zero, x], [zero, one, y], [zero, zero, one]])
+
+    # From the output back: the last operation first.
+    backwards = {
+        "mirror": lambda x: scaled(1 - 2 * x, jnp.ones_like(x)),
+        "quarter_turns": lambda x: turned(x * (math.pi / 2)),
+        "whole_shift": lambda x: shifted(-jnp.round(x * side)),
+        "scale": lambda x: scaled(1 / x, 1 / x),
+        "turn_before": turned,
+        "anisotropy": lambda x: scaled(1 / x, x),
+        "turn_after": turned,
+        "shift": lambda x: shifted(-x * side),
+    }
+    steps = [step(draws[name]) for name, step in backwards.items() if name in draws]
+    return functools.reduce(functools.partial(jnp.matmul, precision="highest"), steps)
+
+
+def colour(draws: Draws) -> jax.Array:
+    """What the group "colour" does: [n, 4, 4], homogeneous, acting on (r, g, b, 1)."""
+    n = draws["brightness"].shape[0]
+    identity = jnp.broadcast_to(jnp.eye(4), (n, 4, 4))
+    luma = np.array([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
+    along = np.outer(luma, luma)
+    across = np.diag([1.0, 1.0, 1.0, 0.0]) - along
+
+    def by(values: jax.Array) -> jax.Array:
+        return values[:, None, None]
+
+    brighter = identity.at[:, :3, 3].set(draws["brightness"][:, None])
+    contrast = identity * jnp.where(np.arange(4) < 3, draws["contrast"][:, None], 1.0)[:, None]
+    inverted = identity - 2 * by(draws["inverted"]) * along
+    # About the grey axis (Rodrigues).
+    x, y, z = luma[:3]
+    turn = np.zeros((4, 4))
+    turn[:3, :3] = [[0, -z, y], [z, 0, -x], [-y, x, 0]]
+    angle = by(draws["hue"])
+    keep = np.diag([0.0, 0.0, 0.0, 1.0])
+    hue = keep + along + across * jnp.cos(angle) + turn * jnp.sin(angle)
+    saturated = keep + along + across * by(draws["saturation"])
+    steps = [saturated, hue, inverted, contrast, brighter]
+    return functools.reduce(functools.partial(jnp.matmul, precision="highest"), steps)
+
+
+def _rows(rows: list[list[jax.Array]]) -> jax.Array:
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def recolour(images: jax.Array, matrices: jax.Array) -> jax.Array:
+    """[n, h, w, 3] by matrices [n, 4, 4]."""
+    turned = jnp.einsum("nhwc,ndc->nhwd", images, matrices[:, :3, :3], precision="highest")
+    return turned + matrices[:, None, None, :3, 3]
+
+
+def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
+    """Resamples images without aliasing and without blurring what is not moved.
+
+    The image, mirrored at its edges, goes to a grid of twice the density by a wavelet's filter, is
+    read there bilinearly, and comes back by the same filter turned round.
+
+    Args:
+      images: [n, side, side, c].
+      matrices: [n, 3, 3], from `geometry`.
+
+    Returns:
+      [n, side, side, c].
+    """
+    n, side = images.shape[:2]
+    margin = side - 1
+    edges = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
+    dense = jnp.pad(images, edges, mode="reflect")
+    for axis in (1, 2):
+        dense = _doubled(dense, axis)
+    # Each sample of the output's doubled grid, and of what its filter reaches beyond the edge; the
+    # filter's weight lies at its sixth tap, so every second sample is at a pixel.
+    grid = (np.arange(-REACH, 2 * side + REACH) + 1) / 2 - side / 2
+    x, y = np.meshgrid(grid, grid)
+    out = jnp.asarray(np.stack([x, y, np.ones_like(x)]), jnp.float32).reshape(3, -1)
+    where = jnp.matmul(matrices[:, :2].astype(jnp.float32), out, precision="highest")
+    sampled = jax.vmap(_bilinear)(dense, 2 * (where + side / 2 + margin) - 1)
+    sampled = sampled.reshape(n, len(grid), len(grid), -1)
+    for axis in (1, 2):
+        sampled = _halved(sampled, axis, side)
+    return sampled
+
+
+def _bilinear(image: jax.Array, where: jax.Array) -> jax.Array:
+    """One image [h, w, c] at places [2, m] (x and y): [m, c], nothing beyond the edge."""
+    height, width, channels = image.shape
+    flat = image.reshape(-1, channels)
+    corner = jnp.floor(where)
+    share = where - corner
+    left, top = corner.astype(jnp.int32)
+
+    def at(row: jax.Array, column: jax.Array, weight: jax.Array) -> jax.Array:
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+        return flat[index] * jnp.where(inside, weight, 0.0)[:, None]
+
+    fx, fy = share
+    return (
+        at(top, left, (1 - fx) * (1 - fy))
+        + at(top, left + 1, fx * (1 - fy))
+        + at(top + 1, left, (1 - fx) * fy)
+        + at(top + 1, left + 1, fx * fy)
+    )
+
+
+def _doubled(x: jax.Array, axis: int) -> jax.Array:
+    """Zeros between the samples of an axis, then the filter: twice as many samples."""
+    before, after = REACH - 1, REACH
+    edges = [(0, 0, 0)] * x.ndim
+    # One zero after each sample, and one beyond the last.
+    edges[axis] = (after, before + 1, 1)
+    return _filtered(jax.lax.pad(x, jnp.zeros((), x.dtype), edges), axis, 2 * SYM6)
+
+
+def _halved(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """The filter the other way round, then every second sample: `size` of them."""
+    filtered = _filtered(x, axis, SYM6[::-1])
+    return jax.lax.slice_in_dim(filtered, 1, 2 * size, 2, axis)
+
+
+def _filtered(x: jax.Array, axis: int, taps: np.ndarray) -> jax.Array:
+    """Convolution along an axis without padding."""
+    size = x.shape[axis] - len(taps) + 1
+    total = jnp.zeros((), x.dtype)
+    for index, tap in enumerate(taps[::-1]):
+        total = total + float(tap) * jax.lax.slice_in_dim(x, index, index + size, 1, axis)
+    return total
+
+
+def adjusted(
+    p: jax.Array, signs: jax.Array, images: int, *, target: float = TARGET, limit: float = 1.0
+) -> jax.Array:
+    """The next probability.
+
+    Args:
+      p: the present one.
+      signs: mean sign of the discriminator's answers to real images since it was last adjusted:
+        near 1 it knows them by heart, near 0 it cannot tell them from made ones.
+      images: how many real images that were.
+      target: what the mean sign is brought to.
+      limit: the probability stays at or below it.
+
+    Returns:
+      float32, within [0, limit].
+    """
+    step = jnp.sign(signs - target) * (images / FULL_SPEED)
+    return jnp.clip(p + step, 0.0, limit)
