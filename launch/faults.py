@@ -46,7 +46,8 @@ from tensorflow_datasets.proto import tf_example_pb2  # noqa: E402  (as above)
 
 from fer_jax import checkpoints  # noqa: E402  (as above)
 from fer_jax.__main__ import main as fer_jax  # noqa: E402  (as above)
-from fer_jax.data.records import Records, dataset_directory  # noqa: E402  (as above)
+from fer_jax.data import batches  # noqa: E402  (as above)
+from fer_jax.data.records import dataset_directory  # noqa: E402  (as above)
 from fer_jax.errors import InputError  # noqa: E402  (as above)
 
 DATASET = "demo/controlled"
@@ -537,8 +538,8 @@ def named(run: Run, *words: str) -> None:
 def stalled(bench: Bench, first: int, count: int) -> None:
     """A reader that hangs: the person is told while it does."""
     for _ in range(count):
-        # In the sixth batch: the watchdog knows a step's usual time by then.
-        after = bench.random.randint(80, 95)
+        # The watchdog knows a step's usual time by then, and no part was validated yet.
+        after = bench.random.randint(6, 10)
         program = (str(Path(__file__).resolve()), f"--stall_after={after}")
         run = bench.start(bench.fresh("stalled"), program=program)
         run.until_steps(4)
@@ -556,18 +557,18 @@ def stalled(bench: Bench, first: int, count: int) -> None:
 
 
 def stall(after: int, words: Sequence[str]) -> int:
-    """A verb whose reader hangs after so many records."""
-    read, left = Records.jpeg, after
+    """A verb whose reader hangs after so many of training's batches."""
+    read, left = batches.decode, after
 
     @functools.wraps(read)
-    def hanging(self: Records, row: int) -> bytes:
+    def hanging(*arguments: Any, **options: Any) -> Any:
         nonlocal left
         left -= 1
         while left < 0:
             time.sleep(1)
-        return read(self, row)
+        return read(*arguments, **options)
 
-    Records.jpeg = hanging
+    batches.decode = hanging
     return fer_jax(list(words))
 
 
