@@ -335,7 +335,7 @@ def test_a_run_that_is_not_done_is_said_to_be(copied: Path, data_dir: Path, conf
         config_file, **{"run.early_stopping_patience": "5", "run.num_epochs": "4"}
     )
     metrics_file = runs[0].workdir / "metrics.jsonl"
-    row = {"step": 1} | {f"validation_{n}": 0.5 for n in ("loss", "accuracy", "balanced_accuracy")}
+    row = {"step": 2} | {f"validation_{n}": 0.5 for n in ("loss", "accuracy", "balanced_accuracy")}
     metrics_file.write_text((json.dumps(row | {"validation_macro_f1": 0.5}) + "\n") * 7)
     found, runs = study.opened_study(config, copied, data_dir)
     # The latest of equals counts as the best: patience is counted from the first.

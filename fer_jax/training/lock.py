@@ -28,6 +28,7 @@ def held(workdir: Path) -> Iterator[None]:
         yield
         return
     file = workdir / FILE
+    is_new = not workdir.exists()
     workdir.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as opened:
         try:
@@ -53,3 +54,7 @@ def held(workdir: Path) -> Iterator[None]:
             yield
         finally:
             opened.truncate(0)
+            # A run that is refused before it begins leaves no folder.
+            if is_new and [path.name for path in workdir.iterdir()] == [FILE]:
+                file.unlink()
+                workdir.rmdir()
