@@ -3,7 +3,6 @@
 What is damaged is never restored.
 """
 
-import gc
 import os
 import shutil
 import subprocess
@@ -251,8 +250,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-# Orbax leaves what it had begun and never awaits it.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_full_and_a_read_only_disk_are_named_with_their_step(small_disk: Path):
     def save(manager: Any, step: int) -> None:
         kernel = np.random.default_rng(step).standard_normal((300, 1000)).astype(np.float32)
@@ -280,6 +277,3 @@ def test_a_full_and_a_read_only_disk_are_named_with_their_step(small_disk: Path)
     }
     step, _ = checkpoints.restore_network(small_disk / "run", "best", targets(network), METRIC)
     assert step == 1
-    # Here, and not in whatever test comes next.
-    del manager
-    gc.collect()
