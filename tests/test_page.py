@@ -311,10 +311,13 @@ def cards(page: chromium.Page) -> list[Any]:
     )
 
 
-# Boxes are drawn over the picture.
+# Boxes are drawn over the picture. Read from a copy: a canvas that is read again gives a warning.
 PAINTED = (
-    "(() => { const c = document.querySelector('#marks'); return c.width > 0 &&"
-    "c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v); })()"
+    "(() => { const c = document.querySelector('#marks'); if (!c.width) return false;"
+    "const copy = new OffscreenCanvas(c.width, c.height)"
+    ".getContext('2d', {willReadFrequently: true});"
+    "copy.drawImage(c, 0, 0);"
+    "return copy.getImageData(0, 0, c.width, c.height).data.some((v) => v); })()"
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from small_runs import picture, write_dataset, write_run
@@ -61,6 +61,7 @@ def pictures(size: int, count: int) -> np.ndarray:
         elements=st.floats(-1e3, 1e3, width=32),
     )
 )
+@example(np.full((1, 1), 1e-45, np.float32))
 def test_a_kernel_comes_back_to_half_a_step(kernel: np.ndarray):
     integers, scale = quantize.rounded_kernel(kernel)
     assert integers.dtype == np.int8 and scale.shape == kernel.shape[-1:]

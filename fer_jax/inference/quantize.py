@@ -41,7 +41,9 @@ def rounded_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       half a scale.
     """
     largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
-    scale = np.where(largest > 0, largest, 1).astype(np.float32) / np.float32(LARGEST)
+    # Below the least normal float32 a scale would round to 0: such a channel is all zeros.
+    least = LARGEST * np.finfo(np.float32).tiny
+    scale = np.where(largest >= least, largest, 1).astype(np.float32) / np.float32(LARGEST)
     return np.round(kernel / scale).astype(np.int8), scale
 
 
