@@ -15,7 +15,7 @@ VERBS = {
     "collect": ("fer_jax.media.collect", "download the videos of a list of links"),
     "build": ("fer_jax.data.build", "turn a source into a dataset of records"),
     "audit": ("fer_jax.data.audit", "does anything of one side of a split stand on another"),
-    "train": ("fer_jax.training.train", "train on a mixture of datasets"),
+    "train": ("fer_jax.train", "train on a mixture of datasets"),
     "convert": ("fer_jax.weights.convert", "turn a network file into safetensors and a config"),
     "evaluate": ("fer_jax.evaluation.evaluate", "score a trained model on test sets"),
     "synthesize": ("fer_jax.synthesis.synthesize", "generate, label and filter faces"),

@@ -33,13 +33,14 @@ DAMAGED = "checkpoints_damaged"
 SEAL = "SHA256SUMS"
 HASHING_THREADS = 4
 CLOCK_MAY_DIFFER_S = 60.0
+FALLING = ("loss", "kid")  # ends of the names of what is better when it is less
 
 
 def better(metric: str, candidate: float, best: float) -> bool:
-    """Whether a validation is better than the best so far; losses fall, all else rises."""
+    """Whether a validation is better than the best so far; losses and distances fall."""
     if math.isnan(candidate) or math.isnan(best):
         return not math.isnan(candidate)
-    return candidate < best if metric.endswith("loss") else candidate > best
+    return candidate < best if metric.endswith(FALLING) else candidate > best
 
 
 def chosen_step(history: list[dict[str, float]], metric: str, *, averaged: bool, last: int) -> int:
@@ -224,7 +225,7 @@ def open_checkpoints(workdir: Path, *, keep: int, metric: str) -> SealedCheckpoi
 
     Orbax deletes the older ones before a new one is sealed: keep two, so that one is always whole.
     """
-    sign = -1.0 if metric.endswith("loss") else 1.0
+    sign = -1.0 if metric.endswith(FALLING) else 1.0
 
     def score(metrics: dict[str, float]) -> float:
         value = metrics[metric]
@@ -347,6 +348,23 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
         _check_architecture(manager, step, network)
         items = ocp.args.Composite(network=ocp.args.StandardRestore(network))
         return step, manager.restore(step, args=items)["network"]
+
+
+def read(workdir: Path, step: int, *, network: Any, training: Any) -> tuple[Any, Any]:
+    """(network, training) of a step of a run that may be somebody else's: nothing is changed.
+
+    Args:
+      workdir: of the run.
+      step: one of `finished_steps`.
+      network: as for `restore`.
+      training: as for `restore`.
+
+    Raises:
+      InputError: it is damaged, or of another architecture.
+    """
+    _check_whole(workdir, step)
+    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        return restore(manager, step, network=network, training=training)[:2]
 
 
 def _read_loop(workdir: Path, step: int) -> dict[str, Any]:

@@ -123,6 +123,67 @@ def default_config() -> Config:
     )
 
 
+def default_generator() -> Config:
+    """Every field of the training of a generator with its default.
+
+    `sources` as in `default_config`; what is learned from is their training parts.
+    """
+    return Config(
+        {
+            "task": "emotion",  # whose classes are the network's; or "interest"
+            "sources": (),
+            "test_sets": (),  # whose people must not be seen
+            "exclusions": "",  # as in `default_config`
+            "corrupt_records": "stop",
+            "allow_leaks": False,
+            "seed": 0,
+            "batch_size": 32,  # over all devices
+            "num_images": 1_000_000,  # real ones that are seen, all repetitions counted
+            "model": {
+                "image_size": 64,  # a power of two
+                "conditional": True,  # a face of an asked class; else of any
+                "channel_base": 16384,  # a layer at resolution r has channel_base / r channels ...
+                "channel_max": 512,  # ... but never more than this
+                "latent_dim": 512,
+                "mapping_layers": 2,
+                "dtype": "float32",  # or "bfloat16"
+            },
+            "init_from": "",  # NVIDIA's file, what convert made of it, or another run's workdir
+            "freeze_blocks": 0,  # of the discriminator, from the image on: FreezeD
+            "input": "stream",  # as in `default_config`
+            "grayscale": False,  # colours are left out: where grey and coloured sources are mixed
+            "horizontal_flip": True,
+            "mixture": {"balance_sources": False, "balance_classes": False},
+            "learning_rate": 2e-3,
+            "r1_gamma": 0.0,  # 0: 0.0002 image_size^2 / batch_size
+            "r1_interval": 16,  # steps
+            "path_weight": 2.0,  # of the path length penalty; 0: none
+            "path_interval": 4,  # steps
+            "style_mixing": 0.9,
+            "average_images": 10_000.0,  # half-life of the average that is used
+            "average_rampup": 0.05,
+            "augment": {
+                "groups": ("blit", "geometry", "colour"),
+                "target": 0.6,  # of the discriminator's mean sign on real images; 0: none
+                "images": 500_000.0,  # in which the probability can go from 0 to 1
+            },
+            "measure": {
+                "every_images": 50_000,
+                "images": 2_000,  # real and made ones that are compared
+                "features": "pixels",  # or the workdir of a run of the classifier
+            },
+            "profile": "",  # as in `default_config`
+            "log_every_steps": 20,
+            "keep_checkpoints": 2,
+        }
+    )
+
+
+def is_generator(config: Config) -> bool:
+    """Whether a config is of a generator's training."""
+    return "num_images" in config
+
+
 def default_study() -> Config:
     """Every field of a study with its default.
 
@@ -266,6 +327,8 @@ def check_config(config: Config) -> Config:
     """
     if "scenarios" in config:
         raise InputError("this is a study's config; run it with `fer-jax study`")
+    if is_generator(config):
+        raise InputError("this is a generator's config; run it with `fer-jax train`")
     check_fields(config, default_config)
     choices = {
         "task": ("emotion", "interest"),
@@ -430,11 +493,16 @@ def check_links(workdir: Path) -> None:
                 raise InputError(f"'{path}' is a link out of the workdir; put what it names there")
 
 
-def read_config(workdir: Path) -> Config:
+def read_config(workdir: Path, *, of_generator: bool = False) -> Config:
     """The config of a run; a field that came after the run has its default.
 
+    Args:
+      workdir: of the run.
+      of_generator: whether it should be a generator's training.
+
     Raises:
-      InputError: the folder holds no run, its config.json is damaged, or a link leads out of it.
+      InputError: the folder holds no run or one of the other kind, its config.json is damaged,
+        or a link leads out of it.
     """
     check_links(workdir)
     file = workdir / "config.json"
@@ -444,12 +512,15 @@ def read_config(workdir: Path) -> Config:
         config = from_json(file.read_text())
     except ValueError as error:
         raise InputError(f"'{file}' is damaged ({error}); choose another workdir") from error
+    if is_generator(config) != of_generator:
+        kind = "a classifier" if of_generator else "a generator (`fer-jax synthesize` uses it)"
+        raise InputError(f"'{workdir}' holds the training of {kind}; choose another workdir")
     return completed(config)
 
 
 def completed(config: Config) -> Config:
     """Gives fields that came after the config was written their defaults, in place."""
-    _fill(config, default_config())
+    _fill(config, default_generator() if is_generator(config) else default_config())
     return config
 
 

@@ -144,6 +144,6 @@ def test_the_probability_follows_how_well_the_images_are_known():
     assert float(ada.adjusted(p, jnp.float32(0.9), 5_000)) == pytest.approx(0.21)
     assert float(ada.adjusted(p, jnp.float32(0.3), 5_000)) == pytest.approx(0.19)
     assert float(ada.adjusted(jnp.float32(0.001), jnp.float32(0.0), 5_000)) == 0.0
-    assert float(ada.adjusted(jnp.float32(0.999), jnp.float32(1.0), 5_000, limit=0.8)) == (
-        pytest.approx(0.8)
-    )
+    assert float(ada.adjusted(jnp.float32(0.999), jnp.float32(1.0), 5_000)) == 1.0
+    faster = ada.adjusted(p, jnp.float32(0.9), 5_000, full_speed=50_000)
+    assert float(faster) == pytest.approx(0.3)

@@ -1,5 +1,6 @@
 """The frame of the benchmarks: ratios, spreads, what is said about them, and its mistakes."""
 
+import importlib.util
 import itertools
 import json
 import sys
@@ -153,6 +154,16 @@ def test_depthwises_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert forward["what"] == "shifted adds, 9x9x6 forward"
     assert both["what"] == "shifted adds, 9x9x6 forward and gradients"
     assert 0 < share["ours"] < 1
+
+
+def test_stylegan2_trains_rows(tmp_path: Path):
+    words = ["--resolution=8", "--channel_base=64", "--channel_max=8", "--batch=4", "--repeats=1"]
+    rows = rows_of(tmp_path, "stylegan2_train", *words)
+    if importlib.util.find_spec("torch"):
+        names = [row["what"].rpartition(": ")[2] for row in rows if row.get("peer_name")]
+        assert names[:5] == ["discriminator", "r1", "generator", "path", "cycle"]
+    augmented = next(row for row in rows if row["what"].endswith("cycle, augmented"))
+    assert augmented["ours"] > 0 and augmented["peer_name"] == "ours without augmentation"
 
 
 def test_inferences_rows(tmp_path: Path):

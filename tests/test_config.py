@@ -23,6 +23,7 @@ from fer_jax.config import (
 )
 from fer_jax.errors import InputError
 from fer_jax.study.scenarios import check_study
+from fer_jax.synthesis.gan import check_generator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -35,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
 def test_every_config_of_the_project_loads(path: Path):
     if path.stem.startswith("study_"):
         assert load_config(str(path), check_study).scenarios
+    elif path.stem.startswith("stylegan_"):
+        assert load_config(str(path), check_generator).sources
     else:
         assert load_config(str(path)).sources
     assert f"configs/{path.name}" in path.read_text(), "its docstring says the command"
@@ -45,6 +48,8 @@ def test_a_studys_config_and_a_runs_are_not_mistaken():
         load_config(str(CONFIGS / "study_demo.py"))
     with pytest.raises(InputError, match="train it with `fer-jax train`"):
         load_config(str(CONFIGS / "demo.py"), check_study)
+    with pytest.raises(InputError, match="generator's config; run it with `fer-jax train`"):
+        load_config(str(CONFIGS / "stylegan_small.py"))
 
 
 def test_overrides_take_the_type_of_the_default():

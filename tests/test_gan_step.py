@@ -65,7 +65,7 @@ def test_each_part_changes_what_is_its_own(
     after, metrics = part(gan_step.discriminator_step)(state, images, classes, key)
     own = {"discriminator", "discriminator_moments"}
     assert changed(state, after) == own | {"w_average", "signs"}
-    assert set(metrics) == {"discriminator_loss", "real_sign"}
+    assert set(metrics) == {"discriminator_loss", "real_sign", "augment_p"}
     after, metrics = part(gan_step.r1_step)(state, images, classes, key)
     assert changed(state, after) == own and float(metrics["r1"]) > 0
     after, metrics = part(gan_step.generator_step)(state, classes, key)

@@ -30,8 +30,9 @@ FLOORS = {
     "fer_jax.inference": 4,
     "fer_jax.synthesis": 5,
     "fer_jax.study": 5,
-    "fer_jax.benchmark": 5,
-    "fer_jax.__main__": 6,
+    "fer_jax.benchmark": 6,
+    "fer_jax.train": 6,
+    "fer_jax.__main__": 7,
     "data_builders": 3,
     "configs": 1,
 }

@@ -48,6 +48,7 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
         "source": source.name,
         "made_by": settings["made_by"],
         "teacher": settings.get("teacher", {}),
+        "generator": settings.get("generator", {}),
         "faces": clips.recorded(extraction),
     } | splits.recorded(config, options)
     read = functools.partial(_face, source=source, extraction=extraction)

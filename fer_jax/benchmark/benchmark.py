@@ -22,7 +22,7 @@ from fer_jax.errors import InputError, did_you_mean
 
 NAMES = (
     *("audit", "checkpoints", "depthwise", "end_to_end", "inference", "input", "media", "model"),
-    *("scaling", "statistics", "stylegan2"),
+    *("scaling", "statistics", "stylegan2", "stylegan2_train"),
 )
 MIN_REPEATS = 5
 NOISY_SPREAD = 0.2

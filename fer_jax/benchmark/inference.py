@@ -10,6 +10,7 @@ install. It needs TensorFlow and other versions than ours, so it runs in an envi
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -51,6 +52,7 @@ CALIBRATION = 32  # pictures of noise: what int8 costs does not depend on them
 RAW_BAR = "at least 0.95"
 PEER_BAR = "at least 2"
 PATH = "clip to answers"
+NUM_FRAMES = 60  # of the clip, from its start: the peer answers for two or three a second
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,7 +218,7 @@ def _whole_path(engines: list[tuple[str, Engine]], options: argparse.Namespace) 
         return
     with Video(options.clip) as video:
         size = f"{video.width}x{video.height}"
-        frames = [frame for frame in video.frames(every=1) if frame.image is not None]
+        frames = [frame for frame in _beginning(video) if frame.image is not None]
     try:
         detector = faces.detector_model(options.detector_model)
     except InputError as error:
@@ -258,6 +260,10 @@ def _whole_path(engines: list[tuple[str, Engine]], options: argparse.Namespace) 
             )
 
 
+def _beginning(video: Video) -> Iterator[Frame]:
+    return itertools.islice(video.frames(every=1), NUM_FRAMES)
+
+
 def _frame_image(frame: Frame) -> np.ndarray:
     if frame.image is None:
         raise InputError("the file ends before this frame")
@@ -270,7 +276,7 @@ def _through(recognizer: Recognizer, clip: Path) -> Callable[[], int]:
     def work() -> int:
         with Video(clip) as video:
             answers = recognizer.stream(
-                video.frames(every=1), decode=_frame_image, search_size=faces.LARGE_FACES
+                _beginning(video), decode=_frame_image, search_size=faces.LARGE_FACES
             )
             return sum(len(answer.found) for answer in answers)
 
@@ -287,7 +293,7 @@ def _overlap(
     options: argparse.Namespace,
 ) -> Iterator[Row]:
     """The whole beside its parts one after the other, each of which has all cores."""
-    detect = faces.make_detector("yunet", recognizer.detector_model)
+    detect = recognizer.detector()
 
     def search(frame: Frame) -> int:
         image = _frame_image(frame)
@@ -295,7 +301,7 @@ def _overlap(
 
     def found() -> None:
         with Video(options.clip) as video:
-            existing = (frame for frame in video.frames(every=1) if frame.image is not None)
+            existing = (frame for frame in _beginning(video) if frame.image is not None)
             for _ in ahead(existing, search, depth=8):
                 pass
 
@@ -334,7 +340,7 @@ class _Peer:
         self.said = tempfile.TemporaryFile("w+")
         try:
             self.process = subprocess.Popen(
-                [python, inference_peer.__file__, str(clip), str(detector)],
+                [python, inference_peer.__file__, str(clip), str(detector), str(NUM_FRAMES)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.said,

@@ -1,9 +1,9 @@
 """The package fer over a clip, in an environment that need not have fer_jax.
 
-    python inference_peer.py CLIP YUNET.onnx
+    python inference_peer.py CLIP YUNET.onnx FRAMES
 
-Reads the names of `MODES` from stdin, goes through the clip once for each, and answers with a
-line of JSON.
+Reads the names of `MODES` from stdin, goes through the clip's first frames once for each, and
+answers with a line of JSON.
 """
 
 import json
@@ -19,7 +19,7 @@ def _answer(**values: Any) -> None:
     print(json.dumps(values), file=sys.__stdout__, flush=True)
 
 
-def _main(clip: str, model: str) -> None:
+def _main(clip: str, model: str, num_frames: str) -> None:
     try:
         import cv2
         from fer.fer import FER  # pyright: ignore[reportMissingImports] (an optional peer)
@@ -31,7 +31,7 @@ def _main(clip: str, model: str) -> None:
     _answer(ready=True)
     for line in sys.stdin:
         capture, faces = cv2.VideoCapture(clip), 0
-        while True:
+        for _ in range(int(num_frames)):
             read, frame = capture.read()
             if not read:
                 break

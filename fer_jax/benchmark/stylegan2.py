@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> list[Row]:
         return [skipped(what, "PyTorch does not see the accelerator")]
     rng = np.random.default_rng(0)
     arrays = {
-        name: _published(name, rng.standard_normal(shape).astype(np.float32))
+        name: nvidia.to_their_layout(name, rng.standard_normal(shape).astype(np.float32))
         for name, shape in stylegan2.shapes(config).items()
     }
     params, buffers = nvidia.to_trees(nvidia.checked(config, arrays))
     synthesize = jax.jit(functools.partial(stylegan2.synthesize, config))
     ours = functools.partial(synthesize, params["synthesis"], noise=buffers["noise"])
-    peer = _Peer(torch, config, arrays, "cpu" if on_cpu else "cuda")
+    peer = Peer(torch, config, arrays, "cpu" if on_cpu else "cuda")
     rows = []
     for batch in options.batches:
         ws = rng.standard_normal((batch, config.num_ws, mapping.w_dim)).astype(np.float32)
@@ -83,18 +83,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _published(name: str, array: np.ndarray) -> np.ndarray:
-    """This project's layout to NVIDIA's, which is PyTorch's too."""
-    if name.endswith(".const"):
-        return array[0].transpose(2, 0, 1)
-    if name.endswith(".noise_const"):
-        return array[0, :, :, 0]
-    if name.endswith(".weight"):
-        return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    return array
-
-
-class _Peer:
+class Peer:
     """A skip generator in PyTorch, NCHW, with the networks' own noise."""
 
     def __init__(
@@ -118,18 +107,22 @@ class _Peer:
     def __call__(self, ws: Any) -> Any:
         """[n, num_ws, w_dim] to [n, img_channels, resolution, resolution]."""
         with self.torch.inference_mode():
-            images = self._synthesize(ws)
+            images = self.synthesize(ws)
         if self.device == "cuda":
             self.torch.cuda.synchronize()
         return images
 
-    def _synthesize(self, ws: Any) -> Any:
+    def synthesize(self, ws: Any, *, random_noise: bool = False) -> Any:
+        """The same, with derivatives; each sample with noise of its own where that is asked for."""
         x = self.arrays["synthesis.b4.const"].repeat(len(ws), 1, 1, 1)
         images = None
         for index, (size, name) in enumerate(self.config.convolutions):
             layer = f"synthesis.b{size}.{name}"
             x = self._convolve(x, layer, ws[:, index], up=name == "conv0")
-            noise = self.arrays[f"{layer}.noise_const"] * self.arrays[f"{layer}.noise_strength"]
+            noise = self.arrays[f"{layer}.noise_const"]
+            if random_noise:
+                noise = self.torch.randn(len(ws), 1, size, size, device=self.device)
+            noise = noise * self.arrays[f"{layer}.noise_strength"]
             x = x + noise + self.arrays[f"{layer}.bias"][:, None, None]
             x = self.torch.nn.functional.leaky_relu(x, 0.2) * math.sqrt(2)
             if name == "conv1":

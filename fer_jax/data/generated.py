@@ -1,4 +1,4 @@
-"""Generated faces on disk: a folder's two tables, and whom the teacher of its labels saw.
+"""Generated faces on disk: a folder's two tables, and whom its networks were trained on.
 
 `records.csv` has a row for every face that is kept, `rejected.csv` for every one that is not. An
 image is written before its row, and a row is there when its line ends: what a later step reads
@@ -196,7 +196,7 @@ def identities(records: Records) -> set[str]:
 def check_teachers(
     train: Iterable[Records], test: Sequence[Records], data_dir: Path, *, allow: bool
 ) -> None:
-    """Refuses training on labels of a teacher that saw people of the test sets.
+    """Refuses training on faces whose teacher or generator saw people of the test sets.
 
     Args:
       train: what is trained on.
@@ -208,30 +208,36 @@ def check_teachers(
       InputError: names the datasets and one of the people.
     """
     for part in train:
-        teacher = build_summary(part.name, data_dir).get("options", {}).get("teacher", {})
-        named = {
-            group_key("", subject=who, clip="", record="") for who in teacher.get("subjects", [])
-        }
-        for tested in test:
-            # Where nobody is named, the pictures themselves are what was seen.
-            saw = named.union(
-                *(
-                    identities(open_records(one["dataset"], one["split"], data_dir))
-                    for one in teacher.get("saw", [])
-                    if one["dataset"].split("/")[0] == tested.name.split("/")[0]
+        options = build_summary(part.name, data_dir).get("options", {})
+        for role, did, remedy in (
+            ("teacher", "labelled", "label with another teacher"),
+            ("generator", "made", "make faces with another generator"),
+        ):
+            for tested in test:
+                shared = sorted(_seen_of(options.get(role, {}), tested, data_dir))
+                if not shared:
+                    continue
+                kind, _, name = shared[0].removeprefix("/").partition("/")
+                found = (
+                    f"the {role} that {did} {part.name} saw {len(shared)} of the {kind}s of the "
+                    f"test set {tested.name} {tested.split} (such as '{name}')"
                 )
-            )
-            shared = sorted(saw & identities(tested))
-            if not shared:
-                continue
-            kind, _, name = shared[0].removeprefix("/").partition("/")
-            found = (
-                f"the teacher that labelled {part.name} saw {len(shared)} of the {kind}s of the "
-                f"test set {tested.name} {tested.split} (such as '{name}')"
-            )
-            if not allow:
-                raise InputError(
-                    f"{found}; test on others, label with another teacher, or say "
-                    "--config.allow_leaks=true"
-                )
-            print(f"  LEAK, as config.allow_leaks allows: {found}")
+                if not allow:
+                    raise InputError(
+                        f"{found}; test on others, {remedy}, or say --config.allow_leaks=true"
+                    )
+                print(f"  LEAK, as config.allow_leaks allows: {found}")
+
+
+def _seen_of(trained: Mapping[str, Any], tested: Records, data_dir: Path) -> set[str]:
+    """Who of a test set was among what a network was trained on ("subjects" and "saw")."""
+    named = {group_key("", subject=who, clip="", record="") for who in trained.get("subjects", [])}
+    # Where nobody is named, the pictures themselves are what was seen.
+    saw = named.union(
+        *(
+            identities(open_records(one["dataset"], one["split"], data_dir))
+            for one in trained.get("saw", [])
+            if one["dataset"].split("/")[0] == tested.name.split("/")[0]
+        )
+    )
+    return saw & identities(tested)

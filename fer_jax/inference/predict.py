@@ -463,7 +463,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--explain needs the engine jax, not {engine.name}")
     if settings.faces == "detect":
         # Found or fetched now, so that a missing file stops nothing half-way.
-        faces.make_detector("yunet", arguments.detector_model)
+        recognizer.detector()
     about = {
         "model": str(arguments.model.resolve()),
         "step": engine.about["step"],

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
+from fer_jax.evaluation import runtime
+from fer_jax.inference.detector import make_detector
 from fer_jax.inference.engines import Engine, open_engine
 from fer_jax.inference.explain import overlay
 from fer_jax.media import faces, images
@@ -154,6 +156,16 @@ class Recognizer:
             raise
         yield from self._answered(waiting)
 
+    def detector(self) -> faces.Detector:
+        """What finds the faces: YuNet in the recognizer's engine, or in OpenCV beside JAX.
+
+        Raises:
+          InputError: its file is not to be had, or is no such network.
+        """
+        if self.engine.name in runtime.ENGINES:
+            return make_detector(self.engine.name, self.detector_model)
+        return faces.make_detector("yunet", self.detector_model)
+
     def described(self, answer: Answer) -> list[dict[str, Any]]:
         """The faces of an answer as `predict` returns them."""
         return [
@@ -199,7 +211,7 @@ class Recognizer:
         """(a picture) -> an answer of its faces, which the network has still to see."""
         if how not in FACES:
             raise InputError(f"faces cannot be '{how}'{did_you_mean(how, FACES)}")
-        detect = faces.make_detector("yunet", self.detector_model) if how == "detect" else None
+        detect = self.detector() if how == "detect" else None
         nothing = np.zeros((0, len(self.classes)), np.float32)
 
         def find(item: Any) -> Answer:

@@ -129,7 +129,7 @@ def yunet(model: Path) -> Detector:
         return networks.one
 
     def detect(image: np.ndarray, size: int) -> list[Face]:
-        small, scale = _searched(image, size)
+        small, scale = searched(image, size)
         network().setInputSize((small.shape[1], small.shape[0]))
         rows = network().detect(small)[1]
         return [
@@ -157,7 +157,7 @@ def haar() -> Detector:
     def detect(image: np.ndarray, size: int) -> list[Face]:
         if not hasattr(cascades, "one"):
             cascades.one = cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
-        small, scale = _searched(image, size)
+        small, scale = searched(image, size)
         grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
         found = cascades.one.detectMultiScale(grey, 1.1, 5, minSize=(24, 24))
         return [
@@ -167,7 +167,16 @@ def haar() -> Detector:
     return detect
 
 
-def _searched(image: np.ndarray, largest: int) -> tuple[np.ndarray, float]:
+def searched(image: np.ndarray, largest: int) -> tuple[np.ndarray, float]:
+    """A picture at the size at which it is searched.
+
+    Args:
+      image: uint8 [height, width, 3].
+      largest: pixels of the longer side at most; smaller ones than `SEARCHED_SIZE` are enlarged.
+
+    Returns:
+      (uint8 [h, w, 3], h / height).
+    """
     longest = max(image.shape[:2])
     scale = min(max(longest, SEARCHED_SIZE), largest) / longest
     if scale == 1:

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from fer_jax import checkpoints, compilations
+from fer_jax import checkpoints, compilations, schema
 from fer_jax.charts import NUM_COLOURS, Line, panel, ticks, track
 from fer_jax.config import OneLineParser
 from fer_jax.data.audit import leaks_in_words
@@ -29,6 +29,7 @@ from fer_jax.evaluation import metrics, predictions, results
 from fer_jax.inference.explain import explainer, overlay
 from fer_jax.inference.load import load
 from fer_jax.media.images import resized
+from fer_jax.training.log import read_metrics
 
 TEMPLATES = Path(__file__).parent
 EXPLANATIONS = "explanations"
@@ -37,6 +38,7 @@ THUMBNAIL_QUALITY = 80
 CURVE_POINTS = 100
 # A probability that has moved by more is of another checkpoint, or of another picture.
 SAME_PROBABILITY = 0.02
+GENERATOR_MEASURES = ("kid", "frechet", "precision", "recall", "near_duplicates")
 PROSE = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -67,6 +69,8 @@ def report(workdir: Path, *, data_dir: Path | None = None, faces: bool = True) -
         raise InputError(f"'{file}' is damaged ({error}); remove it and score again") from error
     if "scenarios" in scored:
         page = _study_page(workdir, scored)
+    elif _is_generator(workdir):
+        page = _generator_page(workdir)
     elif not scored and (workdir / "runs").is_dir():
         raise InputError(f"'{workdir}' is a study without results; run `fer-jax study` to its end")
     else:
@@ -291,6 +295,87 @@ def _training_charts(workdir: Path, metric: str) -> list[Markup]:
     return charts
 
 
+def _is_generator(workdir: Path) -> bool:
+    file = workdir / "config.json"
+    try:
+        return file.is_file() and "num_images" in json.loads(file.read_text())
+    except ValueError:
+        return False  # whoever reads it next says so
+
+
+def _generator_page(workdir: Path) -> str:
+    """The page of a generator's training, from its metrics.jsonl and samples/."""
+    config = json.loads((workdir / "config.json").read_text())
+    environment = json.loads((workdir / "environment.json").read_text())
+    rows = read_metrics(workdir)
+    measured = [row for row in rows if row.get("kid") is not None]
+    best = checkpoints.best_step(measured, "kid")
+    chosen = next((row for row in measured if row["step"] == best), None)
+    answer = "Nothing was measured yet."
+    if chosen is not None:
+        answer = (
+            f"The best network, of step {best} ({_count(chosen['images'])} images), is at a kernel "
+            f"distance of {_number(chosen['kid'])} from the real faces; {chosen['precision']:.0%} "
+            f"of its faces lie among the real ones, and {chosen['recall']:.0%} of the real ones "
+            "among its faces."
+        )
+    images = {row["step"]: row["images"] for row in measured}
+    grids = [
+        (step, images[step], _as_uri(file.read_bytes(), "png"))
+        for file in sorted((workdir / "samples").glob("*.png"), reverse=True)
+        if (step := int(file.stem)) in images
+    ]
+    features = config["measure"]["features"]
+    classes = schema.TASKS[config["task"]] if config["model"]["conditional"] else ()
+    return _render(
+        "generator.html",
+        config=config,
+        config_text=json.dumps(config, indent=2),
+        environment=environment,
+        answer=answer,
+        saw=list(environment["datasets"]),
+        features="their pixels" if features == "pixels" else f"features of the run {features}",
+        classes=classes,
+        names=GENERATOR_MEASURES,
+        measured=measured,
+        best=best,
+        # The last one, the one before it, and so on by halves: a page is not a film.
+        grids=[grids[i] for i in sorted({0, *(2**n - 1 for n in range(6))}) if i < len(grids)],
+        charts=_generator_charts(rows, best),
+    )
+
+
+def _generator_charts(
+    rows: Sequence[dict[str, Any]], best: int | None
+) -> list[tuple[Markup, list[Line]]]:
+    """Charts by step, each with its lines, for a legend."""
+    charts = []
+    for title, names in (
+        ("loss", ("discriminator_loss", "generator_loss")),
+        ("share", ("precision", "recall", "augment_p")),
+        ("kernel distance", ("kid",)),
+    ):
+        lines = []
+        for number, name in enumerate(names):
+            points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                lines.append(Line(name.replace("_", " "), steps, values, f"c{number}"))
+        if lines:
+            highest = max(max(line.y) for line in lines)
+            chart = panel(
+                lines,
+                label=f"{title.capitalize()} during training",
+                x_label="step",
+                y_label=title,
+                x_ticks=ticks(0, rows[-1]["step"]),
+                y_ticks=(0, 0.5, 1) if title == "share" else ticks(0, highest),
+                upright=best,
+            )
+            charts.append((chart, lines))
+    return charts
+
+
 def _galleries(
     workdir: Path, scored: dict[str, Any], data_dir: Path | None
 ) -> dict[str, dict[str, Any]]:
@@ -389,7 +474,11 @@ def _jpeg(picture: np.ndarray) -> bytes:
 
 
 def _data_uri(picture: np.ndarray) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(_jpeg(picture)).decode()
+    return _as_uri(_jpeg(picture), "jpeg")
+
+
+def _as_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
 # A study

@@ -26,7 +26,7 @@ GROUPS = {
     "colour": ("brightness", "contrast", "inverted", "hue", "saturation"),
 }
 TARGET = 0.6  # of the mean sign of the discriminator's answer to real images
-FULL_SPEED = 500_000  # images in which the probability may go from 0 to 1
+FULL_SPEED = 500_000.0  # images in which the probability may go from 0 to 1
 
 # Orthogonal low-pass filter of the wavelet sym6 (Daubechies 1992), which reconstructs an image that
 # nothing happens to exactly.
@@ -267,7 +267,12 @@ def _filtered(x: jax.Array, axis: int, taps: np.ndarray) -> jax.Array:
 
 
 def adjusted(
-    p: jax.Array, signs: jax.Array, images: int, *, target: float = TARGET, limit: float = 1.0
+    p: jax.Array,
+    signs: jax.Array,
+    images: int,
+    *,
+    target: float = TARGET,
+    full_speed: float = FULL_SPEED,
 ) -> jax.Array:
     """The next probability.
 
@@ -277,10 +282,10 @@ def adjusted(
         near 1 it knows them by heart, near 0 it cannot tell them from made ones.
       images: how many real images that were.
       target: what the mean sign is brought to.
-      limit: the probability stays at or below it.
+      full_speed: images in which the probability goes from 0 to 1 at most.
 
     Returns:
-      float32, within [0, limit].
+      float32, within [0, 1].
     """
-    step = jnp.sign(signs - target) * (images / FULL_SPEED)
-    return jnp.clip(p + step, 0.0, limit)
+    step = jnp.sign(signs - target) * (images / full_speed)
+    return jnp.clip(p + step, 0.0, 1.0)

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from fer_jax.models import stylegan2
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig
+from fer_jax.sharding import batch_sharding
 from fer_jax.synthesis import ada, adversarial
 
 ADAM_B1, ADAM_B2, ADAM_EPS = 0.0, 0.99, 1e-8
@@ -42,8 +44,10 @@ class Recipe:
       augment_groups: of `ada.GROUPS`, what is augmented.
       augment_target: see `ada.adjusted`; 0 leaves the probability where it is.
       augment_interval: steps from one adjustment to the next.
+      augment_images: in which the probability can go from 0 to 1.
       frozen_layers: of the discriminator, from the image on (FreezeD, Mo et al. 2020).
       dtype: of the activations of both networks.
+      mesh: the devices that share a batch; None: nothing is said of where it is.
     """
 
     generator: GeneratorConfig
@@ -60,8 +64,10 @@ class Recipe:
     augment_groups: tuple[str, ...] = tuple(ada.GROUPS)
     augment_target: float = ada.TARGET
     augment_interval: int = 4
+    augment_images: float = ada.FULL_SPEED
     frozen_layers: int = 0
     dtype: str = "float32"
+    mesh: Mesh | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -181,7 +187,7 @@ def discriminator_step(
       recipe: of the training.
 
     Returns:
-      (the state, {"discriminator_loss", "real_sign"}: scalars).
+      (the state, {"discriminator_loss", "real_sign", "augment_p"}: scalars).
     """
     keys = jax.random.split(key, 4)
     # The classes of the made ones are as frequent as those of the real ones.
@@ -206,6 +212,7 @@ def discriminator_step(
             signs / recipe.augment_interval,
             recipe.augment_interval * recipe.batch_size,
             target=recipe.augment_target,
+            full_speed=recipe.augment_images,
         )
         augment_p = jnp.where(due, adjusted, state.augment_p)
     else:
@@ -216,7 +223,7 @@ def discriminator_step(
         augment_p=augment_p,
         signs=jnp.where(due, 0.0, signs),
     )
-    return state, {"discriminator_loss": value, "real_sign": sign}
+    return state, {"discriminator_loss": value, "real_sign": sign, "augment_p": augment_p}
 
 
 def r1_step(
@@ -299,10 +306,15 @@ def _styles(
     """(w of every layer [n, num_ws, w_dim], of some images from two latents; the first w)."""
     config, num_ws = recipe.generator.mapping, recipe.generator.num_ws
     keys = jax.random.split(key, 4)
-    first, second = (
-        stylegan2.map_latents(config, mapping, jax.random.normal(k, (n, config.z_dim)), classes)
-        for k in keys[:2]
-    )
+
+    def mapped(key: jax.Array) -> jax.Array:
+        z = jax.random.normal(key, (n, config.z_dim))
+        if recipe.mesh is not None:
+            # Made images come from nowhere: without this every device would make all of them.
+            z = jax.lax.with_sharding_constraint(z, batch_sharding(recipe.mesh))
+        return stylegan2.map_latents(config, mapping, z, classes)
+
+    first, second = mapped(keys[0]), mapped(keys[1])
     # From where on the second one is used; num_ws: nowhere.
     crossing = jax.random.randint(keys[2], (n,), 1, num_ws)
     mixes = jax.random.uniform(keys[3], (n,)) < recipe.style_mixing

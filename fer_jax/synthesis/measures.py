@@ -20,6 +20,7 @@ from fer_jax.inference.load import Model
 from fer_jax.synthesis.quality import aligned
 
 NEIGHBOURS = 3  # of Kynkaanniemi et al.
+SAME = 0.25  # of the usual distance to the nearest neighbour
 BLOCK = 1024  # rows of a distance matrix in memory at once
 NAMES = ("kid", "frechet", "precision", "recall")
 
@@ -109,16 +110,34 @@ def precision_recall(
     )
 
 
-def _share_inside(x: np.ndarray, manifold: np.ndarray, neighbours: int) -> float:
+def near_duplicates(real: np.ndarray, generated: np.ndarray) -> float:
+    """The share of generated rows that another one is nearly the same as.
+
+    Nearly the same: nearer than `SAME` of the median distance between a real row and the real one
+    nearest to it.
+
+    Args:
+      real: float [n, d].
+      generated: float [m, d].
+
+    Returns:
+      The share; NaN with fewer than two of either.
+    """
+    if min(len(real), len(generated)) < 2:
+        return float("nan")
+    usual = np.median(_reach(real, 1))
+    return float(np.mean(_reach(generated, 1) < SAME**2 * usual))
+
+
+def _reach(x: np.ndarray, neighbours: int) -> np.ndarray:
+    """The squared distance of each row to the k-th nearest other one, float [n]."""
     # The nearest of a row is itself.
-    reach = np.concatenate(
-        [
-            np.partition(_squared_distances(manifold[i : i + BLOCK], manifold), neighbours)[
-                :, neighbours
-            ]
-            for i in range(0, len(manifold), BLOCK)
-        ]
-    )
+    blocks = (_squared_distances(x[i : i + BLOCK], x) for i in range(0, len(x), BLOCK))
+    return np.concatenate([np.partition(b, neighbours)[:, neighbours] for b in blocks])
+
+
+def _share_inside(x: np.ndarray, manifold: np.ndarray, neighbours: int) -> float:
+    reach = _reach(manifold, neighbours)
     inside = [
         (_squared_distances(x[i : i + BLOCK], manifold) <= reach).any(axis=1)
         for i in range(0, len(x), BLOCK)

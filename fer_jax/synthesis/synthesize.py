@@ -43,6 +43,7 @@ from fer_jax.synthesis.labels import Directions, Teacher
 from fer_jax.synthesis.quality import Examined
 from fer_jax.synthesis.render import Renderer, make_renderer
 from fer_jax.synthesis.request import Candidate, Choice, Request, Wanted
+from fer_jax.weights.convert import read_about
 
 NUM_THREADS = max(1, min(16, os.cpu_count() or 1))
 BATCHES_AHEAD = 2  # on the devices, while the host works on one
@@ -57,7 +58,9 @@ MADE_BEFORE = {
 
 EXAMPLES = """\
 examples:
-  100 faces of each class of a conditional network
+  100 faces of each class of a network that was trained here
+    --network=runs/gan/generator --out=DIR --count=100
+  the same of somebody else's conditional network
     --network=FILE.pkl --out=DIR --count=100 --class_names=anger,disgust,fear,...
   the same of an unconditional one, labelled by a run that was trained here
     --network=FILE.pkl --out=DIR --count=100 --teacher=runs/faces --threshold=0.8
@@ -618,6 +621,9 @@ def main(argv: list[str]) -> None:
     if options.test_sets and not options.teacher:
         raise InputError("--test_sets are what a --teacher must not have seen; there is none")
     generator = load_generator(options.network, options.generator, options.dtype)
+    trained = read_about(options.network)
+    if not asked.class_names and trained.get("task") == asked.task:
+        asked = dataclasses.replace(asked, class_names=tuple(trained["classes"]))
     has_teacher = options.teacher is not None
     # Before the teacher and the directions, which take their time.
     drawn = _sheets(generator, asked, options) if has_sheets else []
@@ -646,7 +652,10 @@ def main(argv: list[str]) -> None:
             teacher=teacher,
             directions=directions,
             detector=detector,
-            about={"network": {"file": options.network.name, "generator": options.generator}},
+            about={
+                "network": {"file": options.network.name, "generator": options.generator},
+                "generator": {name: trained.get(name, []) for name in ("saw", "subjects")},
+            },
         )
         _report(options.out, wanted, tally, generator)
     if options.real:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -134,6 +134,21 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
+# What a progress line can show, and how.
+FIGURES: dict[str, Callable[[float], str]] = {
+    "loss": "loss {:.4f}".format,
+    "accuracy": "accuracy {:.3f}".format,
+    "discriminator_loss": "D {:.3f}".format,
+    "generator_loss": "G {:.3f}".format,
+    "r1": "R1 {:.3f}".format,
+    "augment_p": "augmented {:.2f}".format,
+    "images_per_second": "{:.0f} images/s".format,
+    "model_flop_per_second": lambda value: f"{value / 1e9:.0f} GFLOP/s",
+    "model_flop_utilisation": "MFU {:.1%}".format,
+    "data_wait_share": "data wait {:.0%}".format,
+}
+
+
 class ProgressLine:
     """One line that is rewritten on a terminal, and plain lines elsewhere."""
 
@@ -150,9 +165,7 @@ class ProgressLine:
 
         Args:
           step: steps done.
-          **figures: loss, accuracy, images_per_second, model_flop_per_second, data_wait_share
-            (of the time since the last line, 0 to 1), and model_flop_utilisation (0 to 1)
-            where the devices' peak is known.
+          **figures: some of `FIGURES`, in this order.
         """
         if self._first_step is None:
             # The rate counts from the first line, so that compilation is not in it.
@@ -161,15 +174,11 @@ class ProgressLine:
         else:
             per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
             eta = duration(per_step * (self._num_steps - step))
+        # Where the devices' peak is known, their use says more than the rate.
         if "model_flop_utilisation" in figures:
-            computing = f"MFU {figures['model_flop_utilisation']:.1%}"
-        else:
-            computing = f"{figures['model_flop_per_second'] / 1e9:.0f} GFLOP/s"
-        line = (
-            f"step {step}/{self._num_steps}  loss {figures['loss']:.4f}  "
-            f"accuracy {figures['accuracy']:.3f}  {figures['images_per_second']:.0f} images/s  "
-            f"{computing}  data wait {figures['data_wait_share']:.0%}  ETA {eta}"
-        )
+            figures = {k: v for k, v in figures.items() if k != "model_flop_per_second"}
+        shown = [FIGURES[name](value) for name, value in figures.items()]
+        line = "  ".join([f"step {step}/{self._num_steps}", *shown, f"ETA {eta}"])
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r" + line[:width].ljust(width))

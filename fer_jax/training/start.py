@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fer_jax import checkpoints
-from fer_jax.config import Config, fields, from_json, read_config, to_json
+from fer_jax.config import Config, fields, from_json, is_generator, read_config, to_json
 from fer_jax.data.audit import EXCLUSIONS_FILE
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
@@ -31,8 +31,16 @@ CHANGEABLE = (
 )
 
 
-def check_continues(config: Config, workdir: Path, data_dir: Path) -> None:
+def check_continues(
+    config: Config, workdir: Path, data_dir: Path, *, changeable: Collection[str] = CHANGEABLE
+) -> None:
     """Refuses to continue a run with a config or data that would make it another run.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      data_dir: where the datasets are.
+      changeable: names of fields that may differ.
 
     Raises:
       InputError: names every field that differs, and both values; or the exclusions or the data
@@ -42,11 +50,14 @@ def check_continues(config: Config, workdir: Path, data_dir: Path) -> None:
     if not any(path.name.isdecimal() for path in (workdir / checkpoints.FOLDER).glob("*")):
         return
     as_kept = from_json(to_json(config))
-    before, now = dict(fields(read_config(workdir))), dict(fields(as_kept))
+    before, now = (
+        dict(fields(read_config(workdir, of_generator=is_generator(config)))),
+        dict(fields(as_kept)),
+    )
     differing = [
         f"{name} (was {before.get(name)}, now {now.get(name)})"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in CHANGEABLE
+        if before.get(name) != now.get(name) and name not in changeable
     ]
     if differing:
         raise InputError(

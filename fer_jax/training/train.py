@@ -1,4 +1,4 @@
-"""The training program: mixture of records in, checkpoints and metrics out.
+"""The program that trains a classifier: mixture of records in, checkpoints and metrics out.
 
 Read `train` from top to bottom: data, shapes, shardings, state, the step, the loop.
 """
@@ -14,15 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from clu import platform
 
-from fer_jax import checkpoints, compilations, distributed
+from fer_jax import checkpoints, distributed
 from fer_jax.config import (
     Config,
-    OneLineParser,
     check_links,
-    default_data_dir,
     fields,
     from_json,
-    parse_with_config,
     to_json,
 )
 from fer_jax.data import batches
@@ -330,16 +327,3 @@ def _outcome(
         return {"step": history[-1]["step"]} | average
     best = checkpoints.best_step(history, config.selection_metric)
     return next(row for row in history if row["step"] == best)
-
-
-def main(argv: list[str]) -> None:
-    """The verb `train`."""
-    parser = OneLineParser(prog="fer-jax train", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of this run")
-    parser.add_argument("--data_dir", type=Path, default=default_data_dir())
-    arguments, config = parse_with_config(parser, argv)
-    compilations.keep()
-    best = train(config, arguments.workdir, arguments.data_dir)
-    metric = config.selection_metric
-    print(f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; score it with:")
-    print(f"  fer-jax evaluate --workdir={arguments.workdir}")

@@ -70,7 +70,10 @@ class Watchdog:
         self.doing(what, slow=True)
 
     def tending(self, step: Callable[..., Any], what: str) -> Callable[..., Any]:
-        """A step, each call of which is something new to watch; the first one may compile."""
+        """A step, each call of which is something new to watch, and so is what follows it.
+
+        Only the first call may compile; what it returns may still be under way.
+        """
         called = False
 
         @functools.wraps(step)
@@ -78,7 +81,9 @@ class Watchdog:
             nonlocal called
             self.doing(what, slow=not called)
             called = True
-            return step(*arguments)
+            result = step(*arguments)
+            self.doing(what)
+            return result
 
         return tended
 

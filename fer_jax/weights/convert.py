@@ -47,14 +47,28 @@ def convert(source: Path, out: Path) -> dict[str, Network]:
     """
     _check_out(out)
     networks = nvidia.read_networks(source)
+    write_networks(out, networks, _origin(source))
+    return networks
+
+
+def write_networks(out: Path, networks: dict[str, Network], about: dict[str, Any]) -> None:
+    """Writes networks into a folder that `read_networks` reads.
+
+    Args:
+      out: the folder; what an earlier call wrote there is replaced.
+      networks: by name, some of `nvidia.NAMES`.
+      about: what else config.json says of them.
+
+    Raises:
+      InputError: the folder cannot be written.
+    """
     arrays = {
         f"{name}/{key}": array
         for name, network in networks.items()
         for key, array in network.arrays.items()
     }
     configs = {name: dataclasses.asdict(network.config) for name, network in networks.items()}
-    _write(source, out, {"format": FORMAT, "networks": configs}, arrays)
-    return networks
+    _write(out, {"format": FORMAT, **about, "networks": configs}, arrays)
 
 
 def convert_xception(source: Path, out: Path) -> dict[str, np.ndarray]:
@@ -72,7 +86,7 @@ def convert_xception(source: Path, out: Path) -> dict[str, np.ndarray]:
     """
     _check_out(out)
     arrays = keras.read_xception(source)
-    _write(source, out, {"format": xception.FORMAT}, arrays)
+    _write(out, {"format": xception.FORMAT, **_origin(source)}, arrays)
     return arrays
 
 
@@ -84,13 +98,13 @@ def _check_out(out: Path) -> None:
         raise InputError(f"'{out}' holds something else ({min(others)}); name a new folder")
 
 
-def _write(source: Path, out: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _origin(source: Path) -> dict[str, Any]:
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config = {
-        "format": config["format"],
-        "source": {"file": source.name, "sha256": digest},
-    } | config
+    return {"source": {"file": source.name, "sha256": digest}}
+
+
+def _write(out: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         # The config comes last, and each file takes its place only when complete.
@@ -145,6 +159,18 @@ def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]
     except InputError as error:
         raise InputError(f"'{path}' {error}") from error
     return networks
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a folder's config.json says beside its networks, such as "classes"; {} of a file."""
+    file = path / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        about = json.loads(file.read_text())
+        return {name: value for name, value in about.items() if name not in ("format", "networks")}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"'{file}' is not what fer-jax convert writes") from error
 
 
 def _from_json(name: str, block: Any) -> Config:

@@ -8,8 +8,10 @@ dense weights [out, in].
 """
 
 import dataclasses
+import functools
+import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,41 @@ def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
     if name.endswith(".weight"):
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
     return array
+
+
+def to_their_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """The inverse of `to_our_layout`."""
+    if name.endswith(".const"):
+        return array[0].transpose(2, 0, 1)
+    if name.endswith(".noise_const"):
+        return array[0, :, :, 0]
+    if name.endswith(".weight"):
+        return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+    return array
+
+
+def from_trees(config: Config, params: Mapping[str, Any], buffers: Mapping[str, Any]) -> Network:
+    """The inverse of `to_trees`.
+
+    Args:
+      config: of the network.
+      params: nested, in this project's layouts.
+      buffers: "noise" and "w_avg", of a generator.
+
+    Returns:
+      The network.
+    """
+    arrays = {}
+    for name in stylegan2.shapes(config):
+        *blocks, last = name.split(".")
+        if last == "w_avg":
+            value = buffers["w_avg"]
+        elif last == "noise_const":
+            value = buffers["noise"]["_".join(blocks[1:])]
+        else:
+            value = functools.reduce(operator.getitem, [*blocks, last], params)
+        arrays[name] = to_their_layout(name, np.asarray(value))
+    return checked(config, arrays)
 
 
 def to_trees(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,27 @@
+r"""A small conditional StyleGAN2 of 32 px on FER2013's training part.
+
+    fer-jax build face_folder/given --name=fer2013 --source=fer2013.zip
+    fer-jax train --config=configs/stylegan_small.py --workdir=runs/stylegan_small
+    fer-jax synthesize --network=runs/stylegan_small/generator --out=synthetic --count=500 \
+      --detector=none --min_size=32
+
+For a machine without a GPU; `configs/stylegan_faces.py` is the larger one.
+"""
+
+from fer_jax.config import Config, default_generator
+
+
+def get_config() -> Config:
+    """The config."""
+    config = default_generator()
+    config.sources = ("fer2013/given",)
+    config.num_images = 400_000
+    config.model.image_size = 32
+    config.model.channel_base = 2048
+    config.model.channel_max = 128
+    config.model.latent_dim = 128
+    config.mixture.balance_classes = True
+    config.input = "memmap"
+    config.augment.images = 100_000.0
+    config.measure.every_images = 25_000
+    return config

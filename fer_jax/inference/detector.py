@@ -1,0 +1,145 @@
+"""The YuNet detector in the engine that runs the network: OpenCV needs three times as long."""
+
+import functools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fer_jax.errors import InputError
+from fer_jax.evaluation import runtime
+from fer_jax.media import faces
+
+STRIDES = (8, 16, 32)  # pixels from one cell of each of its three grids to the next
+MAX_CANDIDATES = 5000  # as in OpenCV
+
+# float32 BGR [1, 3, h, w], h and w multiples of 32 -> arrays by their names in the file
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+@functools.lru_cache(maxsize=4)
+def make_detector(engine: str, model: str) -> faces.Detector:
+    """`faces.make_detector("yunet", model)` in another engine: the same faces, but for rounding.
+
+    Args:
+      engine: a name in `runtime.ENGINES`; the engine is installed.
+      model: YuNet's file; "" for the one that is kept or fetched.
+
+    Raises:
+      InputError: the file is not to be had, or is no such network.
+    """
+    file = faces.detector_model(model)
+    title, extra, _ = runtime.ENGINES[engine]
+    try:
+        run = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine](file)
+    except ImportError as error:
+        raise InputError(f"{title} lacks {error.name}; pip install -e '.[{extra}]'") from error
+    except Exception as error:  # the engines' own derive from nothing narrower
+        raise InputError(f"'{file}' is not the YuNet detector") from error
+
+    def detect(image: np.ndarray, size: int) -> list[faces.Face]:
+        small, scale = faces.searched(image, size)
+        height, width = (-(-side // 32) * 32 for side in small.shape[:2])
+        batch = np.zeros((1, 3, height, width), np.float32)
+        batch[0, :, : small.shape[0], : small.shape[1]] = small.transpose(2, 0, 1)
+        boxes, landmarks, scores = _candidates(run(batch), width)
+        # OpenCV compares whole pixels.
+        kept = cv2.dnn.NMSBoxes(
+            boxes.astype(np.int32).tolist(),
+            scores.tolist(),
+            faces.MIN_SCORE,
+            faces.MAX_OVERLAP,
+            top_k=MAX_CANDIDATES,
+        )
+        return [
+            faces.Face(
+                (x / scale, y / scale, w / scale, h / scale),
+                float(scores[number]),
+                landmarks[number] / np.float32(scale),
+            )
+            for number in map(int, kept)
+            for x, y, w, h in [boxes[number].tolist()]
+        ]
+
+    try:
+        detect(np.zeros((64, 64, 3), np.uint8), faces.LARGE_FACES)
+    except Exception as error:  # the engines' own derive from nothing narrower
+        raise InputError(f"'{file}' is not the YuNet detector") from error
+    return detect
+
+
+def _candidates(
+    outputs: dict[str, np.ndarray], width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What every cell of the grids says, where it says that there is a face.
+
+    Args:
+      outputs: of the network, "cls", "obj", "bbox" and "kps" for each stride.
+      width: of its input, in pixels.
+
+    Returns:
+      (float32 [n, 4], float32 [n, 5, 2], float32 [n]): x, y, width, height; landmarks; scores.
+    """
+    found = []
+    for stride in STRIDES:
+        cls, obj, bbox, kps = (
+            outputs[f"{name}_{stride}"][0] for name in ("cls", "obj", "bbox", "kps")
+        )
+        scores = np.sqrt(np.clip(cls, 0, 1) * np.clip(obj, 0, 1))[:, 0]
+        cells = np.flatnonzero(scores >= faces.MIN_SCORE)
+        corner = np.stack(np.divmod(cells, width // stride)[::-1], axis=1)  # (column, row)
+        size = np.exp(bbox[cells, 2:])
+        boxes = np.concatenate([corner + bbox[cells, :2] - size / 2, size], axis=1) * stride
+        landmarks = (corner[:, None] + kps[cells].reshape(-1, 5, 2)) * stride
+        found.append((boxes.astype(np.float32), landmarks.astype(np.float32), scores[cells]))
+    boxes, landmarks, scores = map(np.concatenate, zip(*found, strict=True))
+    return boxes, landmarks, scores
+
+
+def _onnxruntime(file: Path) -> Run:
+    import onnx
+    import onnxruntime
+
+    # The file names one size; nothing in it depends on that.
+    model = onnx.load(str(file))
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim[1 if value in model.graph.output else 2 :]:
+            axis.dim_param = "any"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Pictures are searched by as many threads as there are cores.
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    given = session.get_inputs()[0].name
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, map(np.asarray, session.run(names, {given: batch})), strict=True))
+
+    return run
+
+
+def _openvino(file: Path) -> Run:
+    core = runtime.import_openvino().Core()
+    model = core.read_model(str(file))
+    names = [output.get_any_name() for output in model.outputs]
+    model.reshape([1, 3, -1, -1])
+    # One thread: pictures are searched by as many threads as there are cores. All of float32:
+    # boxes are to be those of OpenCV.
+    compiled = core.compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
+    requests = threading.local()
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        if not hasattr(requests, "one"):
+            requests.one = compiled.create_infer_request()
+        # They are overwritten by the thread's next picture, which comes after they were read.
+        answers = requests.one.infer([batch])
+        return {name: answers[number] for number, name in enumerate(names)}
+
+    return run

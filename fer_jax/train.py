@@ -1,0 +1,39 @@
+"""The verb `train`: a classifier, or the generator of a synthetic source, as its config says."""
+
+from pathlib import Path
+
+from fer_jax import compilations
+from fer_jax.config import (
+    Config,
+    OneLineParser,
+    check_config,
+    default_data_dir,
+    is_generator,
+    parse_with_config,
+)
+from fer_jax.synthesis import gan
+from fer_jax.training.train import train
+
+
+def main(argv: list[str]) -> None:
+    """The verb `train`."""
+    parser = OneLineParser(prog="fer-jax train", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="of this run")
+    parser.add_argument("--data_dir", type=Path, default=default_data_dir())
+    arguments, config = parse_with_config(parser, argv, check=_checked)
+    compilations.keep()
+    if is_generator(config):
+        best = gan.train(config, arguments.workdir, arguments.data_dir)
+        print(f"{gan.METRIC} {best[gan.METRIC]:.4g} at step {best['step']}; make faces with:")
+        print(
+            f"  fer-jax synthesize --network={arguments.workdir / gan.FOLDER} --out=DIR --count=100"
+        )
+        return
+    best = train(config, arguments.workdir, arguments.data_dir)
+    metric = config.selection_metric
+    print(f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; score it with:")
+    print(f"  fer-jax evaluate --workdir={arguments.workdir}")
+
+
+def _checked(config: Config) -> Config:
+    return gan.check_generator(config) if is_generator(config) else check_config(config)
