@@ -1,4 +1,4 @@
-"""YuNet in the engines finds what it finds in OpenCV."""
+"""YuNet in ONNX Runtime finds what it finds in OpenCV."""
 
 from pathlib import Path
 
@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 
 from fer_jax.errors import InputError
-from fer_jax.inference.detector import make_detector
+from fer_jax.inference import detector
 from fer_jax.media import faces
 
-ENGINES = ("onnxruntime", "openvino")
 
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_same_faces_as_in_opencv(engine: str, shared: Path, yunet_model: Path):
-    pytest.importorskip(engine)
-    ours, theirs = make_detector(engine, str(yunet_model)), faces.yunet(yunet_model)
+def test_the_same_faces_as_in_opencv(shared: Path, yunet_model: Path):
+    pytest.importorskip("onnxruntime")
+    ours, theirs = detector.in_onnxruntime(yunet_model), faces.yunet(yunet_model)
     num_faces = 0
     # Sizes of all kinds: 640 and 1,024 px are reduced, a crop of 100 px is enlarged.
     for name, crop in (("photo_01", 1), ("photo_06", 1), ("photo_28", 1), ("photo_28", 0.3)):
@@ -35,11 +32,15 @@ def test_the_same_faces_as_in_opencv(engine: str, shared: Path, yunet_model: Pat
     assert num_faces > 40
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_file_that_is_no_yunet_is_refused(engine: str, tmp_path: Path):
-    pytest.importorskip(engine)
+def test_a_file_that_is_no_yunet_is_refused(tmp_path: Path):
     (tmp_path / "other.onnx").write_bytes(b"no network")
     with pytest.raises(InputError, match=r"other.onnx' is not the YuNet detector"):
-        make_detector(engine, str(tmp_path / "other.onnx"))
+        detector.make_detector(str(tmp_path / "other.onnx"))
     with pytest.raises(InputError, match=r"--detector_model .*none.onnx' does not exist"):
-        make_detector(engine, str(tmp_path / "none.onnx"))
+        detector.make_detector(str(tmp_path / "none.onnx"))
+
+
+def test_without_onnx_runtime_opencv_finds_them(monkeypatch: pytest.MonkeyPatch, yunet_model: Path):
+    monkeypatch.setattr(detector, "find_spec", lambda name: None)
+    made = detector.make_detector(str(yunet_model))
+    assert made is faces.make_detector("yunet", str(yunet_model))

@@ -21,8 +21,9 @@ import fer_jax
 from fer_jax.__main__ import main
 from fer_jax.errors import InputError
 from fer_jax.evaluation import results
+from fer_jax.inference import recognizer
 from fer_jax.inference.page import LIMITS, Server, warm_up
-from fer_jax.media import faces, images
+from fer_jax.media import images
 from fer_jax.media.faces import Face
 
 # A phone's width.
@@ -66,10 +67,8 @@ def server(run: Path) -> Iterator[Server]:
         picture_bytes=2**20, clip_bytes=2**20, pixels=300_000, clip_s=1.0, waiting_s=2.0
     )
     with pytest.MonkeyPatch.context() as patch:
-        make = faces.make_detector
-        patch.setattr(
-            faces, "make_detector", lambda name, model: make(name, model) if model else detect
-        )
+        make = recognizer.make_detector
+        patch.setattr(recognizer, "make_detector", lambda model: make(model) if model else detect)
         with serving(Server(fer_jax.load(run), "127.0.0.1", 0, limits)) as server:
             yield server
 

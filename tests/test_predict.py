@@ -14,8 +14,9 @@ from small_runs import picture, write_run
 
 from fer_jax.__main__ import main
 from fer_jax.inference import predict as predicting
+from fer_jax.inference import recognizer
 from fer_jax.inference.drawing import COLOURS, Shown, annotate
-from fer_jax.media import camera, faces, images
+from fer_jax.media import camera, images
 from fer_jax.media.faces import Face
 from fer_jax.schema import EMOTIONS, TASKS
 
@@ -39,7 +40,7 @@ def two_faces(monkeypatch: pytest.MonkeyPatch) -> None:
             Face((float(x), float(y), float(w), float(h)), 0.9, None) for x, y, w, h, _ in boxes[1:]
         ]
 
-    monkeypatch.setattr(faces, "make_detector", lambda name, model: detect)
+    monkeypatch.setattr(recognizer, "make_detector", lambda model: detect)
 
 
 def scene(number: int, *, people: int = 2) -> np.ndarray:

@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation import runtime
 from fer_jax.inference.detector import make_detector
 from fer_jax.inference.engines import Engine, open_engine
 from fer_jax.inference.explain import overlay
@@ -157,14 +156,12 @@ class Recognizer:
         yield from self._answered(waiting)
 
     def detector(self) -> faces.Detector:
-        """What finds the faces: YuNet in the recognizer's engine, or in OpenCV beside JAX.
+        """What finds the faces.
 
         Raises:
-          InputError: its file is not to be had, or is no such network.
+          InputError: YuNet's file is not to be had, or is no such network.
         """
-        if self.engine.name in runtime.ENGINES:
-            return make_detector(self.engine.name, self.detector_model)
-        return faces.make_detector("yunet", self.detector_model)
+        return make_detector(self.detector_model)
 
     def described(self, answer: Answer) -> list[dict[str, Any]]:
         """The faces of an answer as `predict` returns them."""
