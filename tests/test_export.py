@@ -175,10 +175,16 @@ def test_the_card_has_scores_with_intervals(run: Path, data_dir: Path, tmp_path:
     one = {"dataset": "faces", "split": "test", "variant": "", "n": 7.0, "n_subjects": 3}
     one |= dict.fromkeys(interval, 0.5) | {"intervals": interval, "prevalence": [1 / 7] * 7}
     one |= {"n_clusters": 3, "cluster": "subject", "effective_clusters": 3.0, "undefined_draws": {}}
-    scores = {"sets": [one], "classes": list(load(run).classes)}
+    one |= {"errors": [{"record_id": "faces/somebody"}]}
+    scores = {"sets": [one], "classes": list(load(run).classes), "task": "emotion"}
     (run / "results.json").write_text(json.dumps(scores))
     export.export(load(run), tmp_path / "out", ("safetensors",), crops(71))
     (run / "results.json").unlink()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| faces test | 7 | 3 | 0.500 [0.400, 0.600] |" in card
     assert "- faces test: only 3 clusters (by subject): rough intervals" in card
+    # The page of an export shows them, too; no record is named in what is handed on.
+    beside = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert beside["sets"][0]["accuracy"] == 0.5 and "somebody" not in json.dumps(beside)
+    export.export(load(run), tmp_path / "out", ("safetensors",), crops(71))
+    assert not (tmp_path / "out" / "results.json").exists(), "the run has no scores now"

@@ -52,7 +52,7 @@ CALIBRATION = 32  # pictures of noise: what int8 costs does not depend on them
 RAW_BAR = "at least 0.95"
 PEER_BAR = "at least 2"
 PATH = "clip to answers"
-NUM_FRAMES = 60  # of the clip, from its start: the peer answers for two or three a second
+NUM_FRAMES = 240  # of the clip, from its start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ from fer_jax.models import xception
 
 FILES = {"safetensors": ARRAYS, "onnx": runtime.ONNX, "stablehlo": "model.stablehlo"}
 CARD = "README.md"
+SCORES = "results.json"  # of the test sets, for the page of an export
 # The largest difference of a probability from the run's own, computed in float32.
 BOUNDS = {"safetensors": 0.0, "onnx": 1e-4, "stablehlo": 1e-4}
 # Of a rounded form: that of one face may be large where two classes are close, so it is the mean
@@ -159,9 +160,24 @@ def export(
         (folder / CARD).write_text(_card(model, about, trained, report))
         # The config comes last: what was cut short is no export.
         (out / CONFIG).unlink(missing_ok=True)
-        for file in (*(FILES[form] for form in formats), CARD, CONFIG):
+        (out / SCORES).unlink(missing_ok=True)
+        scores = _scores(model.workdir) if trained is None else None
+        if scores is not None:
+            (folder / SCORES).write_text(json.dumps(scores, indent=2) + "\n")
+        written = [FILES[form] for form in formats] + ([SCORES] if scores is not None else [])
+        for file in (*written, CARD, CONFIG):
             os.replace(folder / file, out / file)
     return report
+
+
+def _scores(workdir: Path) -> dict[str, Any] | None:
+    """What the run's results.json says of its test sets, without the records that it names."""
+    file = workdir / SCORES
+    if not file.is_file():
+        return None
+    scored = json.loads(file.read_text())
+    sets = [{k: v for k, v in one.items() if k != "errors"} for one in scored["sets"]]
+    return {"task": scored["task"], "classes": scored["classes"], "sets": sets}
 
 
 def check_folder(out: Path, about: dict[str, Any], formats: Sequence[str]) -> None:
@@ -309,7 +325,7 @@ def _card(
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "## Scores", ""]
-    scores = model.workdir / "results.json"
+    scores = model.workdir / SCORES
     if scores.is_file():
         scored = json.loads(scores.read_text())
         names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
