@@ -332,7 +332,7 @@ def _train(
         )
 
     def measure() -> dict[str, float]:
-        """The grid, the measures, the page, and the network where it is the best so far."""
+        """The grid, the measures, and the network where it is the best so far."""
         dog.between_steps(f"the measures at step {number}")
         found = np.zeros(len(snapshots.NAMES))
         generator = generator_of(state, recipe)
