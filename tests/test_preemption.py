@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
+from fer_jax import train
 from fer_jax.__main__ import main
 from fer_jax.errors import Preempted
-from fer_jax.training import preemption, train
+from fer_jax.training import preemption
 
 HEARD = """
 import os, signal, time
