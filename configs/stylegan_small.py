@@ -1,7 +1,10 @@
 r"""A small conditional StyleGAN2 of 32 px on FER2013's training part.
 
     fer-jax build face_folder/given --name=fer2013 --source=fer2013.zip
-    fer-jax train --config=configs/stylegan_small.py --workdir=runs/stylegan_small
+    fer-jax audit --config=configs/fer2013.py --workdir=runs/fer2013_audit \
+      --write_exclusions=runs/fer2013_exclusions.csv
+    fer-jax train --config=configs/stylegan_small.py --workdir=runs/stylegan_small \
+      --config.exclusions=runs/fer2013_exclusions.csv
     fer-jax synthesize --network=runs/stylegan_small/generator --out=synthetic --count=500 \
       --detector=none --min_size=32
 
