@@ -131,3 +131,19 @@ def test_fresh_networks_keep_the_scale_of_what_they_are_given(state: gan_step.St
     assert float(state.generator["synthesis"]["b8"]["conv1"]["noise_strength"]) == 0
     assert state.noise["b8_conv1"].shape == (1, 8, 8, 1)
     assert state.w_average.shape == (CLASSES, 8)
+
+
+def test_no_part_needs_to_compile_twice(state: gan_step.State, batch: tuple[jax.Array, jax.Array]):
+    key = jax.random.key(0)
+    of_images = (gan_step.discriminator_step, gan_step.r1_step)
+    before = jax.eval_shape(lambda state: state, state)
+    for step in (*of_images, gan_step.generator_step, gan_step.path_step):
+        given = batch if step in of_images else batch[1:]
+        after, _ = jax.eval_shape(functools.partial(step, recipe=RECIPE), state, *given, key)
+        # Also whether a type is weak: what changes is compiled for again.
+        for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            assert (one.shape, one.dtype, one.weak_type) == (
+                other.shape,
+                other.dtype,
+                other.weak_type,
+            )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax.benchmark.benchmark import Row, compare, single, skipped
+from fer_jax.benchmark.benchmark import Row, paired, single, skipped
 from fer_jax.benchmark.model_side import peak_mb
 from fer_jax.benchmark.stylegan2 import MAX_DISAGREEMENT, Peer
 from fer_jax.config import default_generator
@@ -61,44 +61,59 @@ def run(options: argparse.Namespace) -> list[Row]:
         theirs = None
     else:
         theirs = _Theirs(torch, recipe, ours)
-    for name, part in ours.parts.items():
-        if theirs is None:
-            continue
-        rows.append(
-            compare(
-                f"{what}: {name}",
-                part,
-                theirs.parts[name],
-                peer_name="PyTorch eager",
-                amount=options.batch * (recipe.r1_interval if name == "cycle" else 1),
-                unit="images per second" + (f" ({BAR})" if name == "cycle" else ""),
-                repeats=options.repeats,
-                clock=time.perf_counter,
-                dtype="float32",
-                batch=options.batch,
-            )
-        )
+    if theirs is not None:
+        rows += _rows(what, recipe, ours, theirs, "PyTorch eager", options.repeats, BAR)
     augmented = _Ours(dataclasses.replace(recipe, augment_groups=tuple(gan.ada.GROUPS)), p=0.5)
-    rows.append(
-        compare(
-            f"{what}: cycle, augmented",
-            augmented.parts["cycle"],
-            ours.parts["cycle"],
-            peer_name="ours without augmentation",
-            amount=options.batch * recipe.r1_interval,
-            unit="images per second",
-            repeats=options.repeats,
-            clock=time.perf_counter,
-            dtype="float32",
-            batch=options.batch,
-        )
-    )
+    without = "ours without augmentation"
+    rows += _rows(f"{what}, augmented", recipe, augmented, ours, without, options.repeats)[-1:]
     rows.append(single("peak memory of all sides together", peak_mb("ours"), "MB"))
     return rows
 
 
+def _rows(
+    what: str,
+    recipe: Recipe,
+    ours: "_Ours",
+    peer: "_Ours | _Theirs",
+    peer_name: str,
+    repeats: int,
+    bar: str = "",
+) -> list[Row]:
+    """A row of each part, and of a cycle: the parts' times as often as they are due in it."""
+    steps = recipe.r1_interval
+    due = {name: steps for name in ours.parts} | {"r1": 1, "path": steps // recipe.path_interval}
+    seconds: list[tuple[dict[str, float], dict[str, float]]] = []
+    for repeat in range(repeats + 1):
+        found: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        for name in due:
+            for side, parts in zip(found, (ours.parts, peer.parts), strict=True):
+                started = time.perf_counter()
+                parts[name]()
+                side[name] = time.perf_counter() - started
+        # The first time compiles.
+        if repeat:
+            seconds.append(found)
+    for pair in seconds:
+        for side in pair:
+            side["cycle"] = sum(side[name] * often for name, often in due.items()) / steps
+    return [
+        paired(
+            f"{what}: {name}",
+            [
+                (recipe.batch_size / own[name], recipe.batch_size / other[name])
+                for own, other in seconds
+            ],
+            peer_name=peer_name,
+            unit="images per second" + (f" ({bar})" if bar and name == "cycle" else ""),
+            dtype="float32",
+            batch=recipe.batch_size,
+        )
+        for name in (*due, "cycle")
+    ]
+
+
 class _Ours:
-    """The compiled parts, each as something to call; a cycle is `r1_interval` steps."""
+    """The compiled parts, each as something to call."""
 
     def __init__(self, recipe: Recipe, p: float = 0.0):
         self.recipe = recipe
@@ -127,18 +142,6 @@ class _Ours:
             return once
 
         self.parts = {name: part(step) for name, step in compiled._asdict().items()}
-        self.parts["cycle"] = functools.partial(cycle, self.parts, recipe)
-
-
-def cycle(parts: dict[str, Callable[[], None]], recipe: Recipe) -> None:
-    """So many steps as lie between two of the laziest part, with all that is due in them."""
-    for number in range(1, recipe.r1_interval + 1):
-        parts["discriminator"]()
-        if number % recipe.r1_interval == 0:
-            parts["r1"]()
-        parts["generator"]()
-        if number % recipe.path_interval == 0:
-            parts["path"]()
 
 
 class _Theirs:
@@ -178,7 +181,6 @@ class _Theirs:
             "generator": self._generator,
             "path": self._path,
         }
-        self.parts["cycle"] = functools.partial(cycle, self.parts, recipe)
 
     def _check(self, ours: _Ours) -> None:
         """Refuses to compare other networks."""

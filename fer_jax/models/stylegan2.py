@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
+from fer_jax.models.convolution import Padding, conv2d
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 4096
@@ -540,7 +541,10 @@ def _plain_conv(
     weight = layer["weight"]
     weight = weight / math.sqrt(math.prod(weight.shape[:3]))
     dtype = x.dtype
-    x = _conv(x, weight) if stride == 1 else _conv(x, weight, "VALID", stride)
+    if stride == 1:
+        x = _conv(x, weight)
+    else:
+        x = conv2d(x, weight.astype(x.dtype), ((0, 0), (0, 0)), stride)
     return _activated(_wide(x), layer["bias"], activation, gain, clamp).astype(dtype)
 
 
@@ -583,14 +587,10 @@ def _activated(
     return x if clamp is None else jnp.clip(x, -clamp * gain, clamp * gain)
 
 
-def _conv(x: jax.Array, weight: jax.Array, padding: Any = "SAME", stride: int = 1) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        weight.astype(x.dtype),
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def _conv(x: jax.Array, weight: jax.Array, padding: Padding | None = None) -> jax.Array:
+    """With stride 1; without a padding to the same size."""
+    same = tuple(((taps - 1) // 2, taps // 2) for taps in weight.shape[:2])
+    return conv2d(x, weight.astype(x.dtype), padding or same)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -620,7 +620,7 @@ def _up_conv(x: jax.Array, weight: jax.Array, config: _ConvolutionConfig) -> jax
         (row, column): _conv(
             x,
             taps[row::2, column::2],
-            [(1, 1) if parity == 0 else (0, 1) for parity in (row, column)],
+            ((1 - row, 1), (1 - column, 1)),
         )
         for row in (0, 1)
         for column in (0, 1)

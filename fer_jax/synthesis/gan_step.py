@@ -139,7 +139,8 @@ def init_params(
             continue
         if last in ("bias", "noise_strength"):
             # A style starts as a factor of one.
-            drawn = jnp.full(shape, 1.0 if blocks[-1] == "affine" else 0.0)
+            # With a dtype: a weak one is lost in the first steps, and each step compiles again.
+            drawn = jnp.full(shape, 1.0 if blocks[-1] == "affine" else 0.0, drawn.dtype)
         elif blocks[0] == "mapping" and blocks[-1].startswith("fc"):
             assert config.mapping is not None  # it has the layer
             drawn = drawn / config.mapping.lr_multiplier
