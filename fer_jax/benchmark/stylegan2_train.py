@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax.benchmark.benchmark import Row, paired, single, skipped
-from fer_jax.benchmark.model_side import peak_mb
+from fer_jax.benchmark.model_side import measure_rates, peak_mb
 from fer_jax.benchmark.stylegan2 import MAX_DISAGREEMENT, Peer
 from fer_jax.config import default_generator
 from fer_jax.data.augment import normalize
@@ -66,6 +66,13 @@ def run(options: argparse.Namespace) -> list[Row]:
     augmented = _Ours(dataclasses.replace(recipe, augment_groups=tuple(gan.ada.GROUPS)), p=0.5)
     without = "ours without augmentation"
     rows += _rows(f"{what}, augmented", recipe, augmented, ours, without, options.repeats)[-1:]
+    due = _due(recipe)
+    flop = sum(ours.flop[name] * often for name, often in due.items())
+    flop /= recipe.r1_interval * recipe.batch_size
+    rate = measure_rates("float32")["flop_per_second"]
+    rows.append(single("operations of a cycle, for one image", flop / 1e9, "GFLOP"))
+    rows.append(single("this machine's products of matrices", rate / 1e9, "GFLOP/s"))
+    rows.append(single("share of that, a cycle", rows[-3]["peer"] * flop / rate, "of 1"))
     rows.append(single("peak memory of all sides together", peak_mb("ours"), "MB"))
     return rows
 
@@ -80,8 +87,7 @@ def _rows(
     bar: str = "",
 ) -> list[Row]:
     """A row of each part, and of a cycle: the parts' times as often as they are due in it."""
-    steps = recipe.r1_interval
-    due = {name: steps for name in ours.parts} | {"r1": 1, "path": steps // recipe.path_interval}
+    due = _due(recipe)
     seconds: list[tuple[dict[str, float], dict[str, float]]] = []
     for repeat in range(repeats + 1):
         found: tuple[dict[str, float], dict[str, float]] = ({}, {})
@@ -95,7 +101,9 @@ def _rows(
             seconds.append(found)
     for pair in seconds:
         for side in pair:
-            side["cycle"] = sum(side[name] * often for name, often in due.items()) / steps
+            side["cycle"] = (
+                sum(side[name] * often for name, often in due.items()) / recipe.r1_interval
+            )
     return [
         paired(
             f"{what}: {name}",
@@ -110,6 +118,13 @@ def _rows(
         )
         for name in (*due, "cycle")
     ]
+
+
+def _due(recipe: Recipe) -> dict[str, int]:
+    """How often each part runs between two of the laziest."""
+    steps = recipe.r1_interval
+    lazily = {"r1": 1, "path": steps // recipe.path_interval}
+    return {name: lazily.get(name, steps) for name in gan.Parts._fields}
 
 
 class _Ours:
@@ -142,6 +157,10 @@ class _Ours:
             return once
 
         self.parts = {name: part(step) for name, step in compiled._asdict().items()}
+        self.flop = {
+            name: step.lower(self.state, self.batch, self.key).cost_analysis()["flops"]
+            for name, step in compiled._asdict().items()
+        }
 
 
 class _Theirs:
