@@ -162,8 +162,11 @@ def test_stylegan2_trains_rows(tmp_path: Path):
     if importlib.util.find_spec("torch"):
         names = [row["what"].rpartition(": ")[2] for row in rows if row.get("peer_name")]
         assert names[:5] == ["discriminator", "r1", "generator", "path", "cycle"]
-    augmented = next(row for row in rows if row["what"].endswith("cycle, augmented"))
+    augmented = next(row for row in rows if row["what"].endswith("augmented: cycle"))
     assert augmented["ours"] > 0 and augmented["peer_name"] == "ours without augmentation"
+    work, rate, share = rows[-4:-1]
+    seconds = work["ours"] / rate["ours"]  # at the machine's rate
+    assert 0 < share["ours"] == pytest.approx(augmented["peer"] * seconds) < 1
 
 
 def test_inferences_rows(tmp_path: Path):
