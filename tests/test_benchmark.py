@@ -166,7 +166,7 @@ def test_stylegan2_trains_rows(tmp_path: Path):
     assert augmented["ours"] > 0 and augmented["peer_name"] == "ours without augmentation"
     work, rate, share = rows[-4:-1]
     seconds = work["ours"] / rate["ours"]  # at the machine's rate
-    assert 0 < share["ours"] == pytest.approx(augmented["peer"] * seconds) < 1
+    assert share["ours"] == pytest.approx(augmented["peer"] * seconds) and 0 < share["ours"] < 1
 
 
 def test_inferences_rows(tmp_path: Path):
