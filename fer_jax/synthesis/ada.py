@@ -202,22 +202,15 @@ def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
       [n, side, side, c].
     """
     n, side = images.shape[:2]
-    margin = side - 1
-    edges = [(0, 0), (margin, margin), (margin, margin), (0, 0)]
-    dense = jnp.pad(images, edges, mode="reflect")
-    for axis in (1, 2):
-        dense = _doubled(dense, axis)
+    dense = _resampled(images, _doubling(side))
     # Each sample of the output's doubled grid, and of what its filter reaches beyond the edge; the
     # filter's weight lies at its sixth tap, so every second sample is at a pixel.
     grid = (np.arange(-REACH, 2 * side + REACH) + 1) / 2 - side / 2
     x, y = np.meshgrid(grid, grid)
     out = jnp.asarray(np.stack([x, y, np.ones_like(x)]), jnp.float32).reshape(3, -1)
     where = jnp.matmul(matrices[:, :2].astype(jnp.float32), out, precision="highest")
-    sampled = jax.vmap(_bilinear)(dense, 2 * (where + side / 2 + margin) - 1)
-    sampled = sampled.reshape(n, len(grid), len(grid), -1)
-    for axis in (1, 2):
-        sampled = _halved(sampled, axis, side)
-    return sampled
+    sampled = jax.vmap(_bilinear)(dense, 2 * (where + side / 2 + side - 1) - 1)
+    return _resampled(sampled.reshape(n, len(grid), len(grid), -1), _halving(side))
 
 
 def _bilinear(image: jax.Array, where: jax.Array) -> jax.Array:
@@ -242,28 +235,38 @@ def _bilinear(image: jax.Array, where: jax.Array) -> jax.Array:
     )
 
 
-def _doubled(x: jax.Array, axis: int) -> jax.Array:
-    """Zeros between the samples of an axis, then the filter: twice as many samples."""
-    before, after = REACH - 1, REACH
-    edges = [(0, 0, 0)] * x.ndim
+def _resampled(images: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """Rows and columns of images [n, h, w, c] by a matrix [m, h = w]: [n, m, m, c].
+
+    Products of matrices, and so are their gradients: tap by tap, XLA writes each tap's gradient in
+    full, twenty times as slow on CPU.
+    """
+    matrix = jnp.asarray(matrix, images.dtype)
+    n, height, _, channels = images.shape
+    columns = jnp.einsum("nhwc,mw->nhmc", images, matrix, precision="highest")
+    rows = jnp.matmul(matrix, columns.reshape(n, height, -1), precision="highest")
+    return rows.reshape(n, len(matrix), len(matrix), channels)
+
+
+@functools.cache
+def _doubling(side: int) -> np.ndarray:
+    """A line, mirrored at its ends, with zeros between its samples, filtered: [m, side]."""
+    line = np.pad(np.eye(side), ((side - 1, side - 1), (0, 0)), mode="reflect")
     # One zero after each sample, and one beyond the last.
-    edges[axis] = (after, before + 1, 1)
-    return _filtered(jax.lax.pad(x, jnp.zeros((), x.dtype), edges), axis, 2 * SYM6)
+    spread = np.zeros((2 * len(line) + 2 * REACH - 1, side))
+    spread[REACH : REACH + 2 * len(line) : 2] = line
+    return _filtered(spread, 2 * SYM6)
 
 
-def _halved(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """The filter the other way round, then every second sample: `size` of them."""
-    filtered = _filtered(x, axis, SYM6[::-1])
-    return jax.lax.slice_in_dim(filtered, 1, 2 * size, 2, axis)
+@functools.cache
+def _halving(side: int) -> np.ndarray:
+    """The filter the other way round, then every second sample: [side, 2 side + 2 REACH]."""
+    return _filtered(np.eye(2 * side + 2 * REACH), SYM6[::-1])[1 : 2 * side : 2]
 
 
-def _filtered(x: jax.Array, axis: int, taps: np.ndarray) -> jax.Array:
-    """Convolution along an axis without padding."""
-    size = x.shape[axis] - len(taps) + 1
-    total = jnp.zeros((), x.dtype)
-    for index, tap in enumerate(taps[::-1]):
-        total = total + float(tap) * jax.lax.slice_in_dim(x, index, index + size, 1, axis)
-    return total
+def _filtered(lines: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """Convolution of each column without padding."""
+    return np.stack([np.convolve(line, taps, "valid") for line in lines.T], axis=1)
 
 
 def adjusted(
