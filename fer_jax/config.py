@@ -14,7 +14,7 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -330,53 +330,46 @@ def check_config(config: Config) -> Config:
     if is_generator(config):
         raise InputError("this is a generator's config; run it with `fer-jax train`")
     check_fields(config, default_config)
-    choices = {
-        "task": ("emotion", "interest"),
-        "model.head": ("gap", "mlp"),
-        "model.dtype": ("float32", "bfloat16", "float16"),
-        "loss.class_weights": ("none", "balanced"),
-        "optimizer.name": ("adamw", "adam", "sgd"),
-        "schedule.name": ("cosine", "constant", "plateau"),
-        "weight_average": ("none", "swad"),
-        "sharding": ("data_parallel", "fsdp"),
-        "corrupt_records": ("stop", "skip"),
-        "input": ("stream", "memmap", "device"),
-        "selection_metric": (
-            "validation_loss",
-            "validation_accuracy",
-            "validation_balanced_accuracy",
-            "validation_macro_f1",
-        ),
-    }
-    values = dict(fields(config))
-    for name, accepted in choices.items():
-        if values[name] not in accepted:
-            hint = did_you_mean(values[name], accepted)
-            raise InputError(f"config.{name} cannot be '{values[name]}'{hint}")
-    at_least_one = ("batch_size", "accumulation_steps", "log_every_steps")
-    for name in (*at_least_one, "schedule.plateau_patience"):
-        if values[name] < 1:
-            raise InputError(f"config.{name} must be at least 1, not {values[name]}")
-    if config.keep_checkpoints < 2:
-        raise InputError(
-            "config.keep_checkpoints must be at least 2, so that one is whole when another is "
-            f"damaged, not {config.keep_checkpoints}"
-        )
-    positive = ("num_epochs", "validate_every_epochs", "optimizer.learning_rate")
-    for name in (*positive, "schedule.plateau_factor"):
-        if values[name] <= 0:
-            raise InputError(f"config.{name} must be above 0, not {values[name]}")
-    at_least_zero = ("seed", "early_stopping_patience", "schedule.warmup_epochs")
-    at_least_zero += ("optimizer.weight_decay", "optimizer.max_gradient_norm")
-    for name in (*at_least_zero, "method.coral", "method.sam"):
-        if values[name] < 0:
-            raise InputError(f"config.{name} must be at least 0, not {values[name]}")
-    shares = ("ema_decay", "model.dropout", "loss.label_smoothing", "model.batch_norm_momentum")
-    for name in (*shares, "optimizer.momentum"):
-        if not 0 <= values[name] < 1:
-            raise InputError(f"config.{name} must be in [0, 1), not {values[name]}")
-    if not 0 <= config.method.mixstyle <= 1:
-        raise InputError(f"config.method.mixstyle must be in [0, 1], not {config.method.mixstyle}")
+    check_values(
+        config,
+        choices={
+            "task": ("emotion", "interest"),
+            "model.head": ("gap", "mlp"),
+            "model.dtype": ("float32", "bfloat16", "float16"),
+            "loss.class_weights": ("none", "balanced"),
+            "optimizer.name": ("adamw", "adam", "sgd"),
+            "schedule.name": ("cosine", "constant", "plateau"),
+            "weight_average": ("none", "swad"),
+            "sharding": ("data_parallel", "fsdp"),
+            "corrupt_records": ("stop", "skip"),
+            "input": ("stream", "memmap", "device"),
+            "selection_metric": (
+                "validation_loss",
+                "validation_accuracy",
+                "validation_balanced_accuracy",
+                "validation_macro_f1",
+            ),
+        },
+        ranges={
+            "at least 1": (
+                *("batch_size", "accumulation_steps", "log_every_steps"),
+                "schedule.plateau_patience",
+            ),
+            "above 0": (
+                *("num_epochs", "validate_every_epochs", "optimizer.learning_rate"),
+                "schedule.plateau_factor",
+            ),
+            "at least 0": (
+                *("seed", "early_stopping_patience", "schedule.warmup_epochs", "method.coral"),
+                *("optimizer.weight_decay", "optimizer.max_gradient_norm", "method.sam"),
+            ),
+            "in [0, 1)": (
+                *("ema_decay", "model.dropout", "model.batch_norm_momentum"),
+                *("loss.label_smoothing", "optimizer.momentum"),
+            ),
+            "in [0, 1]": ("method.mixstyle",),
+        },
+    )
     if config.method.coral and len(config.sources) < 2:
         raise InputError(
             "config.method.coral compares sources, and config.sources has "
@@ -398,6 +391,47 @@ def check_config(config: Config) -> Config:
             f"config.accumulation_steps {config.accumulation_steps}"
         )
     return config
+
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda x: x >= 1,
+    "above 0": lambda x: x > 0,
+    "at least 0": lambda x: x >= 0,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in [0, 1]": lambda x: 0 <= x <= 1,
+}
+
+
+def check_values(
+    config: Config,
+    *,
+    choices: Mapping[str, Collection[str]],
+    ranges: Mapping[str, Collection[str]],
+) -> None:
+    """Refuses words that stand for nothing, and numbers out of range.
+
+    Args:
+      config: of a training, a classifier's or a generator's.
+      choices: from the name of a field to what it accepts.
+      ranges: from a key of `RANGES` to the names of the fields that must lie there.
+
+    Raises:
+      InputError: names the field, its value and what is accepted.
+    """
+    values = dict(fields(config))
+    for name, accepted in choices.items():
+        if values[name] not in accepted:
+            hint = did_you_mean(values[name], accepted)
+            raise InputError(f"config.{name} cannot be '{values[name]}'{hint}")
+    for where, names in ranges.items():
+        for name in names:
+            if not RANGES[where](values[name]):
+                raise InputError(f"config.{name} must be {where}, not {values[name]}")
+    if config.keep_checkpoints < 2:
+        raise InputError(
+            "config.keep_checkpoints must be at least 2, so that one is whole when another is "
+            f"damaged, not {config.keep_checkpoints}"
+        )
 
 
 def check_fields(config: Config, defaults: Callable[[], Config]) -> None:

@@ -25,6 +25,7 @@ from fer_jax.config import (
     Config,
     check_fields,
     check_links,
+    check_values,
     default_config,
     default_generator,
     fields,
@@ -79,44 +80,33 @@ def check_generator(config: Config) -> Config:
       InputError: names the field, its value and what is accepted.
     """
     check_fields(config, default_generator)
-    values = dict(fields(config))
-    for name, accepted in (
-        ("task", tuple(TASKS)),
-        ("model.dtype", ("float32", "bfloat16")),
-        ("input", ("stream", "memmap", "device")),
-        ("corrupt_records", ("stop", "skip")),
-    ):
-        if values[name] not in accepted:
-            hint = did_you_mean(values[name], accepted)
-            raise InputError(f"config.{name} cannot be '{values[name]}'{hint}")
+    check_values(
+        config,
+        choices={
+            "task": tuple(TASKS),
+            "model.dtype": ("float32", "bfloat16"),
+            "input": ("stream", "memmap", "device"),
+            "corrupt_records": ("stop", "skip"),
+        },
+        ranges={
+            "at least 1": (
+                *("batch_size", "num_images", "log_every_steps", "r1_interval", "path_interval"),
+                *("measure.every_images", "model.latent_dim", "model.mapping_layers"),
+            ),
+            "above 0": ("learning_rate", "average_images", "augment.images"),
+            "at least 0": ("seed", "r1_gamma", "path_weight", "average_rampup", "freeze_blocks"),
+            "in [0, 1]": ("style_mixing", "augment.target"),
+        },
+    )
     for name in config.augment.groups:
         if name not in ada.GROUPS:
             hint = did_you_mean(name, ada.GROUPS)
             raise InputError(f"config.augment.groups cannot have '{name}'{hint}")
-    at_least_one = ("batch_size", "num_images", "log_every_steps", "r1_interval", "path_interval")
-    at_least_one += ("measure.every_images", "model.latent_dim", "model.mapping_layers")
-    for name in at_least_one:
-        if values[name] < 1:
-            raise InputError(f"config.{name} must be at least 1, not {values[name]}")
-    if config.keep_checkpoints < 2:
-        raise InputError(
-            "config.keep_checkpoints must be at least 2, so that one is whole when another is "
-            f"damaged, not {config.keep_checkpoints}"
-        )
     if config.measure.images < snapshots.MIN_IMAGES:
         raise InputError(
             f"config.measure.images must be at least {snapshots.MIN_IMAGES}, not "
             f"{config.measure.images}"
         )
-    for name in ("learning_rate", "average_images", "augment.images"):
-        if values[name] <= 0:
-            raise InputError(f"config.{name} must be above 0, not {values[name]}")
-    for name in ("seed", "r1_gamma", "path_weight", "average_rampup", "freeze_blocks"):
-        if values[name] < 0:
-            raise InputError(f"config.{name} must be at least 0, not {values[name]}")
-    for name in ("style_mixing", "augment.target"):
-        if not 0 <= values[name] <= 1:
-            raise InputError(f"config.{name} must be in [0, 1], not {values[name]}")
     recipe = recipe_of(config)
     if config.freeze_blocks >= len(recipe.discriminator.resolutions):
         raise InputError(
