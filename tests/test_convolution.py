@@ -88,4 +88,5 @@ def test_the_gradient_of_the_weight_is_no_convolution_with_a_window_as_large_as_
         return jax.grad(lambda w: jnp.sum(jnp.sin(conv2d(x, w, EVEN, 1))))(weight)
 
     x, weight = jnp.ones((2, 16, 16, 3)), jnp.ones((2, 2, 3, 4))
-    assert "size=16x16" not in jax.jit(slope).lower(x, weight).compile().as_text()
+    program = jax.jit(slope).lower(x, weight).compile().as_text()
+    assert program and "size=16x16" not in program

@@ -1,6 +1,6 @@
 """A convolution whose gradients of every order have a fast form on CPU.
 
-Three functions are each other's derivatives: `conv2d` of an image and a weight, `_spread`, which
+Three functions are each other's derivatives: `_conv2d` of an image and a weight, `_spread`, which
 carries an answer back to the image, and `_correlated`, which carries it back to the weight. The
 last is why they are here: XLA:CPU computes it as a convolution whose window is the answer. If that
 is larger than the image, or has a stride, as in the gradient of a gradient, XLA swaps the two and
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv2d(x: jax.Array, weight: jax.Array, padding: Padding, stride: int = 1) -> jax.Array:
     """Cross-correlation, as networks call a convolution.
 
@@ -29,13 +28,18 @@ def conv2d(x: jax.Array, weight: jax.Array, padding: Padding, stride: int = 1) -
     Returns:
       [n, h', w', out] of x's dtype.
     """
-    return _plain(x, weight, padding, stride)
+    return jnp.asarray(_conv2d(x, weight, padding, stride))
 
 
 def _plain(x: jax.Array, weight: jax.Array, padding: Padding, stride: int) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, weight, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d(x: jax.Array, weight: jax.Array, padding: Padding, stride: int) -> jax.Array:
+    return _plain(x, weight, padding, stride)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -90,7 +94,7 @@ def _spread_backward(
 ) -> Any:
     answer, weight = saved
     return (
-        conv2d(x, weight, padding, stride),
+        _conv2d(x, weight, padding, stride),
         _correlated(x, answer, weight.shape[:2], padding, stride),
     )
 
@@ -101,10 +105,10 @@ def _correlated_backward(
     x, answer = saved
     return (
         _spread(answer, weight, x.shape[1:3], padding, stride),
-        conv2d(x, weight, padding, stride),
+        _conv2d(x, weight, padding, stride),
     )
 
 
-conv2d.defvjp(lambda *a: (conv2d(*a), a[:2]), _conv2d_backward)
+_conv2d.defvjp(lambda *a: (_conv2d(*a), a[:2]), _conv2d_backward)
 _spread.defvjp(lambda *a: (_spread(*a), a[:2]), _spread_backward)
 _correlated.defvjp(lambda *a: (_correlated(*a), a[:2]), _correlated_backward)

@@ -241,10 +241,10 @@ def _resampled(images: jax.Array, matrix: np.ndarray) -> jax.Array:
     Products of matrices, and so are their gradients: tap by tap, XLA writes each tap's gradient in
     full, twenty times as slow on CPU.
     """
-    matrix = jnp.asarray(matrix, images.dtype)
+    factor = jnp.asarray(matrix, images.dtype)
     n, height, _, channels = images.shape
-    columns = jnp.einsum("nhwc,mw->nhmc", images, matrix, precision="highest")
-    rows = jnp.matmul(matrix, columns.reshape(n, height, -1), precision="highest")
+    columns = jnp.einsum("nhwc,mw->nhmc", images, factor, precision="highest")
+    rows = jnp.matmul(factor, columns.reshape(n, height, -1), precision="highest")
     return rows.reshape(n, len(matrix), len(matrix), channels)
 
 
