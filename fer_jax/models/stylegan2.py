@@ -589,7 +589,8 @@ def _activated(
 
 def _conv(x: jax.Array, weight: jax.Array, padding: Padding | None = None) -> jax.Array:
     """With stride 1; without a padding to the same size."""
-    same = tuple(((taps - 1) // 2, taps // 2) for taps in weight.shape[:2])
+    rows, columns = weight.shape[:2]
+    same = ((rows - 1) // 2, rows // 2), ((columns - 1) // 2, columns // 2)
     return conv2d(x, weight.astype(x.dtype), padding or same)
 
 
