@@ -127,6 +127,11 @@ def _due(recipe: Recipe) -> dict[str, int]:
     return {name: lazily.get(name, steps) for name in gan.Parts._fields}
 
 
+def _flop(lowered: Any) -> float:
+    """A program's operations; a GPU's are known only when it is compiled, which is done anyway."""
+    return (lowered.cost_analysis() or lowered.compile().cost_analysis())["flops"]
+
+
 class _Ours:
     """The compiled parts, each as something to call."""
 
@@ -158,7 +163,7 @@ class _Ours:
 
         self.parts = {name: part(step) for name, step in compiled._asdict().items()}
         self.flop = {
-            name: step.lower(self.state, self.batch, self.key).cost_analysis()["flops"]
+            name: _flop(step.lower(self.state, self.batch, self.key))
             for name, step in compiled._asdict().items()
         }
 

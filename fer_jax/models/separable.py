@@ -181,7 +181,10 @@ class Pointwise(nnx.Module):
 
     def __call__(self, x: jax.Array, use_running_average: bool) -> Unnormalized:
         """[b, h, w, channels] to [b, h / stride, w / stride, filters]."""
-        x = x[:, :: self.stride, :: self.stride]
+        if self.stride > 1:
+            # Without the barrier XLA:GPU takes the skipping into the product, where it fails a
+            # check of its own and ends the process (openxla/xla#47381).
+            x = jax.lax.optimization_barrier(x[:, :: self.stride, :: self.stride])
         return self.norm(pointwise_conv(x, self.kernel[...]), use_running_average)
 
 
