@@ -160,6 +160,7 @@ def default_generator() -> Config:
             "path_weight": 2.0,  # of the path length penalty; 0: none
             "path_interval": 4,  # steps
             "style_mixing": 0.9,
+            "class_weight": 0.0,  # of telling the classes apart, in both losses; 0: as published
             "average_images": 10_000.0,  # half-life of the average that is used
             "average_rampup": 0.05,
             "augment": {

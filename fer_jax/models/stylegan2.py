@@ -493,6 +493,26 @@ def discriminate(
       Logits [n, 1]. They depend on the grouping of samples: sample i shares a standard
       deviation with i + n / group, i + 2 n / group, ...
     """
+    x = _seen(config, params, images, dtype)
+    if config.mapping is None:
+        return x
+    projection = map_latents(config.mapping, params["mapping"], None, c)
+    return jnp.sum(x * projection, axis=1, keepdims=True) / math.sqrt(config.mapping.w_dim)
+
+
+def discriminate_classes(
+    config: DiscriminatorConfig, params: Params, images: jax.Array, dtype: Any = jnp.float32
+) -> jax.Array:
+    """`discriminate` for every class at once: logits [n, c_dim]; arguments as there."""
+    assert config.mapping is not None  # it is conditional
+    x = _seen(config, params, images, dtype)
+    every = jnp.eye(config.mapping.c_dim, dtype=x.dtype)
+    projections = map_latents(config.mapping, params["mapping"], None, every)
+    return x @ projections.T / math.sqrt(config.mapping.w_dim)
+
+
+def _seen(config: DiscriminatorConfig, params: Params, images: jax.Array, dtype: Any) -> jax.Array:
+    """What is projected on a class: [n, w_dim]; [n, 1], the logits, without classes."""
     clamp = config.conv_clamp
     x = jnp.zeros((), dtype)  # the first block adds the image to it
     for size in reversed(config.resolutions[1:]):
@@ -516,16 +536,13 @@ def discriminate(
     if config.architecture == "skip":
         read = images.astype(dtype)
         x = x + _plain_conv(last["fromrgb"], read, config.epilogue_activation, clamp=None)
-    x = _with_deviation(config, x)
+    # As published: here everything is at least float32.
+    x = _with_deviation(config, _wide(x))
     x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=clamp)
     # The published dense layer counts channels before rows and columns.
     x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
     x = _activated(_dense(last["fc"], _wide(x)), None, config.epilogue_activation)
-    x = _dense(last["out"], x)
-    if config.mapping is not None:
-        projection = map_latents(config.mapping, params["mapping"], None, c)
-        x = jnp.sum(x * projection, axis=1, keepdims=True) / math.sqrt(config.mapping.w_dim)
-    return x
+    return _dense(last["out"], x)
 
 
 def _plain_conv(

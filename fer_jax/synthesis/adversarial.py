@@ -23,6 +23,21 @@ def discriminator_loss(real: jax.Array, made: jax.Array) -> jax.Array:
     return jnp.mean(jax.nn.softplus(-real)) + jnp.mean(jax.nn.softplus(made))
 
 
+def classification_loss(logits: jax.Array, classes: jax.Array) -> jax.Array:
+    """How badly the classes are told apart: the mean cross-entropy.
+
+    Both networks can lower it beside their own loss (the idea of Odena et al. 2017, AC-GAN); here
+    with the discriminator's logit of every class (Miyato and Koyama 2018), so without a head of
+    its own. Where classes differ in little, as expressions do, the projection alone learns them
+    late.
+
+    Args:
+      logits: [n, classes].
+      classes: [n, classes], one-hot.
+    """
+    return -jnp.mean(jnp.sum(classes * jax.nn.log_softmax(logits), axis=-1))
+
+
 def r1_penalties(critic: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
     """The squared gradient of the discriminator at real images.
 

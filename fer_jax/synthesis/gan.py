@@ -94,7 +94,10 @@ def check_generator(config: Config) -> Config:
                 *("measure.every_images", "model.latent_dim", "model.mapping_layers"),
             ),
             "above 0": ("learning_rate", "average_images", "augment.images"),
-            "at least 0": ("seed", "r1_gamma", "path_weight", "average_rampup", "freeze_blocks"),
+            "at least 0": (
+                *("seed", "r1_gamma", "path_weight", "average_rampup", "freeze_blocks"),
+                "class_weight",
+            ),
             "in [0, 1]": ("style_mixing", "augment.target"),
         },
     )
@@ -102,6 +105,11 @@ def check_generator(config: Config) -> Config:
         if name not in ada.GROUPS:
             hint = did_you_mean(name, ada.GROUPS)
             raise InputError(f"config.augment.groups cannot have '{name}'{hint}")
+    if config.class_weight and not config.model.conditional:
+        raise InputError(
+            "config.class_weight is of telling classes apart, and config.model.conditional is "
+            "false; set one of them otherwise"
+        )
     if config.measure.images < snapshots.MIN_IMAGES:
         raise InputError(
             f"config.measure.images must be at least {snapshots.MIN_IMAGES}, not "
@@ -174,6 +182,7 @@ def _with_constants(
         path_weight=config.path_weight,
         path_interval=config.path_interval,
         style_mixing=config.style_mixing,
+        class_weight=config.class_weight,
         average_images=config.average_images,
         average_rampup=config.average_rampup,
         augment_groups=tuple(config.augment.groups),

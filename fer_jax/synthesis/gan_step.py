@@ -39,6 +39,7 @@ class Recipe:
       path_weight: of the path length penalty; 0 leaves it out.
       path_interval: steps from one to the next.
       style_mixing: probability that the later layers get another w.
+      class_weight: of `adversarial.classification_loss` in both losses; 0 leaves it out.
       average_images: half-life of the generator's average, in images.
       average_rampup: the half-life is at most this share of the images so far.
       augment_groups: of `ada.GROUPS`, what is augmented.
@@ -59,6 +60,7 @@ class Recipe:
     path_weight: float = 2.0
     path_interval: int = 4
     style_mixing: float = 0.9
+    class_weight: float = 0.0
     average_images: float = 10_000.0
     average_rampup: float = 0.05
     augment_groups: tuple[str, ...] = tuple(ada.GROUPS)
@@ -198,11 +200,12 @@ def discriminator_step(
     seen_real = _augmented(images, keys[1], state.augment_p, recipe)
     seen_made = _augmented(made, keys[2], state.augment_p, recipe)
 
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        real = _judged(params, seen_real, classes, recipe)
-        return adversarial.discriminator_loss(real, _judged(params, seen_made, asked, recipe)), real
+    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        real, told = _judged_and_told(params, seen_real, classes, recipe)
+        value = adversarial.discriminator_loss(real, _judged(params, seen_made, asked, recipe))
+        return value + recipe.class_weight * told, (value, real)
 
-    (value, real), gradients = jax.value_and_grad(loss, has_aux=True)(state.discriminator)
+    gradients, (value, real) = jax.grad(loss, has_aux=True)(state.discriminator)
     sign = jnp.mean(jnp.sign(real))
     state = _discriminator_updated(state, gradients, recipe)
     signs = state.signs + sign
@@ -258,12 +261,14 @@ def generator_step(
     """
     keys = jax.random.split(key)
 
-    def loss(params: Any) -> jax.Array:
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         made, _ = _made(params, classes, keys[0], recipe.batch_size, recipe)
         seen = _augmented(made, keys[1], state.augment_p, recipe)
-        return adversarial.generator_loss(_judged(state.discriminator, seen, classes, recipe))
+        logits, told = _judged_and_told(state.discriminator, seen, classes, recipe)
+        value = adversarial.generator_loss(logits)
+        return value + recipe.class_weight * told, value
 
-    value, gradients = jax.value_and_grad(loss)(state.generator)
+    gradients, value = jax.grad(loss, has_aux=True)(state.generator)
     state = _generator_updated(state, gradients, recipe)
     done = (state.step + 1) * float(recipe.batch_size)
     half_life = jnp.minimum(recipe.average_images, done * recipe.average_rampup)
@@ -345,6 +350,18 @@ def _augmented(images: jax.Array, key: jax.Array, p: jax.Array, recipe: Recipe) 
 
 def _judged(params: Any, images: jax.Array, classes: jax.Array | None, recipe: Recipe) -> jax.Array:
     return stylegan2.discriminate(recipe.discriminator, params, images, classes, recipe.dtype)
+
+
+def _judged_and_told(
+    params: Any, images: jax.Array, classes: jax.Array | None, recipe: Recipe
+) -> tuple[jax.Array, jax.Array]:
+    """(logits [n, 1], the loss of telling the classes apart, 0 where it does not count)."""
+    if classes is None or not recipe.class_weight:
+        return _judged(params, images, classes, recipe), jnp.zeros(())
+    config = recipe.discriminator
+    logits = stylegan2.discriminate_classes(config, params, images, recipe.dtype)
+    asked = jnp.sum(logits * classes, axis=1, keepdims=True)
+    return asked, adversarial.classification_loss(logits, classes)
 
 
 def _moved(means: jax.Array, w: jax.Array, classes: jax.Array | None) -> jax.Array:
