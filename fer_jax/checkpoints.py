@@ -12,9 +12,11 @@ one that differs from its seal is damaged, and neither is restored by anything h
 
 import hashlib
 import itertools
+import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +79,7 @@ class SealedCheckpoints(ocp.CheckpointManager):
     def __init__(self, directory: Path, **options: Any) -> None:
         """Takes what Orbax's takes."""
         super().__init__(directory, **options)
+        logging.getLogger("asyncio").addFilter(_is_news)
         self._pool = ThreadPoolExecutor(1, "seal")
         self._sealing: Future[None] | None = None
 
@@ -119,10 +122,21 @@ class SealedCheckpoints(ocp.CheckpointManager):
             if not reason:
                 error.add_note(f"while the checkpoint of step {step} was written")
                 raise
+            # What Orbax had begun beside it would complain when the process ends.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise InputError(
                 f"the checkpoint of step {step} could not be written: {reason} "
                 f"({self.directory}); those before it are whole, and the same command continues"
             ) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says what nobody else says.
+
+    Orbax writes arrays side by side; when the disk refuses one, the others' errors reach nobody,
+    and asyncio logs each with its stack, around the one line that says it all.
+    """
+    return record.exc_info is None or not refused_by_disk(record.exc_info[1])
 
 
 def seal(folder: Path) -> None:

@@ -3,6 +3,8 @@
 What is damaged is never restored.
 """
 
+import asyncio
+import gc
 import os
 import shutil
 import subprocess
@@ -248,6 +250,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a small file system")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_what_orbax_had_begun_is_not_told_beside_the_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    checkpoints.open_checkpoints(tmp_path, keep=2, metric=METRIC).close()
+
+    async def fails(error: Exception) -> None:
+        raise error
+
+    async def forgotten() -> None:
+        full = ValueError("Failed to write 7 bytes: No space left on device")
+        tasks = [asyncio.create_task(fails(error)) for error in (full, ValueError("a bug"))]
+        await asyncio.wait(tasks)
+
+    asyncio.run(forgotten())
+    gc.collect()
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert told == ["a bug"]
 
 
 def test_a_full_and_a_read_only_disk_are_named_with_their_step(small_disk: Path):
