@@ -9,13 +9,19 @@ r"""FER2013's training part alone: no other data, no pretrained weights.
 
 Its own validation part (the official PublicTest) chooses everything. The audit ends with exit code
 1: it finds the training pictures that are copies of validation pictures, which are left out.
+
+As it stands it is made for two CPU cores, 55 minutes; `configs/fer2013.py:gpu` sees the pictures
+more often, blended a little, in larger batches: minutes of a GPU.
 """
 
 from fer_jax.config import Config, default_config
+from fer_jax.errors import InputError
 
 
-def get_config() -> Config:
-    """The config."""
+def get_config(hardware: str = "cpu") -> Config:
+    """The config for "cpu" or "gpu"."""
+    if hardware not in ("cpu", "gpu"):
+        raise InputError(f"the hardware is 'cpu' or 'gpu', not '{hardware}'")
     config = default_config()
     config.sources = ("fer2013/given",)
     config.batch_size = 64
@@ -44,4 +50,13 @@ def get_config() -> Config:
     config.test_time_flip = True
     config.selection_metric = "validation_accuracy"
     config.log_every_steps = 50
+    if hardware == "gpu":
+        config.num_epochs = 38.0
+        config.batch_size = 128
+        config.optimizer.learning_rate = 2e-3
+        config.ema_decay = 0.999
+        config.augment.mixup = config.augment.cutmix = 0.2
+        config.input = "device"
+        config.validate_every_epochs = 5.0
+        config.log_every_steps = 100
     return config

@@ -30,9 +30,11 @@ fer_jax audit --config=configs/fer2013.py --workdir="$out/fer2013_audit" \
 [ "$status" -le 1 ] || exit "$status"
 
 config=(--config=configs/stylegan_small.py)
+recipe=configs/fer2013.py
 if "$PYTHON" -c 'import jax, sys; sys.exit(jax.default_backend() != "gpu")'; then
   config=(--config=configs/stylegan_faces.py --config.sources=fer2013/given
     --config.model.image_size=64 --config.num_images=2000000)
+  recipe=$recipe:gpu
   fer_jax benchmark stylegan2_train --workdir="$out/stylegan2_train" --batch=64
 fi
 fer_jax train "${config[@]}" --workdir="$out/generator" \
@@ -43,7 +45,7 @@ fer_jax synthesize --network="$out/generator/generator" --out="$out/generated" -
 fer_jax build synthetic/grouped --name=generated --source="$out/generated" --detector=none
 
 judge=$out/fer2013.seed_0
-fer_jax train --config=configs/fer2013.py --workdir="$judge" \
+fer_jax train --config="$recipe" --workdir="$judge" \
   --config.exclusions="$out/fer2013_exclusions.csv"
 fer_jax evaluate --workdir="$judge" --data=generated/grouped --split=all
 fer_jax report --workdir="$judge"

@@ -34,7 +34,7 @@ fer_jax audit --config=configs/fer2013.py --workdir="$out/fer2013_audit" \
 [ "$status" -le 1 ] || exit "$status"
 for seed in 0 1 2; do
   run=$out/fer2013.seed_$seed
-  fer_jax train --config=configs/fer2013.py --workdir="$run" --config.seed=$seed \
+  fer_jax train --config=configs/fer2013.py:gpu --workdir="$run" --config.seed=$seed \
     --config.exclusions="$out/fer2013_exclusions.csv"
   # Opened once: what has its predictions is not opened again.
   for set in ck48/grouped jaffe/folds lfw_gray/grouped yale/folds web96/grouped synth_sd/grouped; do
