@@ -110,6 +110,14 @@ def test_both_losses_are_their_formulas():
     assert float(found) == pytest.approx(-np.log(sigmoid(made)).mean(), rel=1e-6)
 
 
+def test_telling_classes_apart_is_cross_entropy():
+    logits = np.array([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]])
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = -np.log([shares[0, 1], shares[1, 0]]).mean()
+    found = adversarial.classification_loss(jnp.asarray(logits), jnp.eye(3)[jnp.array([1, 0])])
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
 def test_nothing_is_learned_through_the_mean_path_length():
     lengths, mean = jnp.array([1.0, 3.0]), jnp.float32(10.0)
     penalty, moved = adversarial.path_penalty(lengths, mean)

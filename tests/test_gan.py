@@ -234,6 +234,8 @@ def test_eight_devices_equal_one_in_float64():
         ({"augment.groups": ("blits",)}, "did you mean 'blit'"),
         ({"measure.images": 5}, "measure.images must be at least 100"),
         ({"freeze_blocks": 2}, "leaves nothing of the discriminator's 2 blocks"),
+        ({"class_weight": -1.0}, "class_weight must be at least 0"),
+        ({"class_weight": 1.0, "model.conditional": False}, "class_weight is of telling classes"),
         ({"init_from": "/none/there"}, "'/none/there' does not exist"),
     ],
 )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fer_jax.models import stylegan2
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig, MappingConfig
-from fer_jax.synthesis import gan_step
+from fer_jax.synthesis import adversarial, gan_step
 
 CLASSES, BATCH = 3, 4
 MAPPING: dict[str, Any] = {"num_layers": 2, "embed_features": 8, "layer_features": 8}
@@ -110,6 +111,32 @@ def test_frozen_layers_do_not_learn(state: gan_step.State, batch: tuple[jax.Arra
     assert all(jax.tree.leaves(equal["b8"]))
     assert not any(jax.tree.leaves(equal["b4"]["conv"]))
     assert gan_step.frozen_blocks(RECIPE) == []
+
+
+def test_both_networks_learn_to_tell_classes_apart(
+    state: gan_step.State, batch: tuple[jax.Array, jax.Array]
+):
+    images, classes = batch
+    critic = RECIPE.discriminator
+    told, generators = {}, []
+    for weight in (0.0, 3.0):
+        changes: dict[str, Any] = {"class_weight": weight, "augment_groups": (), "path_weight": 0.0}
+        of_critic = part(gan_step.discriminator_step, **changes)
+        of_generator = part(gan_step.generator_step, **changes)
+        after = state
+        for number in range(60):
+            key = jax.random.key(number)
+            after, metrics = of_critic(after, images, classes, key)
+            after, more = of_generator(after, classes, key)
+        generators.append(of_generator(state, classes, jax.random.key(0))[0].generator)
+        # What is reported is of real and made alone, however much the classes weigh.
+        assert 0 < metrics["discriminator_loss"] < 3 and 0 < more["generator_loss"] < 8
+        logits = stylegan2.discriminate_classes(critic, after.discriminator, images)
+        told[weight] = float(adversarial.classification_loss(logits, classes))
+    assert told[3.0] < 0.5 * told[0.0]
+    # From the same state and the same discriminator.
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *generators)
+    assert max(jax.tree.leaves(moved)) > 1e-4
 
 
 def test_the_average_follows_at_its_half_life(state: gan_step.State):
