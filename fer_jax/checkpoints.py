@@ -10,11 +10,13 @@ every file of it (`sha256sum -c SHA256SUMS` reads it, too). A step without a sea
 one that differs from its seal is damaged, and neither is restored by anything here.
 """
 
+import functools
 import hashlib
 import itertools
 import logging
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -79,7 +81,7 @@ class SealedCheckpoints(ocp.CheckpointManager):
     def __init__(self, directory: Path, **options: Any) -> None:
         """Takes what Orbax's takes."""
         super().__init__(directory, **options)
-        logging.getLogger("asyncio").addFilter(_is_news)
+        _leave_out_what_is_no_news()
         self._pool = ThreadPoolExecutor(1, "seal")
         self._sealing: Future[None] | None = None
 
@@ -130,13 +132,24 @@ class SealedCheckpoints(ocp.CheckpointManager):
             ) from error
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the log says what nobody else says.
+@functools.cache
+def _leave_out_what_is_no_news() -> None:
+    """Keeps stacks away from the one line that says what the disk refused.
 
-    Orbax writes arrays side by side; when the disk refuses one, the others' errors reach nobody,
-    and asyncio logs each with its stack, around the one line that says it all.
+    Orbax writes arrays side by side. When one is refused, asyncio logs the errors of the others,
+    which reach nobody, and TensorStore tells a loop that Orbax has closed that it is done.
     """
-    return record.exc_info is None or not refused_by_disk(record.exc_info[1])
+    told_before = sys.unraisablehook
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not refused_by_disk(record.exc_info[1])
+
+    def tell(what: Any) -> None:
+        if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
+            told_before(what)
+
+    logging.getLogger("asyncio").addFilter(is_news)
+    sys.unraisablehook = tell
 
 
 def seal(folder: Path) -> None:

@@ -409,7 +409,9 @@ def moved(bench: Bench, first: int, count: int) -> None:
             copy = bench.fresh("moved_on")
             shutil.copytree(workdir, copy, dirs_exist_ok=True)
             run = bench.start(copy, processes=processes, devices=devices)
-            run.until_steps(2)
+            # The step that was under way, the first one, and another: a step is shown just before
+            # its row is written.
+            run.until_steps(3)
             run.kill()
             step = int(re.findall(r"continuing from step (\d+)", run.log.read_text())[-1])
             losses += [row["train_loss"] for row in metrics(copy) if row["step"] == step + 1]
