@@ -131,9 +131,11 @@ def test_both_networks_learn_to_tell_classes_apart(
         generators.append(of_generator(state, classes, jax.random.key(0))[0].generator)
         # What is reported is of real and made alone, however much the classes weigh.
         assert 0 < metrics["discriminator_loss"] < 3 and 0 < more["generator_loss"] < 8
+        shares = {name for name in metrics | more if name.endswith("class_accuracy")}
+        assert shares == ({"real_class_accuracy", "made_class_accuracy"} if weight else set())
         logits = stylegan2.discriminate_classes(critic, after.discriminator, images)
         told[weight] = float(adversarial.classification_loss(logits, classes))
-    assert told[3.0] < 0.5 * told[0.0]
+    assert told[3.0] < 0.5 * told[0.0] and metrics["real_class_accuracy"] == 1
     # From the same state and the same discriminator.
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *generators)
     assert max(jax.tree.leaves(moved)) > 1e-4

@@ -353,6 +353,7 @@ def _generator_charts(
     for title, names in (
         ("loss", ("discriminator_loss", "generator_loss")),
         ("share", ("precision", "recall", "augment_p")),
+        ("classes told apart", ("real_class_accuracy", "made_class_accuracy")),
         ("kernel distance", ("kid",)),
     ):
         lines = []
@@ -369,7 +370,9 @@ def _generator_charts(
                 x_label="step",
                 y_label=title,
                 x_ticks=ticks(0, rows[-1]["step"]),
-                y_ticks=(0, 0.5, 1) if title == "share" else ticks(0, highest),
+                y_ticks=(0, 0.5, 1)
+                if title != "loss" and "distance" not in title
+                else ticks(0, highest),
                 upright=best,
             )
             charts.append((chart, lines))

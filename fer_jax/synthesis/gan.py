@@ -405,6 +405,8 @@ SHOWN = (
     "generator_loss",
     "r1",
     "augment_p",
+    "real_class_accuracy",
+    "made_class_accuracy",
     "images_per_second",
     "data_wait_share",
 )

@@ -190,7 +190,8 @@ def discriminator_step(
       recipe: of the training.
 
     Returns:
-      (the state, {"discriminator_loss", "real_sign", "augment_p"}: scalars).
+      (the state, {"discriminator_loss", "real_sign", "augment_p"}: scalars); with a class weight
+      "real_class_accuracy", how often the real images' class has the largest logit.
     """
     keys = jax.random.split(key, 4)
     # The classes of the made ones are as frequent as those of the real ones.
@@ -200,12 +201,12 @@ def discriminator_step(
     seen_real = _augmented(images, keys[1], state.augment_p, recipe)
     seen_made = _augmented(made, keys[2], state.augment_p, recipe)
 
-    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        real, told = _judged_and_told(params, seen_real, classes, recipe)
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        real, told, shares = _judged_and_told(params, seen_real, classes, recipe)
         value = adversarial.discriminator_loss(real, _judged(params, seen_made, asked, recipe))
-        return value + recipe.class_weight * told, (value, real)
+        return value + recipe.class_weight * told, (value, real, shares)
 
-    gradients, (value, real) = jax.grad(loss, has_aux=True)(state.discriminator)
+    gradients, (value, real, shares) = jax.grad(loss, has_aux=True)(state.discriminator)
     sign = jnp.mean(jnp.sign(real))
     state = _discriminator_updated(state, gradients, recipe)
     signs = state.signs + sign
@@ -227,7 +228,8 @@ def discriminator_step(
         augment_p=augment_p,
         signs=jnp.where(due, 0.0, signs),
     )
-    return state, {"discriminator_loss": value, "real_sign": sign, "augment_p": augment_p}
+    scalars = {"discriminator_loss": value, "real_sign": sign, "augment_p": augment_p}
+    return state, scalars | {f"real_{name}": share for name, share in shares.items()}
 
 
 def r1_step(
@@ -257,25 +259,26 @@ def generator_step(
       recipe: of the training.
 
     Returns:
-      (the state, {"generator_loss": a scalar}).
+      (the state, {"generator_loss": a scalar}); "made_class_accuracy" with a class weight.
     """
     keys = jax.random.split(key)
 
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Any) -> tuple[jax.Array, Any]:
         made, _ = _made(params, classes, keys[0], recipe.batch_size, recipe)
         seen = _augmented(made, keys[1], state.augment_p, recipe)
-        logits, told = _judged_and_told(state.discriminator, seen, classes, recipe)
+        logits, told, shares = _judged_and_told(state.discriminator, seen, classes, recipe)
         value = adversarial.generator_loss(logits)
-        return value + recipe.class_weight * told, value
+        return value + recipe.class_weight * told, (value, shares)
 
-    gradients, value = jax.grad(loss, has_aux=True)(state.generator)
+    gradients, (value, shares) = jax.grad(loss, has_aux=True)(state.generator)
     state = _generator_updated(state, gradients, recipe)
     done = (state.step + 1) * float(recipe.batch_size)
     half_life = jnp.minimum(recipe.average_images, done * recipe.average_rampup)
     kept = 0.5 ** (recipe.batch_size / jnp.maximum(half_life, 1e-8))
     average = jax.tree.map(lambda a, x: x + kept * (a - x), state.average, state.generator)
     state = dataclasses.replace(state, average=average, step=state.step + 1)
-    return state, {"generator_loss": value}
+    scalars = {f"made_{name}": share for name, share in shares.items()}
+    return state, {"generator_loss": value} | scalars
 
 
 def path_step(
@@ -354,14 +357,18 @@ def _judged(params: Any, images: jax.Array, classes: jax.Array | None, recipe: R
 
 def _judged_and_told(
     params: Any, images: jax.Array, classes: jax.Array | None, recipe: Recipe
-) -> tuple[jax.Array, jax.Array]:
-    """(logits [n, 1], the loss of telling the classes apart, 0 where it does not count)."""
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(logits [n, 1], the loss of telling the classes apart, {"class_accuracy": of images}).
+
+    Where that does not count the loss is 0 and nothing is reported.
+    """
     if classes is None or not recipe.class_weight:
-        return _judged(params, images, classes, recipe), jnp.zeros(())
-    config = recipe.discriminator
-    logits = stylegan2.discriminate_classes(config, params, images, recipe.dtype)
+        return _judged(params, images, classes, recipe), jnp.zeros(()), {}
+    logits = stylegan2.discriminate_classes(recipe.discriminator, params, images, recipe.dtype)
+    right = jnp.argmax(logits, axis=1) == jnp.argmax(classes, axis=1)
     asked = jnp.sum(logits * classes, axis=1, keepdims=True)
-    return asked, adversarial.classification_loss(logits, classes)
+    loss = adversarial.classification_loss(logits, classes)
+    return asked, loss, {"class_accuracy": jnp.mean(right)}
 
 
 def _moved(means: jax.Array, w: jax.Array, classes: jax.Array | None) -> jax.Array:

@@ -142,6 +142,8 @@ FIGURES: dict[str, Callable[[float], str]] = {
     "generator_loss": "G {:.3f}".format,
     "r1": "R1 {:.3f}".format,
     "augment_p": "augmented {:.2f}".format,
+    "real_class_accuracy": "told apart {:.2f}".format,
+    "made_class_accuracy": "made {:.2f}".format,
     "images_per_second": "{:.0f} images/s".format,
     "model_flop_per_second": lambda value: f"{value / 1e9:.0f} GFLOP/s",
     "model_flop_utilisation": "MFU {:.1%}".format,
