@@ -20,11 +20,19 @@ def get_config() -> Config:
     config.sources = ("fer2013/given",)
     config.num_images = 400_000
     config.model.image_size = 32
-    config.model.channel_base = 2048
-    config.model.channel_max = 128
-    config.model.latent_dim = 128
+    config.model.channel_base = 1024
+    config.model.channel_max = 64
+    config.model.latent_dim = 64
     config.mixture.balance_classes = True
     config.input = "memmap"
-    config.augment.images = 100_000.0
-    config.measure.every_images = 25_000
+    # What the paper does for pictures of 32 px, CIFAR-10's: neither path lengths nor mixing.
+    config.path_weight = 0.0
+    config.style_mixing = 0.0
+    config.learning_rate = 2.5e-3
+    config.r1_gamma = 0.02
+    config.class_weight = 1.0
+    # 27,314 faces are seen 15 times: too seldom to be learned by heart.
+    config.augment.groups = ()
+    config.augment.target = 0.0
+    config.measure.every_images = 20_000
     return config
