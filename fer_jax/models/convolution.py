@@ -67,13 +67,16 @@ def _correlated(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = (stride * (size - 1) + 1 for size in answer.shape[1:3])
 
+    answers = answer.reshape(-1, answer.shape[-1])
+
     def tap(i: int, j: int) -> jax.Array:
         seen = x[:, i : i + rows : stride, j : j + columns : stride]
-        # The first factor is turned round in memory: that is done once for all taps.
+        # The first factor is turned round in memory: that is done once for all taps. Two axes, for
+        # of four in bfloat16 XLA:CPU since jaxlib 0.11 has no such product.
         found = jax.lax.dot_general(
-            answer,
-            seen,
-            (((0, 1, 2), (0, 1, 2)), ((), ())),
+            answers,
+            seen.reshape(-1, seen.shape[-1]),
+            (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
         return found.T.astype(x.dtype)
