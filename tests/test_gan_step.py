@@ -119,6 +119,7 @@ def test_both_networks_learn_to_tell_classes_apart(
     images, classes = batch
     critic = RECIPE.discriminator
     told, generators = {}, []
+    metrics, more = {}, {}
     for weight in (0.0, 3.0):
         changes: dict[str, Any] = {"class_weight": weight, "augment_groups": (), "path_weight": 0.0}
         of_critic = part(gan_step.discriminator_step, **changes)
