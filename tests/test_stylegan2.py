@@ -431,7 +431,9 @@ def test_every_kind_of_discriminator_is_the_papers(kind: dict[str, Any]):
     assert expected.std() > 1e-3
     np.testing.assert_allclose(found[:, 0], expected, atol=1e-10, rtol=0)
     if every is not None:
-        np.testing.assert_allclose(every[range(4), c.argmax(1)], expected, atol=1e-10, rtol=0)
+        np.testing.assert_allclose(
+            np.asarray(every)[range(4), c.argmax(1)], expected, atol=1e-10, rtol=0
+        )
 
 
 @pytest.mark.parametrize(
