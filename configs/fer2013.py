@@ -10,8 +10,9 @@ r"""FER2013's training part alone: no other data, no pretrained weights.
 Its own validation part (the official PublicTest) chooses everything. The audit ends with exit code
 1: it finds the training pictures that are copies of validation pictures, which are left out.
 
-As it stands it is made for two CPU cores, 55 minutes; `configs/fer2013.py:gpu` sees the pictures
-more often, blended a little, in larger batches: minutes of a GPU.
+As it stands it is made for two CPU cores: 103 minutes of two busy ones, validation accuracy 0.639
+[0.624, 0.655] with seed 0. `configs/fer2013.py:gpu` sees the pictures more often, blended a little,
+in larger batches: 6 minutes of an H200 that two other runs shared, 0.645 when 96 % were done.
 """
 
 from fer_jax.config import Config, default_config

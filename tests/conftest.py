@@ -1,10 +1,13 @@
 """Eight virtual devices and a shared compilation cache, before JAX is imported."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+# A shell's background jobs ignore Ctrl-C, and what they start does, too: then the tests of it fail.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"

@@ -345,6 +345,9 @@ def _generator_page(workdir: Path) -> str:
     )
 
 
+SHARES = ("share", "classes told apart")  # charts from 0 to 1
+
+
 def _generator_charts(
     rows: Sequence[dict[str, Any]], best: int | None
 ) -> list[tuple[Markup, list[Line]]]:
@@ -370,9 +373,7 @@ def _generator_charts(
                 x_label="step",
                 y_label=title,
                 x_ticks=ticks(0, rows[-1]["step"]),
-                y_ticks=(0, 0.5, 1)
-                if title != "loss" and "distance" not in title
-                else ticks(0, highest),
+                y_ticks=(0, 0.5, 1) if title in SHARES else ticks(0, highest),
                 upright=best,
             )
             charts.append((chart, lines))
