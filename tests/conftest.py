@@ -2,12 +2,16 @@
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, cast
 
 # A shell's background jobs ignore Ctrl-C, and what they start does, too: then the tests of it fail.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Imported by a test itself, OpenVINO would report it, by a fork beside JAX's threads.
+sys.modules.setdefault("openvino_telemetry", cast(Any, None))
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
