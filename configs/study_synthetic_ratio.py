@@ -1,18 +1,18 @@
 """How many generated faces to each real one: from none to five.
 
-    fer-jax build demo
+    fer-jax demo                    # makes its faces
     fer-jax study --config=configs/study_synthetic_ratio.py --workdir=runs/study_ratio
     fer-jax study --config=configs/study_synthetic_ratio.py:REAL,SYNTHETIC,OTHER --workdir=DIR
 
 The variant names datasets: the real one, the synthetic one, and others that are only tested on;
-the default is the drawn faces. Every run takes the same number of steps, so what synthetic faces
+the default is the demo's faces. Every run takes the same number of steps, so what synthetic faces
 add is not more training: at 1:5 each real face is seen a sixth as often. Three seeds.
 """
 
 from fer_jax.config import Config, default_study
 
 
-def get_config(datasets: str = "demo/controlled,demo/synthetic,demo/social") -> Config:
+def get_config(datasets: str = "demo/controlled,demo_synthetic/grouped,demo/social") -> Config:
     """The study; the variant is REAL,SYNTHETIC[,OTHER...]."""
     real, synthetic, *others = datasets.split(",")
     config = default_study()

@@ -11,7 +11,7 @@ from fer_jax.errors import MENDABLE, InputError, Preempted, did_you_mean
 # verb: (the module whose `main(argv)` does it, what it does)
 VERBS = {
     "doctor": ("fer_jax.doctor", "check versions, devices, codecs and disk"),
-    "demo": ("fer_jax.study.demo", "the main job on the embedded data, with a report"),
+    "demo": ("fer_jax.demo", "the main job on the embedded data, with a report"),
     "collect": ("fer_jax.media.collect", "download the videos of a list of links"),
     "build": ("fer_jax.data.build", "turn a source into a dataset of records"),
     "audit": ("fer_jax.data.audit", "does anything of one side of a split stand on another"),

@@ -146,13 +146,13 @@ def test_photographs_of_one_person_are_no_copies(shared: Path, tmp_path: Path):
 
 
 def test_the_drawn_people_are_told_apart(tmp_path: Path):
-    for source in ("controlled", "synthetic"):
+    for source in ("controlled", "social"):
         plan = demo.plan(source, None)  # pyright: ignore[reportArgumentType] (no options)
         write(dataclasses.replace(plan, rows=plan.rows[::8]), tmp_path)
     # The name alone stands for both.
     code, found = run(tmp_path, "demo")
     assert (code, found["leaks"]) == (0, {})
-    assert found["datasets"] == ["demo/controlled", "demo/synthetic"]
+    assert found["datasets"] == ["demo/controlled", "demo/social"]
     assert set(found["warnings"]) <= {"shared_stimulus"}
     assert found["hashes"]["candidates"] > 100
 

@@ -31,6 +31,7 @@ FLOORS = {
     "fer_jax.synthesis": 5,
     "fer_jax.study": 5,
     "fer_jax.benchmark": 6,
+    "fer_jax.demo": 6,
     "fer_jax.train": 6,
     "fer_jax.__main__": 7,
     "data_builders": 3,

@@ -411,16 +411,10 @@ def _head(who: Identity, face: Expression, size: int) -> tuple[np.ndarray, np.nd
 
 def _background(source: str, content: str, size: int, rng: np.random.Generator) -> np.ndarray:
     light = np.array(CONTENT_LIGHT[content], np.float64)
-    y, x = _grid(size)
     if source == "controlled":
+        y, _ = _grid(size)
         grey = rng.uniform(150, 185) + 12 * (1 - y)
         return np.repeat(grey[..., None], 3, axis=2)
-    if source == "synthetic":
-        a, b = rng.uniform(40, 230, (2, 3))
-        swirl = 0.5 + 0.5 * np.sin(
-            rng.uniform(2, 4) * (x * rng.normal() + y * rng.normal()) + rng.uniform(0, 6)
-        )
-        return a + (b - a) * swirl[..., None]
     picture = np.full((size, size, 3), rng.uniform(50, 200, 3))
     picture = np.ascontiguousarray(picture * 0.6 + 0.4 * light)
     for _ in range(int(rng.integers(6, 14))):
@@ -448,9 +442,8 @@ def draw_face(
     Args:
       who: the person.
       face: what the face does.
-      source: "controlled" (frontal, even light, plain background, sharp), "social" (clutter,
-        coloured one-sided light, off-centre, text, blur, noise, compression) or "synthetic"
-        (airbrushed, over-coloured, blurred background).
+      source: "controlled" (frontal, even light, plain background, sharp) or "social" (clutter,
+        coloured one-sided light, off-centre, text, blur, noise, compression).
       content: what is advertised; its light falls on the face.
       rng: of background, light and camera.
       size: pixels a side.
@@ -483,16 +476,11 @@ def draw_face(
         shading = shading * (1 + 0.06 * (light - 0.6))
     head = head * shading
     background = _background(source, content, size, rng).astype(np.float32)
-    if source == "synthetic":
-        head = cv2.GaussianBlur(head, (0, 0), 0.012 * size) * 0.7 + head * 0.3
     if wild:
         background = cv2.GaussianBlur(background, (0, 0), rng.uniform(0.004, 0.02) * size)
     picture = head * alpha + background * (1 - alpha)
     if source == "controlled":
         return _finish(picture + 1.5 * rng.standard_normal(picture.shape, np.float32))
-    if source == "synthetic":
-        grey = picture.mean(axis=2, keepdims=True)
-        return _finish(grey + (picture - grey) * rng.uniform(1.4, 2.2, 3) + rng.uniform(-8, 12, 3))
     return _social_camera(picture, rng)
 
 
