@@ -1,4 +1,4 @@
-"""How many generated faces to each real one: from none to five.
+"""How many generated faces to each real one: from none to five, and none but generated ones.
 
     fer-jax demo                    # makes its faces
     fer-jax study --config=configs/study_synthetic_ratio.py --workdir=runs/study_ratio
@@ -30,6 +30,7 @@ def get_config(datasets: str = "demo/controlled,demo_synthetic/grouped,demo/soci
             }
             for ratio in (1, 2, 3, 4, 5)
         ),
+        {"name": "0to1", "sources": (synthetic,)},
     )
     config.test_sets = (real, *others)
     config.seeds = (0, 1, 2)

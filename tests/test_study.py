@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_runs import write_dataset
 
-from fer_jax import checkpoints
+from fer_jax import checkpoints, demo
 from fer_jax.__main__ import main
 from fer_jax.config import Config, default_study, load_config, override
 from fer_jax.errors import InputError
@@ -20,7 +20,7 @@ from fer_jax.evaluation import metrics, predictions, results
 from fer_jax.evaluation.compare import compare
 from fer_jax.schema import EMOTIONS, INTERESTS
 from fer_jax.sharding import make_mesh
-from fer_jax.study import demo, matrix, scenarios, study
+from fer_jax.study import matrix, scenarios, study
 
 CONFIG = """
 from fer_jax.config import default_study
@@ -509,14 +509,16 @@ def test_the_demo_ends_with_its_report(
     capsys: pytest.CaptureFixture[str],
 ):
     """A finished study: the steps are there, and nothing is left to train."""
-    built = []
+    done = []
     monkeypatch.setattr(demo, "CONFIG", config_file)
-    monkeypatch.setattr(demo, "build", lambda name, data_dir: built.append((name, data_dir)))
+    monkeypatch.setattr(demo.build, "main", lambda words: done.append(words[0]))
+    monkeypatch.setattr(demo.synthesize, "main", lambda words: done.append(words[0]))
     assert main(["demo", f"--workdir={copied}", f"--data_dir={data_dir}"]) == 0
     printed = capsys.readouterr().out
-    steps = ("1/4 build", "2/4 train: 4 runs", "3/4 evaluate", "4/4 report", "done in")
-    places = [printed.index(step) for step in steps]
-    assert places == sorted(places) and built == [("demo", data_dir)] and trained == []
+    steps = ("1/5 build", "2/5 synthesize", "3/5 train: 4 runs", "4/5 evaluate", "5/5 report")
+    places = [printed.index(step) for step in (*steps, "done in")]
+    assert places == sorted(places) and trained == []
+    assert done == ["demo", f"--network={demo.NETWORK}", "synthetic/grouped"]
     assert json.loads((copied / "results.json").read_text())["answer"] in printed
     page = Path(printed.strip().split("open ")[-1])
     assert page.name == "report.html" and page.is_file()
