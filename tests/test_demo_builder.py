@@ -8,7 +8,6 @@ import pytest
 
 from data_builders.demo import demo_dataset_builder as demo
 from data_builders.demo import draw
-from fer_jax import schema
 from fer_jax.media import images
 
 NOTHING = argparse.Namespace()
