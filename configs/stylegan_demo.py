@@ -1,10 +1,10 @@
-"""The demo's generator: a StyleGAN2-ADA of 64 px on the training part of the drawn faces.
+"""The demo's generator: a StyleGAN2-ADA of 32 px on the training part of the drawn faces.
 
     fer-jax build demo/controlled
     fer-jax train --config=configs/stylegan_demo.py --workdir=runs/stylegan_demo
     cp runs/stylegan_demo/generator/* data_builders/demo/generator/
 
-An hour on 2 CPU cores. `fer-jax demo` makes its third source with the network that is there.
+Half an hour on 2 CPU cores. `fer-jax demo` makes its third source with the network that is there.
 """
 
 from fer_jax.config import Config, default_generator
@@ -14,8 +14,8 @@ def get_config() -> Config:
     """The config."""
     config = default_generator()
     config.sources = ("demo/controlled",)
-    config.num_images = 150_000
-    config.model.image_size = 64
+    config.num_images = 250_000
+    config.model.image_size = 32
     config.model.channel_base = 1024
     config.model.channel_max = 64
     config.model.latent_dim = 64

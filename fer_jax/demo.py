@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     print("\n2/5 synthesize: faces of a network that has learned from drawn ones", flush=True)
     made = workdir / "faces"
     words = [f"--network={NETWORK}", f"--out={made}", f"--count={COUNT}", "--detector=none"]
-    _run("synthesize", synthesize.main, *words, "--min_size=64", "--batch_size=64")
+    _run("synthesize", synthesize.main, *words, "--min_size=32", "--batch_size=64")
     words = ["synthetic/grouped", "--name=demo_synthetic", f"--source={made}", "--detector=none"]
     _run("build", build.main, *words, f"--data_dir={data_dir}")
 
