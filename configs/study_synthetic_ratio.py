@@ -32,7 +32,8 @@ def get_config(datasets: str = "demo/controlled,demo_synthetic/grouped,demo/soci
         ),
         {"name": "0to1", "sources": (synthetic,)},
     )
-    config.test_sets = (real, *others)
+    # Nothing of the others is trained on, so all of them tests.
+    config.test_sets = (real, *({"name": other, "test": "all"} for other in others))
     config.seeds = (0, 1, 2)
     run = config.run
     run.batch_size = 64
