@@ -466,6 +466,13 @@ def simulated_study() -> dict[str, Any]:
         ],
         "cells": cells,
         "differences": differences,
+        "over_sets": [
+            {
+                **{"scenario": "all", "against": "lab", "n_sets": 2, "without": ["press test"]},
+                **{"difference": 0.0625, "interval": [0.01, 0.115], "p": 0.02},
+                "p_corrected": 0.06,
+            }
+        ],
         "distances": distances,
         "audit": {"leaks": {}, "allowed": False, "left_out": {"web train": 31}},
         "openings": [
@@ -541,7 +548,9 @@ def test_differences_lead_with_balanced_accuracy(study: Path):
         for one in scored["differences"]
         if one["metric"] == "balanced_accuracy"
     ]
-    assert re.findall(r"<td><b>(.*?)</b></td>", part) == said
+    assert re.findall(r"<td><b>(.*?)</b></td>", part) == [*said, "+0.062"]
+    assert part.count("<b>mean of 2 sets</b>, without press test: no interval") == 1
+    assert "mean of 2 sets" not in page[page.index("In other measures") :]
     assert "<td>&lt;0.001</td><td>0.002</td>" in part
     assert "Differences between recipes" in page
 

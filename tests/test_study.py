@@ -16,11 +16,11 @@ from fer_jax import checkpoints, demo
 from fer_jax.__main__ import main
 from fer_jax.config import Config, default_study, load_config, override
 from fer_jax.errors import InputError
-from fer_jax.evaluation import metrics, predictions, results
+from fer_jax.evaluation import bootstrap, metrics, predictions, results
 from fer_jax.evaluation.compare import compare
 from fer_jax.schema import EMOTIONS, INTERESTS
 from fer_jax.sharding import make_mesh
-from fer_jax.study import matrix, scenarios, study
+from fer_jax.study import distances, matrix, scenarios, study
 
 CONFIG = """
 from fer_jax.config import default_study
@@ -226,6 +226,42 @@ def test_differences_are_those_of_compare(finished: Path):
         assert one["difference"] == pytest.approx(same["difference"], abs=1e-12)
         assert one["interval"] == same["interval"]
         assert (one["p"], one["p_corrected"]) == (same["p"], same["p_holm"])
+
+
+def test_differences_over_sets(finished: Path):
+    """A set of one person has no interval: it is named, and the mean is of the others."""
+    found = json.loads((finished / "results.json").read_text())
+    (mean,) = found["over_sets"]
+    assert (mean["scenario"], mean["against"]) == ("both", "base")
+    assert (mean["n_sets"], mean["without"]) == (2, ["solo test"])
+    of_sets = [
+        one["difference"]
+        for one in found["differences"]
+        if one["metric"] == "balanced_accuracy" and one["dataset"] != "solo"
+    ]
+    assert mean["difference"] == pytest.approx(np.mean(of_sets))
+
+
+def test_a_mean_over_sets_is_sharper_and_seeds_stay():
+    """Sets of other people: their errors average out; what seeds add to all of them does not."""
+    by_seed = np.asarray([0.0, 0.2])
+    apart = distances.Estimate(np.asarray([0.1]), 0.04, 30.0)
+    shared = distances.Estimate(by_seed, 0.04, 30.0)
+    none = distances.Estimate(np.asarray([0.5]), 0.0, 0.0)
+    single, several = (
+        matrix.over_sets({"more": [(str(i), apart) for i in range(n)]}, "base")[0] for n in (1, 16)
+    )
+    widths = [one["interval"][1] - one["interval"][0] for one in (single, several)]
+    t = bootstrap.quantile_of_t
+    np.testing.assert_allclose(widths, [2 * 0.2 * t(30), 2 * 0.05 * t(16 * 30)], rtol=1e-9)
+    assert single["difference"] == several["difference"] == pytest.approx(0.1)
+    (seeds,) = matrix.over_sets({"more": [(str(i), shared) for i in range(16)]}, "base")
+    assert seeds["interval"][1] - seeds["interval"][0] > 2 * 0.1 * t(16 * 30)
+    (one,) = matrix.over_sets({"base": [], "more": [("a", apart), ("b", none)]}, "base")
+    assert (one["n_sets"], one["without"]) == (1, ["b"])
+    far = distances.Estimate(np.asarray([0.5]), 0.04, 30.0)
+    two = matrix.over_sets({"x": [("a", far)], "y": [("a", far)]}, "base")
+    assert two[0]["p_corrected"] == pytest.approx(2 * two[0]["p"])
 
 
 def test_the_csv_has_the_same_numbers(finished: Path):

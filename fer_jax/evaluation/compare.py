@@ -358,7 +358,7 @@ def table(compared: dict[str, Any], metric: str) -> str:
                 results.number(found["b"]),
                 results.number(found["difference"], signed=True),
                 results.interval(found["interval"], signed=True),
-                *(_p_value(found[p]) for p in ("p", "p_holm")),
+                *(results.p_value(found[p]) for p in ("p", "p_holm")),
             ]
         )
         doubts = results.doubts_of_interval(one, found["interval"])
@@ -380,10 +380,6 @@ def rounding_rows(compared: dict[str, Any]) -> list[list[str]]:
         values.append(results.number(found["difference"], signed=True))
         rows.append([name, *values, results.interval(found["interval"], signed=True)])
     return rows
-
-
-def _p_value(p: float) -> str:
-    return "<0.001" if p < 0.001 else results.number(p)
 
 
 def main(argv: list[str]) -> None:

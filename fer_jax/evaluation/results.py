@@ -306,6 +306,11 @@ def interval(bounds: Sequence[float | None], *, signed: bool = False) -> str:
     return "n/a" if "n/a" in (low, high) else f"[{low}, {high}]"
 
 
+def p_value(p: float | None) -> str:
+    """A p-value for people: three decimals, "<0.001" or "n/a"."""
+    return "<0.001" if p is not None and p < 0.001 else number(p)
+
+
 def summary(scored: dict[str, Any]) -> str:
     """The headline metrics as a table for a terminal, and what is doubtful about them.
 

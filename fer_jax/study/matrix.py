@@ -150,6 +150,7 @@ def of_study(
         "test_sets": sets,
         "cells": cells,
         "differences": differences,
+        "over_sets": over_sets(gains, baseline),
         "distances": measured,
         "audit": _audit(scenarios),
         "openings": [opening for run in runs for opening in _openings(run)],
@@ -380,6 +381,44 @@ def _gain(
     return Estimate(a - b, max(error**2 - of_seeds, 0.0), resampled.of.degrees()[0])
 
 
+def over_sets(
+    gains: Mapping[str, Sequence[tuple[str, Estimate]]], baseline: str
+) -> list[dict[str, Any]]:
+    """Each scenario less the baseline in balanced accuracy, a mean over test sets of equal weight.
+
+    Args:
+      gains: of each scenario but the baseline, (test set, scenario less baseline) pairs; the sets
+        are of different people.
+      baseline: its name.
+
+    Returns:
+      [{"scenario", "against", "n_sets", "without": sets whose difference has no interval, which
+      the mean is without, "difference", "interval", "p", "p_corrected": Holm's, for the number
+      of scenarios}].
+    """
+    found = []
+    for scenario, own in gains.items():
+        known = [
+            (where, gain)
+            for where, gain in own
+            if np.isfinite(bootstrap.difference(*distances.combined([(gain, 1.0)]))["p"])
+        ]
+        if not known:
+            continue
+        terms = [(gain, 1 / len(known)) for _, gain in known]
+        found.append(
+            {
+                "scenario": scenario,
+                "against": baseline,
+                "n_sets": len(known),
+                "without": [where for where, _ in own if where not in dict(known)],
+            }
+            | bootstrap.difference(*distances.combined(terms))
+        )
+    corrected = bootstrap.holm([one["p"] for one in found])
+    return [one | {"p_corrected": p} for one, p in zip(found, corrected, strict=True)]
+
+
 def answer(
     scenarios: Sequence[Scenario],
     baseline: str,
@@ -569,4 +608,23 @@ def summary(found: Mapping[str, Any], name: str = METRIC) -> str:
         }
     )
     legend = "* another source, + other content of the same source, ? partly, else held-out people"
-    return "\n".join([*results.aligned(rows, num_left=1), legend, *notes])
+    lines = [*results.aligned(rows, num_left=1), legend, *notes]
+    if name == METRIC and found["over_sets"]:
+        columns = [f"less '{found['baseline']}', mean over sets", "sets", "difference", "95 %"]
+        means = [
+            [
+                one["scenario"],
+                str(one["n_sets"]),
+                results.number(one["difference"], signed=True),
+                results.interval(one["interval"], signed=True),
+                results.p_value(one["p_corrected"]),
+            ]
+            for one in found["over_sets"]
+        ]
+        lines += ["", *results.aligned([[*columns, "p (Holm)"], *means], num_left=1)]
+        lines += [
+            f"{where}: no interval, so not in the mean of {one['scenario']}"
+            for one in found["over_sets"]
+            for where in one["without"]
+        ]
+    return "\n".join(lines)

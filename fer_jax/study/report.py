@@ -94,7 +94,7 @@ def _render(template: str, **values: Any) -> str:
         "number": _number,
         "interval": _interval,
         "count": _count,
-        "p_value": _p_value,
+        "p_value": results.p_value,
         "track": track,
         "prose": PROSE,
         "headline": results.HEADLINE,
@@ -114,10 +114,6 @@ def _interval(bounds: Sequence[float | None] | None, *, signed: bool = False) ->
 def _count(value: float | None) -> str:
     """A whole number, or "n/a" where there is none to count."""
     return f"{value:,.0f}" if value else "n/a"
-
-
-def _p_value(p: float | None) -> str:
-    return "<0.001" if p is not None and p < 0.001 else _number(p)
 
 
 # A run
@@ -522,7 +518,7 @@ def _study_values(workdir: Path, scored: dict[str, Any]) -> dict[str, Any]:
     largest = max(
         (
             abs(bound)
-            for one in scored["differences"]
+            for one in [*scored["differences"], *scored.get("over_sets", ())]
             for bound in [one["difference"], *(one["interval"] or ())]
             if bound is not None
         ),
