@@ -548,9 +548,9 @@ def test_differences_lead_with_balanced_accuracy(study: Path):
         for one in scored["differences"]
         if one["metric"] == "balanced_accuracy"
     ]
-    assert re.findall(r"<td><b>(.*?)</b></td>", part) == [*said, "+0.062"]
-    assert part.count("<b>mean of 2 sets</b>, without press test: no interval") == 1
-    assert "mean of 2 sets" not in page[page.index("In other measures") :]
+    assert re.findall(r"<td><b>(.*?)</b></td>", part) == ["+0.062", *said]
+    assert part.count('<td class="left">mean of 2 of 3 sets</td>') == 1
+    assert "mean of" not in page[page.index("In other measures") :]
     assert "<td>&lt;0.001</td><td>0.002</td>" in part
     assert "Differences between recipes" in page
 
