@@ -20,13 +20,17 @@ PAGES = [README, *sorted((ROOT / "data_builders").glob("*/README.md"))]
 
 # DATA, HOST:8081, PROTOCOL: something of the reader's.
 PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b")
-# The demo's config in seconds: one step of a network of a few thousand parameters.
-SHORT = [
-    "--config.num_epochs=0.01",
-    "--config.batch_size=8",
-    "--config.model.width=0.03",
-    "--config.model.num_middle_blocks=0",
-]
+# Seconds: the demo's config is one step of a network of a few thousand parameters, its third source
+# a few faces.
+SHORT = {
+    "train": (
+        "--config.num_epochs=0.01",
+        "--config.batch_size=8",
+        "--config.model.width=0.03",
+        "--config.model.num_middle_blocks=0",
+    ),
+    "synthesize": ("--count=12",),
+}
 # Minutes by design; their own tests run them.
 LONG = {"benchmark", "demo"}
 
@@ -114,7 +118,8 @@ def test_every_command_without_a_placeholder_works_as_pasted(
     assert verbs.index("build") < verbs.index("train") < verbs.index("evaluate")
 
     checkout, data_dir = tmp_path / "checkout", tmp_path / "data"
-    shutil.copytree(ROOT / "configs", checkout / "configs")
+    for folder in ("configs", "data_builders/demo/generator"):
+        shutil.copytree(ROOT / folder, checkout / folder)
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("FER_JAX_DATA", str(data_dir))
     # Half the people, each source still with a person of every content in every part.
@@ -125,7 +130,7 @@ def test_every_command_without_a_placeholder_works_as_pasted(
                 main(words)
             code = stop.value.code
         else:
-            code = main([*words, *(SHORT if words[0] == "train" else [])])
+            code = main([*words, *SHORT.get(words[0], ())])
         printed = capsys.readouterr()
         # README says of audit that 1 means a leak; drawn faces may be alike.
         fine = (0, 1) if words[0] == "audit" else (0,)
