@@ -659,7 +659,8 @@ def on_slurm(bench: Bench, first: int, count: int, *, preempt: bool) -> None:
             )
             if preempt:
                 one_node.run(
-                    environment, *"sbatch --partition=high --exclusive --wrap=true".split()
+                    environment,
+                    *"sbatch --partition=high --exclusive --output=/dev/null --wrap=true".split(),
                 )
             else:
                 os.kill(bench.random.choice(trainers_of(workdir)), signal.SIGKILL)

@@ -69,7 +69,10 @@ def test_a_preempted_job_is_queued_again_and_ends_the_same(tmp_path: Path):
             *("launch/slurm/train.sbatch", *words, f"--workdir={runs['preempted']}"),
         )
         one_node.wait_for(lambda: "step 8/" in said(), 300, said)
-        one_node.run(environment, *"sbatch --partition=high --exclusive --wrap=true".split())
+        one_node.run(
+            environment,
+            *"sbatch --partition=high --exclusive --output=/dev/null --wrap=true".split(),
+        )
         one_node.wait_for(lambda: one_node.is_over(environment, job), 300, said)
         told = one_node.run(environment, "scontrol", "show", "job", job)
     assert "JobState=COMPLETED" in told and "Restarts=1 " in told, said()
