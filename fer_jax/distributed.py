@@ -151,12 +151,13 @@ def _loopback_client() -> Any:
 
 
 def _keep_program(
-    key: str, compile_time_s: float, name: str, client: Any, program: Any, callbacks: Any
+    key: str, compile_time_s: float, name: str, client: Any, program: Any, callbacks: Any = ()
 ) -> None:
     """Keeps a compiled program, whichever process compiled it.
 
     JAX lets only the first process do so, which is enough where a program is the same in all of
     them. On CPU each has its own under its own key, and would compile again at every start.
+    Since 0.12 JAX no longer names the callbacks.
     """
     if not callbacks and compile_time_s >= jax_config.persistent_cache_min_compile_time_secs.value:
         compilation_cache.put_executable_and_time(key, name, program, client, int(compile_time_s))
