@@ -8,7 +8,7 @@ The datasets are built as configs/all_sources.py says.
       --config.run.exclusions=leave_out.csv
 
 Every run takes as many steps as the mixture of all. Three seeds are 27 runs: one a job, by --run=N.
-Reduced, for 40 minutes of two CPU cores: `"--config.seeds=(0,)" --config.run.model.width=0.25
+Reduced, for 47 minutes of two busy CPU cores: `"--config.seeds=(0,)" --config.run.model.width=0.25
 --config.run.num_epochs=2 --config.run.ema_decay=0.99`; README has what came of it.
 """
 
