@@ -18,7 +18,7 @@ from fer_jax.config import default_config, to_json
 from fer_jax.data.build import write
 from fer_jax.data.plan import Plan
 from fer_jax.evaluation import predictions
-from fer_jax.evaluation.predict import model_arguments
+from fer_jax.inference.network import model_arguments
 from fer_jax.media.clips import Found
 from fer_jax.media.images import encode_jpeg
 from fer_jax.models import stylegan2, xception

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import erfinv
 
-from fer_jax.synthesis import ada
+from fer_jax.training import ada
 
 NOTHING = {
     **dict.fromkeys(("mirror", "quarter_turns", "turn_before", "turn_after"), 0.0),

@@ -16,12 +16,13 @@ from fer_jax.__main__ import main
 from fer_jax.config import default_config
 from fer_jax.data.build import Plan, write
 from fer_jax.data.records import open_records
-from fer_jax.evaluation import adaptation, predictions
+from fer_jax.evaluation import predictions
 from fer_jax.media.clips import Found
 from fer_jax.media.images import encode_jpeg
+from fer_jax.methods import adaptation
 from fer_jax.models import xception
 from fer_jax.sharding import make_mesh, replicated
-from fer_jax.training import train as program
+from fer_jax.training import classifier as program
 
 SIZE = 72
 EMOTIONS = (0, 3, 6)  # one for each place of the bright spot

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fer_jax.models import stylegan2
-from fer_jax.synthesis import adversarial
+from fer_jax.training import adversarial
 from fer_jax.weights import nvidia
 from fer_jax.weights.nvidia import to_our_layout, to_trees
 

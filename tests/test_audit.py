@@ -13,7 +13,7 @@ import pytest
 
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.__main__ import main
-from fer_jax.data import audit
+from fer_jax.data.audit import audit
 from fer_jax.data.build import write
 from fer_jax.data.plan import Plan
 from fer_jax.media.clips import Found

@@ -27,11 +27,19 @@ from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError
 
 from fer_jax.__main__ import main
+from fer_jax.collect import download, manifest
+from fer_jax.collect.collect import collect
+from fer_jax.collect.download import (
+    PERMANENT,
+    REASONS,
+    TRANSIENT,
+    Limits,
+    classify,
+    clean,
+    container,
+)
+from fer_jax.collect.links import check_url, read_links, video_key
 from fer_jax.errors import InputError
-from fer_jax.media import download, manifest
-from fer_jax.media.collect import collect
-from fer_jax.media.download import PERMANENT, REASONS, TRANSIENT, Limits, classify, clean, container
-from fer_jax.media.links import check_url, read_links, video_key
 
 ROOT = Path(__file__).resolve().parents[1]
 # Short waits: the server is on this machine.

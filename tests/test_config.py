@@ -23,7 +23,7 @@ from fer_jax.config import (
 )
 from fer_jax.errors import InputError
 from fer_jax.study.scenarios import check_study
-from fer_jax.synthesis.gan import check_generator
+from fer_jax.training.gan import check_generator
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from fer_jax.methods.coral import coral
 from fer_jax.sharding import batch_sharding, make_mesh
-from fer_jax.training.coral import coral
 
 
 def draw(domain: list[int], width: int = 5, seed: int = 0) -> np.ndarray:

@@ -10,11 +10,11 @@ import pytest
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.__main__ import main
 from fer_jax.config import load_config, to_json
-from fer_jax.data import generated
+from fer_jax.data import synthetic
 from fer_jax.demo import NETWORK, ROOT
 from fer_jax.media import images
 from fer_jax.schema import EMOTIONS
-from fer_jax.synthesis.gan import check_generator
+from fer_jax.training.gan import check_generator
 
 SIDE = 32
 EACH = 12
@@ -65,7 +65,7 @@ def test_its_faces_show_the_asked_emotion(faces: Path):
     # The judge knows the emotions of people whom it has not seen.
     assert np.mean(judged(drawn[~seen]) == emotions[~seen]) > 0.8
 
-    made = generated.read(faces / generated.RECORDS, generated.record_columns("emotion"))
+    made = synthetic.read(faces / synthetic.RECORDS, synthetic.record_columns("emotion"))
     asked = np.asarray([EMOTIONS.index(row["label"]) for row in made])
     right = judged(features([images.read(faces / row["file"]) for row in made])) == asked
     recall = [right[asked == emotion].mean() for emotion in range(len(EMOTIONS))]

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from fer_jax.errors import InputError
-from fer_jax.inference import detector
-from fer_jax.media import faces
+from fer_jax.media import detector, faces
 
 
 def test_the_same_faces_as_in_opencv(shared: Path, yunet_model: Path):

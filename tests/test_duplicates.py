@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_builders.demo import demo_dataset_builder as demo
-from fer_jax.data import duplicates
+from fer_jax.data.audit import duplicates
 from fer_jax.media import images
 
 

@@ -13,8 +13,8 @@ from small_runs import picture, write_dataset, write_run
 
 import fer_jax
 from fer_jax.errors import InputError
-from fer_jax.evaluation import runtime
-from fer_jax.inference import export
+from fer_jax.export import export
+from fer_jax.inference import runtime
 from fer_jax.inference.engines import open_engine
 from fer_jax.inference.load import load
 

@@ -12,9 +12,9 @@ from fer_jax.__main__ import main
 from fer_jax.data.augment import normalize
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation.predict import predict_step
-from fer_jax.inference import export
+from fer_jax.export import export
 from fer_jax.inference.load import load
+from fer_jax.inference.network import predict_step
 from fer_jax.inference.onnx_graph import to_onnx
 from fer_jax.models import xception
 

@@ -18,15 +18,14 @@ from small_runs import write_dataset, write_network
 from fer_jax import checkpoints
 from fer_jax.__main__ import main
 from fer_jax.config import Config, default_config, default_generator, to_json
-from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import open_records
+from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import results
 from fer_jax.schema import EMOTIONS
 from fer_jax.sharding import batch_sharding, make_mesh, replicated
-from fer_jax.synthesis import gan, gan_step, snapshots
 from fer_jax.synthesis.generator import load_generator
-from fer_jax.training import preemption
+from fer_jax.training import gan, gan_step, preemption, snapshots
 from fer_jax.training.log import read_metrics
 from fer_jax.weights import convert
 

@@ -11,7 +11,7 @@ import pytest
 
 from fer_jax.models import stylegan2
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig, MappingConfig
-from fer_jax.synthesis import adversarial, gan_step
+from fer_jax.training import adversarial, gan_step
 
 CLASSES, BATCH = 3, 4
 MAPPING: dict[str, Any] = {"num_layers": 2, "embed_features": 8, "layer_features": 8}

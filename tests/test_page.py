@@ -22,9 +22,9 @@ from fer_jax.__main__ import main
 from fer_jax.errors import InputError
 from fer_jax.evaluation import results
 from fer_jax.inference import recognizer
-from fer_jax.inference.page import LIMITS, Server, warm_up
 from fer_jax.media import images
 from fer_jax.media.faces import Face
+from fer_jax.predict.page import LIMITS, Server, warm_up
 
 # A phone's width.
 PHONE = 375

@@ -13,11 +13,11 @@ import pytest
 from small_runs import picture, write_run
 
 from fer_jax.__main__ import main
-from fer_jax.inference import predict as predicting
 from fer_jax.inference import recognizer
-from fer_jax.inference.drawing import COLOURS, Shown, annotate
 from fer_jax.media import camera, images
 from fer_jax.media.faces import Face
+from fer_jax.predict import predict as predicting
+from fer_jax.predict.drawing import COLOURS, Shown, annotate
 from fer_jax.schema import EMOTIONS, TASKS
 
 WriteVideo = Callable[..., Path]

@@ -10,7 +10,7 @@ import pytest
 
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions
-from fer_jax.evaluation.predict import predict_step
+from fer_jax.inference.network import predict_step
 from fer_jax.models import xception
 from fer_jax.schema import EMOTIONS
 

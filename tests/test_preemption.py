@@ -7,10 +7,9 @@ import threading
 
 import pytest
 
-from fer_jax import train
 from fer_jax.__main__ import main
 from fer_jax.errors import Preempted
-from fer_jax.training import preemption
+from fer_jax.training import preemption, train
 
 HEARD = """
 import os, signal, time

@@ -15,10 +15,11 @@ from fer_jax.__main__ import main
 from fer_jax.data import records
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import predictions, runtime
-from fer_jax.evaluation.predict import model_arguments
-from fer_jax.inference import export, quantize
+from fer_jax.evaluation import predictions
+from fer_jax.export import export, quantize
+from fer_jax.inference import runtime
 from fer_jax.inference.load import Model, load
+from fer_jax.inference.network import model_arguments
 from fer_jax.inference.onnx_graph import to_onnx
 
 # Every part shows all classes; no picture is in two of them.

@@ -15,7 +15,7 @@ from small_runs import image_bomb, picture, write_run
 
 import fer_jax
 from fer_jax.errors import InputError
-from fer_jax.inference.export import FILES, export
+from fer_jax.export.export import FILES, export
 from fer_jax.inference.load import load
 from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, ahead
 from fer_jax.media import images

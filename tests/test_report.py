@@ -14,13 +14,13 @@ import pytest
 from small_runs import write_dataset, write_predictions, write_run
 
 from fer_jax.__main__ import main
-from fer_jax.charts import Line, panel, ticks, track
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
 from fer_jax.evaluation.evaluate import evaluate
+from fer_jax.figures import Line, panel, ticks, track
+from fer_jax.report.report import report
 from fer_jax.schema import EMOTIONS
-from fer_jax.study.report import report
 
 HOSTILE = "<script>alert(1)</script>"
 # A phone's width; 360 is the narrowest that is common.

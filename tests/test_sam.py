@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_train import TINY, make_step, uneven_batch
 
-from fer_jax.training.sam import ascended
+from fer_jax.methods.sam import ascended
 
 RATE = 0.1  # of the step's SGD
 SMALL = TINY | {"num_middle_blocks": 0, "dropout": 0.3}

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import TINY, make_step, uneven_batch
 
+from fer_jax.methods.swad import Decision, decide, fresh_average, with_decision, with_step
 from fer_jax.training.step import joined, network_of, training_of
-from fer_jax.training.swad import Decision, decide, fresh_average, with_decision, with_step
 
 SMALL = TINY | {"num_middle_blocks": 0}
 

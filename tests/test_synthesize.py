@@ -16,7 +16,7 @@ import pytest
 from small_runs import SIZE, small_generator, write_dataset, write_network, write_run
 
 from fer_jax.__main__ import main
-from fer_jax.data import generated
+from fer_jax.data import synthetic
 from fer_jax.errors import InputError
 from fer_jax.media import images
 from fer_jax.schema import EMOTIONS
@@ -198,7 +198,7 @@ def test_faces_of_each_class_with_their_rows(tmp_path: Path):
     tally = make(generator, tmp_path, ask(count=5, class_names=NAMES, psi=0.9))
     assert tally == {("anger", ""): 5, ("disgust", ""): 5}
     rows = rows_of(tmp_path)
-    assert list(rows[0]) == list(generated.record_columns("emotion"))
+    assert list(rows[0]) == list(synthetic.record_columns("emotion"))
     assert [int(row["seed"]) for row in rows] == list(range(10))
     for row in rows:
         name = NAMES[int(row["seed"]) % 2]
@@ -371,15 +371,15 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch, call: s
     with monkeypatch.context() as patch:
         if call == "picture":
             patch.setattr(
-                generated,
+                synthetic,
                 "write_whole",
-                stopping(generated.write_whole, lambda path: path.suffix == ".png" and calls < 7),
+                stopping(synthetic.write_whole, lambda path: path.suffix == ".png" and calls < 7),
             )
         else:
             patch.setattr(
-                generated,
+                synthetic,
                 "append",
-                stopping(generated.append, lambda path: path.name == f"{call}.csv"),
+                stopping(synthetic.append, lambda path: path.name == f"{call}.csv"),
             )
         with pytest.raises(Stop):
             make(generator, tmp_path / "stopped", asked, with_teacher=True)

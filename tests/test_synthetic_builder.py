@@ -13,7 +13,7 @@ from small_runs import picture, small_generator, write_dataset
 
 from fer_jax.__main__ import main
 from fer_jax.config import default_config
-from fer_jax.data import generated
+from fer_jax.data import synthetic
 from fer_jax.data.build import find_builder
 from fer_jax.data.records import build_summary, open_records
 from fer_jax.errors import InputError
@@ -21,7 +21,7 @@ from fer_jax.schema import EMOTIONS
 from fer_jax.synthesis import request, synthesize
 from fer_jax.synthesis.quality import Gates
 from fer_jax.synthesis.request import Request
-from fer_jax.training.train import train
+from fer_jax.training.classifier import train
 
 NETWORK = "0123456789abcdef" * 4
 
@@ -40,7 +40,7 @@ def folder(out: Path, rows: list[dict[str, Any]], task: str = "emotion", **setti
         if ".." not in row["file"]:
             path.parent.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), picture(number)[..., ::-1])
-    generated.append(out / "records.csv", generated.record_columns(task), complete)
+    synthetic.append(out / "records.csv", synthetic.record_columns(task), complete)
     return out
 
 
@@ -230,15 +230,15 @@ def test_training_on_labels_of_a_teacher_that_saw_the_test_people_is_refused(
     made = open_records("synthetic/grouped", "train", data)
     said = "that labelled synthetic/grouped saw 1 of the subjects of the test set lab test"
     with pytest.raises(InputError, match=f"{said} .such as 'lab/x0'"):
-        generated.check_teachers([made], [opened["test"]], data, allow=False)
+        synthetic.check_teachers([made], [opened["test"]], data, allow=False)
     with pytest.raises(InputError, match="saw 4 of the records of the test set nameless train"):
-        generated.check_teachers([made], [*pictures.values()], data, allow=False)
+        synthetic.check_teachers([made], [*pictures.values()], data, allow=False)
     for part, test in (
         (made, opened["other"]), (opened["other"], opened["test"]), (made, pictures["test"])
     ):  # fmt: skip
-        generated.check_teachers([part], [test], data, allow=False)
+        synthetic.check_teachers([part], [test], data, allow=False)
     capsys.readouterr()
-    generated.check_teachers([made], [opened["test"]], data, allow=True)
+    synthetic.check_teachers([made], [opened["test"]], data, allow=True)
     assert said in capsys.readouterr().out
     # The training program asks before it trains.
     config = default_config()

@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from fer_jax.inference import timeline
-from fer_jax.inference.timeline import NUM_STRETCHES, PLOTTED, Timeline
 from fer_jax.media.faces import Face, follow
+from fer_jax.predict import timeline
+from fer_jax.predict.timeline import NUM_STRETCHES, PLOTTED, Timeline
 from fer_jax.schema import EMOTIONS
 
 

@@ -27,8 +27,8 @@ from fer_jax.evaluation import predictions
 from fer_jax.evaluation.evaluate import evaluate
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from fer_jax.training import classifier as program
 from fer_jax.training import lock, preemption, start
-from fer_jax.training import train as program
 from fer_jax.training.log import read_metrics
 from fer_jax.training.step import (
     TrainState,

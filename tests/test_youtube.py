@@ -13,9 +13,9 @@ from test_collect import Site, clips, data, site, write_list
 
 from data_builders.youtube.youtube_dataset_builder import assign
 from fer_jax.__main__ import main
+from fer_jax.collect.links import read_links, video_key
 from fer_jax.data.records import build_summary, open_records
 from fer_jax.errors import InputError
-from fer_jax.media.links import read_links, video_key
 from fer_jax.schema import EMOTIONS
 
 __all__ = ["clips", "site"]  # fixtures

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import schema
-from fer_jax.data import generated, splits
+from fer_jax.data import splits, synthetic
 from fer_jax.data.plan import Plan, check_name
 from fer_jax.errors import InputError
 from fer_jax.media import clips, images
@@ -33,7 +33,7 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
     source = Path(options.source)
     settings = _settings(source)
     task = settings["request"]["task"]
-    table = generated.read(source / generated.RECORDS, generated.record_columns(task))
+    table = synthetic.read(source / synthetic.RECORDS, synthetic.record_columns(task))
     extraction = clips.from_arguments(options)
     # The people of one network are the same in every folder that was made with it.
     namespace = f"stylegan/{settings['made_by']['network'][:16]}"
@@ -56,10 +56,10 @@ def plan(config: str, options: argparse.Namespace) -> Plan:
 
 
 def _settings(source: Path) -> dict[str, Any]:
-    file = source / generated.SETTINGS
-    if not file.is_file() or not (source / generated.RECORDS).is_file():
+    file = source / synthetic.SETTINGS
+    if not file.is_file() or not (source / synthetic.RECORDS).is_file():
         raise InputError(
-            f"--source '{source}' has no {generated.SETTINGS} and {generated.RECORDS}; make faces "
+            f"--source '{source}' has no {synthetic.SETTINGS} and {synthetic.RECORDS}; make faces "
             f"with `fer-jax synthesize --out={source}`"
         )
     try:
@@ -72,7 +72,7 @@ def _settings(source: Path) -> dict[str, Any]:
     return settings
 
 
-def _row(entry: generated.Row, task: str, name: str, namespace: str) -> dict[str, Any]:
+def _row(entry: synthetic.Row, task: str, name: str, namespace: str) -> dict[str, Any]:
     path = Path(entry["file"])
     if path.is_absolute() or ".." in path.parts:
         raise InputError("the file is outside the folder")
@@ -91,13 +91,13 @@ def _row(entry: generated.Row, task: str, name: str, namespace: str) -> dict[str
         # A seed is a person: its edits and truncations show the same face.
         "subject_id": f"{namespace}/seed_{int(seed)}",
         task: classes.index(entry["label"]),
-        "label_source": generated.label_source(entry["label_source"]),
+        "label_source": synthetic.label_source(entry["label_source"]),
         "seed": int(seed),
-        "truncation_psi": generated.number(entry["psi"], "a truncation"),
+        "truncation_psi": synthetic.number(entry["psi"], "a truncation"),
     }
     if entry["confidence"]:
-        row["label_confidence"] = generated.number(entry["confidence"], "a confidence")
-    chances = generated.probabilities(entry, task)
+        row["label_confidence"] = synthetic.number(entry["confidence"], "a confidence")
+    chances = synthetic.probabilities(entry, task)
     # Only where the teacher gave the label is its doubt the label's.
     if chances is not None and task == "emotion" and entry["label_source"] == "teacher":
         row["emotion_probabilities"] = np.asarray(chances, np.float32)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fer_jax import schema
+from fer_jax.collect import manifest
+from fer_jax.collect.links import video_key
 from fer_jax.data import splits
 from fer_jax.data.plan import Plan, check_name
 from fer_jax.errors import InputError
-from fer_jax.media import clips, manifest
+from fer_jax.media import clips
 from fer_jax.media.clips import Job
-from fer_jax.media.links import video_key
 
 CONFIGS = ("grouped", "content", "folds")
 BUILD_ALL = False

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from fer_jax.benchmark.benchmark import Row, cpu_seconds, single
-from fer_jax.data import duplicates
+from fer_jax.data.audit import duplicates
 from fer_jax.errors import InputError
 from fer_jax.media import images
 

@@ -17,7 +17,7 @@ from fer_jax.benchmark import records, step
 from fer_jax.benchmark.benchmark import Row, paired, single
 from fer_jax.config import Config, default_config
 from fer_jax.errors import InputError
-from fer_jax.evaluation.predict import model_arguments
+from fer_jax.inference.network import model_arguments
 from fer_jax.sharding import check_batch_size, make_mesh
 from fer_jax.training.optimizer import make_optimizer, make_schedule
 from fer_jax.training.step import init_state, network_of, training_of

@@ -14,11 +14,11 @@ from fer_jax.benchmark.benchmark import Row, paired, single
 from fer_jax.config import Config, default_config
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation.predict import model_arguments
-from fer_jax.models import operations
+from fer_jax.inference.network import model_arguments
+from fer_jax.models import flops
 from fer_jax.sharding import check_batch_size, make_mesh
+from fer_jax.training.classifier import train
 from fer_jax.training.log import read_metrics
-from fer_jax.training.train import train
 
 INPUTS = ("stream", "memmap", "device")
 
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> list[Row]:
             batch=options.batch,
         )
         rows += [row, single(f"input {kind}: data wait", 100 * statistics.median(waits), "%")]
-    flop = operations.TRAINING_PASSES * operations.count(**model_arguments(config))[0]
+    flop = flops.TRAINING_PASSES * flops.count(**model_arguments(config))[0]
     rate = model_side.measure_rates(options.dtype)["flop_per_second"]
     rows += [
         single("operations of an image", flop / 1e9, "GFLOP"),

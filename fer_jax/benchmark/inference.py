@@ -36,12 +36,12 @@ from fer_jax.benchmark.benchmark import (
 )
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation import runtime
-from fer_jax.evaluation.predict import model_arguments
+from fer_jax.export.quantize import quantized_graph
+from fer_jax.inference import runtime
 from fer_jax.inference.engines import ENGINES, Engine, open_engine
 from fer_jax.inference.load import ARRAYS, CONFIG, Model, load
+from fer_jax.inference.network import model_arguments
 from fer_jax.inference.onnx_graph import to_onnx
-from fer_jax.inference.quantize import quantized_graph
 from fer_jax.inference.recognizer import Recognizer, ahead
 from fer_jax.media import faces
 from fer_jax.media.video import Frame, Video

@@ -19,7 +19,7 @@ import jax
 from fer_jax.benchmark import model_side
 from fer_jax.benchmark.benchmark import Row, compare, single, skipped
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.models import operations, xception
+from fer_jax.models import flops, xception
 
 MODES = ("train", "inference")
 DTYPES = ("float32", "bfloat16")
@@ -143,8 +143,8 @@ def _limits(
         ours.run()
     seconds = (time.perf_counter() - started) / options.repeats / batch
     model = model_side.model_arguments(dtype, options.image_size, options.width)
-    flop, elements = operations.count(**model)
-    passes = {"inference": 1, "train": operations.TRAINING_PASSES}[mode]
+    flop, elements = flops.count(**model)
+    passes = {"inference": 1, "train": flops.TRAINING_PASSES}[mode]
     flop, moved = passes * flop, passes * elements * jax.numpy.dtype(dtype).itemsize
     name = f"ours, {what} {dtype} {batch}: "
     multiplying, copying = flop / rates["flop_per_second"], moved / rates["bytes_per_second"]

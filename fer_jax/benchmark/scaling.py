@@ -11,8 +11,8 @@ from fer_jax.benchmark import model_side, step
 from fer_jax.benchmark.benchmark import Row, paired, single, skipped
 from fer_jax.config import Config, default_config
 from fer_jax.errors import InputError
-from fer_jax.evaluation.predict import model_arguments
-from fer_jax.models import operations
+from fer_jax.inference.network import model_arguments
+from fer_jax.models import flops
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> list[Row]:
                 batch=options.batch * count,
             )
         )
-    flop = operations.TRAINING_PASSES * operations.count(**model_arguments(_config(options, 1)))[0]
+    flop = flops.TRAINING_PASSES * flops.count(**model_arguments(_config(options, 1)))[0]
     rate = model_side.measure_rates(options.dtype)["flop_per_second"]
     rows += [
         single("operations of an image", flop / 1e9, "GFLOP"),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fer_jax.config import Config
-from fer_jax.evaluation.predict import model_arguments
+from fer_jax.inference.network import model_arguments
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh, state_sharding, to_devices
 from fer_jax.training.optimizer import make_optimizer

@@ -27,8 +27,8 @@ from fer_jax.config import default_generator
 from fer_jax.data.augment import normalize
 from fer_jax.models import stylegan2
 from fer_jax.sharding import make_mesh, replicated, to_devices
-from fer_jax.synthesis import gan, gan_step
-from fer_jax.synthesis.gan_step import Recipe
+from fer_jax.training import gan, gan_step
+from fer_jax.training.gan_step import Recipe
 
 BAR = "at least 1.2"
 

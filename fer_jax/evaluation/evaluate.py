@@ -12,7 +12,7 @@ import numpy as np
 
 from fer_jax import checkpoints, compilations, distributed
 from fer_jax.config import OneLineParser, default_data_dir, read_config
-from fer_jax.data.audit import Experiment, leaks_into, open_trained
+from fer_jax.data.audit.audit import Experiment, leaks_into, open_trained
 from fer_jax.data.records import (
     Records,
     as_source,
@@ -21,22 +21,16 @@ from fer_jax.data.records import (
     open_records,
 )
 from fer_jax.errors import InputError
-from fer_jax.evaluation import (
-    adaptation,
-    calibration,
-    compare,
-    predictions,
-    results,
-    runtime,
-)
-from fer_jax.evaluation.predict import (
+from fer_jax.evaluation import calibration, compare, predictions, results
+from fer_jax.evaluation.predict import predict, predictions_table
+from fer_jax.inference import runtime
+from fer_jax.inference.network import (
     PredictStep,
     compile_predict_step,
     model_arguments,
     network_shapes,
-    predict,
-    predictions_table,
 )
+from fer_jax.methods import adaptation
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation import runtime
-from fer_jax.evaluation.predict import model_arguments
+from fer_jax.inference import runtime
 from fer_jax.inference.explain import explainer
 from fer_jax.inference.load import ARRAYS, Model, blocks, load
+from fer_jax.inference.network import model_arguments
 from fer_jax.inference.onnx_graph import to_onnx
 from fer_jax.sharding import to_devices
 

@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from fer_jax.data.augment import normalize
-from fer_jax.evaluation.predict import model_arguments
 from fer_jax.inference.load import Model, blocks
+from fer_jax.inference.network import model_arguments
 from fer_jax.models import xception
 
 # How much of the picture the colour covers where the network looked most.

@@ -18,19 +18,19 @@ from fer_jax import checkpoints
 from fer_jax.config import Config, check_config, completed, from_json, read_config, to_json
 from fer_jax.data.augment import normalize
 from fer_jax.errors import InputError
-from fer_jax.evaluation.predict import (
+from fer_jax.inference.network import (
     PredictStep,
     compile_predict_step,
     model_arguments,
     network_shapes,
 )
-from fer_jax.evaluation.runtime import FORMAT
-from fer_jax.inference.quantize import dequantized_weights
+from fer_jax.inference.runtime import FORMAT
 from fer_jax.media.images import resized
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
 
+SCALE = ".scale"  # after the name of a kernel: of its int8 values
 # Of an exported folder.
 CONFIG, ARRAYS = "config.json", "model.safetensors"
 BATCH_SIZE = 64
@@ -258,3 +258,12 @@ def _pooled(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax
     parameters = network["ema"] or network["params"]
     merged = nnx.merge(graphdef, parameters, network["batch_stats"])
     return merged.features(normalize(images)).astype("float32").mean(axis=(1, 2))
+
+
+def dequantized_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The float32 kernels of what `quantized_weights` returned; other arrays as they are."""
+    return {
+        name: array * arrays[name + SCALE] if name + SCALE in arrays else array
+        for name, array in arrays.items()
+        if not name.endswith(SCALE)
+    }

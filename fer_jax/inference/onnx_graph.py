@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax.errors import InputError
-from fer_jax.evaluation import runtime
+from fer_jax.inference import runtime
 from fer_jax.models.fold import fold
 from fer_jax.models.xception import ENTRY, LUMA, output_size, stem_sizes
 

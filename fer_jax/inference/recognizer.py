@@ -19,10 +19,10 @@ import cv2
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.inference.detector import make_detector
 from fer_jax.inference.engines import Engine, open_engine
 from fer_jax.inference.explain import overlay
 from fer_jax.media import faces, images
+from fer_jax.media.detector import make_detector
 
 FACES = ("detect", "crop")
 BATCH_SIZE = 32  # faces that the network is given at once

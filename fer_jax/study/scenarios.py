@@ -17,8 +17,7 @@ from fer_jax.config import (
     from_json,
     to_json,
 )
-from fer_jax.data.audit import Experiment, allowed_leaks, leaks_in_words, open_experiment
-from fer_jax.data.generated import check_teachers
+from fer_jax.data.audit.audit import Experiment, allowed_leaks, leaks_in_words, open_experiment
 from fer_jax.data.records import (
     Source,
     as_source,
@@ -26,6 +25,7 @@ from fer_jax.data.records import (
     labelled_rows,
     open_records,
 )
+from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.study.distances import Learned, learned
 from fer_jax.training import start, validation

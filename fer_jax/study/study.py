@@ -20,13 +20,13 @@ from fer_jax.config import (
     parse_with_config,
     to_json,
 )
-from fer_jax.data.audit import audit, lasting_exclusions, leaks_in_words, write_exclusions
+from fer_jax.data.audit.audit import audit, lasting_exclusions, leaks_in_words, write_exclusions
 from fer_jax.data.records import Records, build_summary, read_exclusions
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import predictions, results
 from fer_jax.evaluation.evaluate import evaluate
+from fer_jax.report.report import report
 from fer_jax.study import matrix
-from fer_jax.study.report import report
 from fer_jax.study.scenarios import (
     VARIANTS,
     Run,
@@ -41,8 +41,8 @@ from fer_jax.study.scenarios import (
     steps_done,
     tested_on,
 )
+from fer_jax.training.classifier import train
 from fer_jax.training.log import duration
-from fer_jax.training.train import train
 
 
 def sets_to_predict(run: Run, config: Config, data_dir: Path) -> list[tuple[str, str]]:

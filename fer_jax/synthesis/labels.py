@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fer_jax.data.generated import identities, write_whole
 from fer_jax.data.records import Records, as_source, labelled_rows, open_records
+from fer_jax.data.synthetic import identities, write_whole
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predict import predict

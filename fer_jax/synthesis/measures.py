@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.data.generated import write_whole
 from fer_jax.data.records import Records, labelled_rows
+from fer_jax.data.synthetic import write_whole
 from fer_jax.evaluation.results import number, plain
 from fer_jax.inference.load import Model
 from fer_jax.synthesis.quality import aligned

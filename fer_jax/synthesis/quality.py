@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from fer_jax.data import duplicates
+from fer_jax.data.audit import duplicates
 from fer_jax.errors import InputError
 from fer_jax.media import faces, images
 from fer_jax.media.faces import Detector

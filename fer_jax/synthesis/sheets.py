@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax.data.generated import Row, group_of, write_whole
+from fer_jax.data.synthetic import Row, group_of, write_whole
 from fer_jax.errors import InputError
 from fer_jax.media import images
 from fer_jax.synthesis.render import Renderer

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from fer_jax import schema
 from fer_jax.checkpoints import fingerprint
 from fer_jax.config import OneLineParser
-from fer_jax.data import generated
-from fer_jax.data.generated import Row
+from fer_jax.data import synthetic
 from fer_jax.data.records import open_records
+from fer_jax.data.synthetic import Row
 from fer_jax.errors import InputError
 from fer_jax.inference.load import Model, load
 from fer_jax.media import faces, images
@@ -144,8 +144,8 @@ def synthesize(
             print(f"{judged} pictures in {seconds:.1f} s, {judged / seconds:.1f} images/s in all")
     lines = quality.table(ledger.tally, wanted.groups)
     text = "".join(",".join(line) + "\n" for line in lines)
-    generated.write_whole(out / "filter.csv", text.encode())
-    rows = generated.read(out / generated.RECORDS, generated.record_columns(wanted.request.task))
+    synthetic.write_whole(out / "filter.csv", text.encode())
+    rows = synthetic.read(out / synthetic.RECORDS, synthetic.record_columns(wanted.request.task))
     sheets.contact_sheet(out, rows, wanted.groups)
     return ledger.tally
 
@@ -181,7 +181,7 @@ def _open_folder(
                 zip(directions.classes, directions.fits, strict=True)
             )
         }
-    file = out / generated.SETTINGS
+    file = out / synthetic.SETTINGS
     if not file.is_file():
         if out.exists() and not out.is_dir():
             raise InputError(f"--out '{out}' is a file; name a folder")
@@ -189,7 +189,7 @@ def _open_folder(
         others = {name for name in there - MADE_BEFORE if not name.startswith(".")}
         if others:
             raise InputError(f"--out '{out}' holds something else ({min(others)}); choose another")
-        generated.write_whole(file, (json.dumps(settings, indent=2) + "\n").encode())
+        synthetic.write_whole(file, (json.dumps(settings, indent=2) + "\n").encode())
         return
     try:
         before = json.loads(file.read_text())
@@ -258,20 +258,20 @@ def read_ledger(out: Path, asked: Request) -> Ledger:
     Raises:
       InputError: a table that does not make sense, or a kept picture that is gone.
     """
-    for name in (generated.RECORDS, generated.REJECTED):
-        generated.cut_torn_line(out / name)
-    rows = generated.read(out / generated.RECORDS, generated.record_columns(asked.task))
-    refused = generated.read(out / generated.REJECTED, generated.REJECTED_COLUMNS)
+    for name in (synthetic.RECORDS, synthetic.REJECTED):
+        synthetic.cut_torn_line(out / name)
+    rows = synthetic.read(out / synthetic.RECORDS, synthetic.record_columns(asked.task))
+    refused = synthetic.read(out / synthetic.REJECTED, synthetic.REJECTED_COLUMNS)
     gone = [row["file"] for row in rows if not (out / row["file"]).is_file()]
     if gone:
         raise InputError(
-            f"{len(gone)} pictures of '{out / generated.RECORDS}' are gone, such as '{gone[0]}'; "
+            f"{len(gone)} pictures of '{out / synthetic.RECORDS}' are gone, such as '{gone[0]}'; "
             "choose another --out"
         )
     ledger = Ledger(
         {Path(row["file"]).stem for row in rows} | {row["face"] for row in refused},
         collections.Counter(
-            (generated.group_of(row), row.get("reason", "")) for row in [*rows, *refused]
+            (synthetic.group_of(row), row.get("reason", "")) for row in [*rows, *refused]
         ),
         quality.Kept(),
     )
@@ -405,7 +405,7 @@ def _judged(
     choice = wanted.choices[candidate.choice]
     verdict = judge(choice, examined, chances, wanted)
     row = _row(candidate, choice, verdict, examined, chances, wanted)
-    group, name = generated.group_of(row), wanted.name(candidate)
+    group, name = synthetic.group_of(row), wanted.name(candidate)
     reason = verdict.reason
     if not reason and ledger.is_full(group, wanted):
         reason = "its class is complete"
@@ -482,7 +482,7 @@ def _write_picture(path: Path, picture: np.ndarray, kind: str) -> None:
         data = images.encode_jpeg(picture)
     else:
         data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    generated.write_whole(path, data)
+    synthetic.write_whole(path, data)
 
 
 def _settle(
@@ -496,9 +496,9 @@ def _settle(
     for future in futures:
         future.result()
     if refused:
-        generated.append(out / generated.REJECTED, generated.REJECTED_COLUMNS, refused)
+        synthetic.append(out / synthetic.REJECTED, synthetic.REJECTED_COLUMNS, refused)
     if kept:
-        generated.append(out / generated.RECORDS, generated.record_columns(task), kept)
+        synthetic.append(out / synthetic.RECORDS, synthetic.record_columns(task), kept)
 
 
 def fit_directions(
@@ -577,7 +577,7 @@ def measure(
       InputError: the real set is not built or has no labels, or nothing was kept.
     """
     records = open_records(*real, data_dir)
-    rows = generated.read(out / generated.RECORDS, generated.record_columns(asked.task))
+    rows = synthetic.read(out / synthetic.RECORDS, synthetic.record_columns(asked.task))
     if not rows:
         raise InputError(f"'{out}' holds no faces to compare")
     classes = schema.TASKS[asked.task]
@@ -688,7 +688,7 @@ def _directions(
     own = options.out / "directions.safetensors"
     if options.directions != "fit":
         found = labels.read_directions(Path(options.directions), generator, network, asked.task)
-    elif own.is_file() and (options.out / generated.SETTINGS).is_file():
+    elif own.is_file() and (options.out / synthetic.SETTINGS).is_file():
         # Of the run that goes on here; whether it is the same one is checked with its settings.
         found = labels.read_directions(own, generator, network, asked.task)
     else:
@@ -719,7 +719,7 @@ def _report(out: Path, wanted: Wanted, tally: quality.Tally, generator: Generato
         )
     if generator.c_dim and not wanted.request.class_names and not wanted.by_teacher:
         print("the faces have no labels: --class_names=... says what the network's classes are")
-    print(f"{out / generated.RECORDS}, contact_sheet.jpg, filter.csv; make records of them with:")
+    print(f"{out / synthetic.RECORDS}, contact_sheet.jpg, filter.csv; make records of them with:")
     print(f"  fer-jax build synthetic/grouped --source={out}")
 
 

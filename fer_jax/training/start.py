@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 from fer_jax import checkpoints
 from fer_jax.config import Config, fields, from_json, is_generator, read_config, to_json
-from fer_jax.data.audit import EXCLUSIONS_FILE
+from fer_jax.data.audit.audit import EXCLUSIONS_FILE
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
+from fer_jax.methods.swad import fresh_average
 from fer_jax.training.step import TrainState, joined, network_of, training_of
-from fer_jax.training.swad import fresh_average
 from fer_jax.weights.xception import load_xception
 
 # What may differ when a run is continued; everything else makes it another run.

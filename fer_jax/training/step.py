@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 
 from fer_jax.config import Config
 from fer_jax.data.augment import augment, normalize
-from fer_jax.evaluation.predict import model_arguments
+from fer_jax.inference.network import model_arguments
+from fer_jax.methods.coral import coral as coral_penalty
+from fer_jax.methods.sam import ascended
+from fer_jax.methods.swad import fresh_average, with_step
 from fer_jax.models import xception
 from fer_jax.models.mixstyle import Mixing
 from fer_jax.sharding import batch_sharding, replicated
-from fer_jax.training.coral import coral as coral_penalty
-from fer_jax.training.sam import ascended
-from fer_jax.training.swad import fresh_average, with_step
 
 INITIAL_LOSS_SCALE = 2.0**15
 LOSS_SCALE_GROWS_AFTER = 2000  # steps without overflow
@@ -36,7 +36,7 @@ class TrainState:
       params: float32 tree.
       batch_stats: float32 tree, BatchNorm's running mean and variance.
       ema: exponential moving average of params, or {} where none is kept.
-      swad: the average of `fer_jax.training.swad`, or {} where none is kept.
+      swad: the average of `fer_jax.methods.swad`, or {} where none is kept.
       opt_state: optax's.
       learning_rate_scale: float32 [], set by the plateau schedule.
       loss_scale: float32 [], 1 unless the network computes in float16.

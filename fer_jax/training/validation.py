@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from fer_jax.config import Config
 from fer_jax.data.records import Records, labelled_rows
 from fer_jax.evaluation import metrics
-from fer_jax.evaluation.predict import PredictStep, predict
+from fer_jax.evaluation.predict import predict
+from fer_jax.inference.network import PredictStep
+from fer_jax.methods.swad import decide, with_decision
 from fer_jax.training.optimizer import plateau_scale, validations_since_best
 from fer_jax.training.step import TrainState, network_of
-from fer_jax.training.swad import decide, with_decision
 
 METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 

@@ -34,20 +34,30 @@ from fer_jax.config import (
     to_json,
 )
 from fer_jax.data import batches
-from fer_jax.data.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
+from fer_jax.data.audit.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.augment import normalize
-from fer_jax.data.generated import check_teachers
 from fer_jax.data.records import as_source
+from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, Preempted, did_you_mean
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig, MappingConfig
 from fer_jax.models.xception import grey
 from fer_jax.schema import TASKS
 from fer_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
-from fer_jax.synthesis import ada, gan_step, snapshots
-from fer_jax.synthesis.gan_step import Recipe, State
 from fer_jax.synthesis.generator import Generator
-from fer_jax.training import lock, memory, preemption, profile, source, start, watchdog
+from fer_jax.training import (
+    ada,
+    gan_step,
+    lock,
+    memory,
+    pipeline,
+    preemption,
+    profile,
+    snapshots,
+    start,
+    watchdog,
+)
 from fer_jax.training.environment import write_environment
+from fer_jax.training.gan_step import Recipe, State
 from fer_jax.training.log import MetricsLog, ProgressLine, write_atomically
 from fer_jax.training.speed import Stopwatch
 from fer_jax.weights import convert, nvidia
@@ -272,7 +282,7 @@ def _train(
         recipe, everywhere, mesh, grayscale=config.grayscale, flip=config.horizontal_flip
     )
     loader = _loader(config)
-    iterator, place = source.open_source(
+    iterator, place = pipeline.open_source(
         loader, mixture, mesh, workdir, num_steps=num_steps, free=memory.free_bytes()
     )
     judge = snapshots.open_judge(config, mixture)
@@ -304,7 +314,7 @@ def _train(
             saved = max(manager.all_steps(), default=None)
             raise InputError(
                 f"the {wrong[0].replace('_', ' ')} is not finite at step {step}, of "
-                f"{source.told_batch(loader, mixture, step, workdir)}; "
+                f"{pipeline.told_batch(loader, mixture, step, workdir)}; "
                 f"{'no checkpoint was written yet' if saved is None else f'step {saved} is saved'}"
                 ". Lower config.learning_rate, or raise config.r1_gamma"
             )

@@ -25,12 +25,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fer_jax.config import OneLineParser
-from fer_jax.errors import InputError
-from fer_jax.media import manifest
-from fer_jax.media.download import PERMANENT, REASONS, TRANSIENT, Limits, run
-from fer_jax.media.links import Link, Refusal, read_links, video_key
-from fer_jax.media.manifest import (
+from fer_jax.collect import manifest
+from fer_jax.collect.download import PERMANENT, REASONS, TRANSIENT, Limits, run
+from fer_jax.collect.links import Link, Refusal, read_links, video_key
+from fer_jax.collect.manifest import (
     DONE,
     FAILED,
     LEDGER,
@@ -41,6 +39,8 @@ from fer_jax.media.manifest import (
     State,
     file_is_there,
 )
+from fer_jax.config import OneLineParser
+from fer_jax.errors import InputError
 
 MAX_ATTEMPTS = 3  # at one link in one run
 
@@ -198,7 +198,7 @@ def _download(
 def _forking() -> Any:
     """Where download processes come from: forked from one that has yt-dlp ready."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fer_jax.media.download", "fer_jax.media.extractors"])
+    context.set_forkserver_preload(["fer_jax.collect.download", "fer_jax.collect.extractors"])
     resource_tracker.ensure_running()  # now, because starting it unblocks what is blocked below
     # Ctrl-C goes to all processes of a terminal; these inherit that it is not for them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

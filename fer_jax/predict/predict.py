@@ -27,13 +27,13 @@ from tqdm import tqdm
 from fer_jax import compilations
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
-from fer_jax.inference.answers import Answers, Input
-from fer_jax.inference.drawing import Shown, annotate
 from fer_jax.inference.engines import ENGINES
 from fer_jax.inference.recognizer import FACES, Answer, Found, Recognizer, load
-from fer_jax.inference.timeline import Timeline
 from fer_jax.media import camera, faces, images
 from fer_jax.media.video import VIDEO_SUFFIXES, Frame, Video
+from fer_jax.predict.answers import Answers, Input
+from fer_jax.predict.drawing import Shown, annotate
+from fer_jax.predict.timeline import Timeline
 
 CAMERA = "webcam"
 PICTURE_SIZE, FRAME_SIZE = 1920, 1280  # at most, at the longer side, of what is drawn on

@@ -32,12 +32,12 @@ from fer_jax import compilations
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
 from fer_jax.evaluation import results
-from fer_jax.inference.drawing import colours
 from fer_jax.inference.engines import ENGINES
 from fer_jax.inference.recognizer import Found, Recognizer, load
-from fer_jax.inference.timeline import Timeline
 from fer_jax.media import faces, images
 from fer_jax.media.video import Frame, Video
+from fer_jax.predict.drawing import colours
+from fer_jax.predict.timeline import Timeline
 
 TEMPLATES = Path(__file__).parent
 LOOPBACK = "127.0.0.1"

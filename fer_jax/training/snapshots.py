@@ -14,7 +14,7 @@ import numpy as np
 from fer_jax import checkpoints
 from fer_jax.config import Config
 from fer_jax.data import batches
-from fer_jax.data.generated import write_whole
+from fer_jax.data.synthetic import write_whole
 from fer_jax.inference.load import load
 from fer_jax.media import images
 from fer_jax.models.xception import grey

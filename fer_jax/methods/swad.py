@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from fer_jax.checkpoints import better
 from fer_jax.data.augment import augment
-from fer_jax.evaluation.adaptation import MomentsStep, estimated
+from fer_jax.methods.adaptation import MomentsStep, estimated
 from fer_jax.sharding import to_devices
 
 # The paper's: validations without a better one until the valley has begun, and too high ones until

@@ -18,10 +18,10 @@ import numpy as np
 
 from fer_jax.data.records import Records, labelled_rows
 from fer_jax.errors import InputError
-from fer_jax.evaluation import runtime
+from fer_jax.inference import runtime
+from fer_jax.inference.load import SCALE
 from fer_jax.inference.onnx_graph import INPUT, LAST, import_onnx
 
-SCALE = ".scale"  # after the name of a kernel: of its int8 values
 LARGEST = 127  # -128 is not used, so that a scale is the same for both signs
 NUM_CALIBRATION = 512
 BATCH_SIZE = 32
@@ -64,15 +64,6 @@ def quantized_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             found[name], found[name + SCALE] = rounded_kernel(array)
     return found
-
-
-def dequantized_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The float32 kernels of what `quantized_weights` returned; other arrays as they are."""
-    return {
-        name: array * arrays[name + SCALE] if name + SCALE in arrays else array
-        for name, array in arrays.items()
-        if not name.endswith(SCALE)
-    }
 
 
 def crops_of(parts: Sequence[Records], task: str, image_size: int, count: int) -> np.ndarray:

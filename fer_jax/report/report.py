@@ -20,12 +20,12 @@ import numpy as np
 from markupsafe import Markup
 
 from fer_jax import checkpoints, compilations, schema
-from fer_jax.charts import NUM_COLOURS, Line, panel, ticks, track
 from fer_jax.config import OneLineParser
-from fer_jax.data.audit import leaks_in_words
+from fer_jax.data.audit.audit import leaks_in_words
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, results
+from fer_jax.figures import NUM_COLOURS, Line, panel, ticks, track
 from fer_jax.inference.explain import explainer, overlay
 from fer_jax.inference.load import load
 from fer_jax.media.images import resized

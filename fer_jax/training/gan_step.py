@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from fer_jax.models import stylegan2
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig
 from fer_jax.sharding import batch_sharding
-from fer_jax.synthesis import ada, adversarial
+from fer_jax.training import ada, adversarial
 
 ADAM_B1, ADAM_B2, ADAM_EPS = 0.0, 0.99, 1e-8
 W_AVERAGE_DECAY = 0.995

@@ -16,8 +16,8 @@ from fer_jax.data import batches, decoded
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.sharding import batch_sharding, make_mesh
-from fer_jax.training import memory, source
-from fer_jax.training import train as program
+from fer_jax.training import classifier as program
+from fer_jax.training import memory, pipeline
 
 INPUTS = ("stream", "memmap", "device")
 
@@ -54,7 +54,7 @@ def mixture_of(data_dir: Path) -> batches.Mixture:
 def opened(kind: str, mixture: Any, workdir: Path, free: int = 2**40) -> Any:
     config = small_config(input=kind)
     mesh = make_mesh()
-    return source.open_source(config, mixture, mesh, workdir, num_steps=5, free=free)
+    return pipeline.open_source(config, mixture, mesh, workdir, num_steps=5, free=free)
 
 
 def taken(iterator: Any, place: Any) -> list[Any]:
@@ -115,7 +115,7 @@ def final_state(workdir: Path) -> Any:
 
 def test_divided_rows_are_added_up_and_nothing_else_travels():
     mesh = make_mesh()
-    take = source.row_taker(mesh, divided=True)
+    take = pipeline.row_taker(mesh, divided=True)
     images = jax.device_put(
         np.arange(16 * 12, dtype=np.uint8).reshape(16, 2, 2, 3), batch_sharding(mesh)
     )
@@ -151,7 +151,7 @@ def test_no_room_is_said_before_anything_is_decoded(
     mixture = mixture_of(data_dir)
     with pytest.raises(InputError, match=r"config.input=device: .*set config.input=memmap"):
         opened("device", mixture, tmp_path, free=24 * 71 * 71 * 3 // 8 - 1)
-    monkeypatch.setattr(source, "host_free_bytes", lambda: 1000)
+    monkeypatch.setattr(pipeline, "host_free_bytes", lambda: 1000)
     with pytest.raises(InputError, match="on the host"):
         opened("device", mixture, tmp_path)
     usage = dataclasses.make_dataclass("Usage", ["free"])

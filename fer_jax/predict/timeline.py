@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from fer_jax import charts
-from fer_jax.inference.drawing import colours
+from fer_jax import figures
 from fer_jax.media.faces import Face, follow
+from fer_jax.predict.drawing import colours
 from fer_jax.schema import TASKS
 
 # A face that has not been seen for so long, and for so many frames that were looked at, is gone.
@@ -151,7 +151,7 @@ class Timeline:
                 means = sums[:, :-1] / sums[:, -1:]
             best = TASKS[self.task][int(np.argmax(track.total))].replace("_", " ")
             seen = f"{track.frames} of {self.frames} frames, most likely {best}"
-            drawn.append(charts.Band(f"face {track.number}", seen, _filled(means)))
+            drawn.append(figures.Band(f"face {track.number}", seen, _filled(means)))
         said = "the network's own, each frame for itself"
         if self.smooth_s:
             said = f"averaged over the frames so far with a time constant of {self.smooth_s:g} s"
@@ -161,7 +161,7 @@ class Timeline:
             caption += f" {others} faces that were there for less time are not drawn."
         if not drawn:
             caption = "No face was found."
-        return charts.bands(
+        return figures.bands(
             drawn,
             classes=TASKS[self.task],
             colours=colours(self.task),

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fer_jax.collect.links import Link, Refusal, video_key
 from fer_jax.errors import InputError
-from fer_jax.media.links import Link, Refusal, video_key
 
 MANIFEST, LEDGER = "manifest.csv", "ledger.csv"
 DONE, FAILED, PENDING, UNLISTED = "done", "failed", "pending", "unlisted"

@@ -29,21 +29,17 @@ from tqdm import tqdm
 
 from fer_jax import compilations
 from fer_jax.config import OneLineParser
-from fer_jax.data.audit import Experiment, open_trained
+from fer_jax.data.audit.audit import Experiment, open_trained
 from fer_jax.data.records import as_source, labelled_rows
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation import compare, results, runtime
+from fer_jax.evaluation import compare, results
 from fer_jax.evaluation.evaluate import INT8, training_data_dir
-from fer_jax.evaluation.predict import model_arguments, predict_step, predictions_table
-from fer_jax.inference.load import ARRAYS, CONFIG, Model, load
+from fer_jax.evaluation.predict import predictions_table
+from fer_jax.export.quantize import NUM_CALIBRATION, crops_of, quantized_graph, quantized_weights
+from fer_jax.inference import runtime
+from fer_jax.inference.load import ARRAYS, CONFIG, Model, dequantized_weights, load
+from fer_jax.inference.network import model_arguments, predict_step
 from fer_jax.inference.onnx_graph import to_onnx
-from fer_jax.inference.quantize import (
-    NUM_CALIBRATION,
-    crops_of,
-    dequantized_weights,
-    quantized_graph,
-    quantized_weights,
-)
 from fer_jax.models import xception
 
 FILES = {"safetensors": ARRAYS, "onnx": runtime.ONNX, "stablehlo": "model.stablehlo"}

@@ -28,7 +28,7 @@ from fer_jax.config import (
     parse_with_config,
     to_json,
 )
-from fer_jax.data import duplicates
+from fer_jax.data.audit import duplicates
 from fer_jax.data.records import (
     Records,
     as_source,

@@ -1,0 +1,1 @@
+"""A CSV of links to a folder of videos, downloaded by yt-dlp."""

@@ -1,0 +1,1 @@
+"""Leakage between the parts of a split: identities, near-duplicates, exclusions."""

@@ -1,0 +1,1 @@
+"""Methods for unseen domains: CORAL, SAM, SWAD, test-time adaptation."""

@@ -1,0 +1,1 @@
+"""Files, folders, clips, a camera and a web page to predictions."""

@@ -1,0 +1,1 @@
+"""HTML pages and figures of runs, studies and generators: reads files, computes nothing."""
