@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from fer_jax.errors import MENDABLE, InputError, Preempted, did_you_mean
+from fer_jax.errors import USER_FIXABLE_ERRNOS, InputError, Preempted, did_you_mean
 
 # verb: (the module whose `main(argv)` does it, what it does)
 VERBS = {
@@ -72,7 +72,7 @@ def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in MENDABLE:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         # A write that finds no room does not know its file.
         where = f": {error.filename}" if error.filename else ""

@@ -30,7 +30,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from fer_jax.errors import InputError, refused_by_disk
+from fer_jax.errors import InputError, disk_error_message
 
 FOLDER = "checkpoints"
 DAMAGED = "checkpoints_damaged"
@@ -120,7 +120,7 @@ class SealedCheckpoints(ocp.CheckpointManager):
         except InputError:
             raise
         except Exception as error:
-            reason = refused_by_disk(error)
+            reason = disk_error_message(error)
             if not reason:
                 error.add_note(f"while the checkpoint of step {step} was written")
                 raise
@@ -142,7 +142,7 @@ def _leave_out_what_is_no_news() -> None:
     told_before = sys.unraisablehook
 
     def is_news(record: logging.LogRecord) -> bool:
-        return record.exc_info is None or not refused_by_disk(record.exc_info[1])
+        return record.exc_info is None or not disk_error_message(record.exc_info[1])
 
     def tell(what: Any) -> None:
         if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):

@@ -1,7 +1,7 @@
-"""How a program ends early: by a mistake that a person can mend, or because it was asked to.
+"""Errors that end a command: user errors (exit code 2) and preemption (exit code 75).
 
-The command line prints an `InputError` as one line and exits with code 2, a `Preempted` with
-code 75; every other exception is a defect of ours and keeps its traceback.
+The command line prints their message as one line; every other exception is a defect of fer_jax
+and keeps its traceback.
 """
 
 import difflib
@@ -9,8 +9,8 @@ import errno
 import os
 from collections.abc import Iterable
 
-# What the file system may refuse for a reason that lies with the person, not with us.
-MENDABLE = {
+# Errors of the file system that the user can fix: a missing permission, a full disk.
+USER_FIXABLE_ERRNOS = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
 }
@@ -32,15 +32,15 @@ class Preempted(SystemExit):
         self.message = message
 
 
-def refused_by_disk(error: BaseException | None) -> str:
+def disk_error_message(error: BaseException | None) -> str:
     """In words what the file system refused, "" where the error is another one.
 
     Libraries that write in C++ raise errors of their own that quote the system's words.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in MENDABLE:
+        if isinstance(error, OSError) and error.errno in USER_FIXABLE_ERRNOS:
             return os.strerror(error.errno)
-        for number in MENDABLE:
+        for number in USER_FIXABLE_ERRNOS:
             if os.strerror(number) in str(error):
                 return os.strerror(number)
         error = error.__cause__ or error.__context__

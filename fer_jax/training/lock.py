@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from fer_jax.errors import MENDABLE, InputError
+from fer_jax.errors import USER_FIXABLE_ERRNOS, InputError
 
 FILE = ".lock"
 
@@ -47,7 +47,7 @@ def held(workdir: Path) -> Iterator[None]:
             opened.write(f"process {os.getpid()} on {socket.gethostname()}")
             opened.flush()
         except OSError as error:
-            if error.errno not in MENDABLE:
+            if error.errno not in USER_FIXABLE_ERRNOS:
                 raise
             raise InputError(f"'{file}' cannot be written: {error.strerror}") from error
         try:

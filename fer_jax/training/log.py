@@ -16,7 +16,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from fer_jax.errors import InputError, refused_by_disk
+from fer_jax.errors import InputError, disk_error_message
 
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made by protobuf at import)
 
@@ -105,7 +105,7 @@ class MetricsLog:
         try:
             yield
         except OSError as error:
-            if not (reason := refused_by_disk(error)):
+            if not (reason := disk_error_message(error)):
                 raise
             raise InputError(
                 f"step {step} could not be logged in '{self._file.parent}': {reason}; the same "
