@@ -1,4 +1,4 @@
-"""A build loses nothing: stopped, damaged, under Beam, whatever its files are."""
+"""A build loses nothing: stopped, damaged, whatever its files are."""
 
 import collections
 import csv
@@ -411,49 +411,6 @@ def test_a_record_that_is_lost_or_doubled_is_noticed(
     monkeypatch.setattr(shards, "make_records", alike)
     with pytest.raises(RuntimeError, match="the record same came twice"):
         main(words(source, tmp_path / "data"))
-    assert nothing_prepared(tmp_path / "data")
-
-
-BEAM = "--beam_pipeline_options=runner=DirectRunner"
-
-
-def test_under_beam_the_dataset_is_the_same(source: Path, tmp_path: Path):
-    pytest.importorskip("apache_beam")
-    (source / "food_market" / "P4" / "pointer.mp4").write_text("version https://git-lfs...")
-    (source / "food_market" / "P4" / "unnamed.avi").write_text("")
-    with (source / "metadata.csv").open("a") as text:
-        text.write("pointer,4,food_market,interested\n")
-    assert main(words(source, tmp_path / "alone")) == 0
-    assert main(words(source, tmp_path / "beam", BEAM)) == 0
-    one, other = (build_summary(NAME, tmp_path / place) for place in ("alone", "beam"))
-    assert one == other and one["records"] == 24 and one["inputs"] == 26
-    assert ledger(tmp_path / "alone") == ledger(tmp_path / "beam")
-    for file in ("clips.csv", "quality.csv"):
-        assert table(tmp_path / "alone", file) == table(tmp_path / "beam", file)
-    columns = [open_records(NAME, "all", tmp_path / p).columns for p in ("alone", "beam")]
-    for key, values in columns[0].items():
-        np.testing.assert_array_equal(values, columns[1][key])
-
-
-def test_what_beam_loses_is_noticed(
-    source: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    pytest.importorskip("apache_beam")
-    monkeypatch.setattr(shards, "_records_of", lambda made: made[1][1:])
-    with pytest.raises(RuntimeError, match="test: 8 records made, 6 in the shards"):
-        main(words(source, tmp_path / "data", BEAM))
-    assert nothing_prepared(tmp_path / "data")
-    monkeypatch.undo()
-    for path in (source / "car_tech").rglob("*.avi"):
-        path.write_text("no video")
-    capsys.readouterr()
-    assert main(words(source, tmp_path / "data", BEAM)) == 2
-    assert "fer-jax: neurobiosense: the split 'test' would be empty; without" in (
-        capsys.readouterr().err
-    )
     assert nothing_prepared(tmp_path / "data")
 
 

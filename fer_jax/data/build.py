@@ -17,7 +17,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,6 @@ def build(
     dry_run: bool = False,
     overwrite: bool = False,
     processes: int = NUM_THREADS,
-    beam_options: Sequence[str] | None = None,
 ) -> list[Path]:
     """Builds one config of a builder, or all of them.
 
@@ -67,7 +65,6 @@ def build(
       dry_run: print what would be built and write nothing.
       overwrite: build again what is there.
       processes: clips worked on at once.
-      beam_options: words of Beam's PipelineOptions; None builds without Beam.
 
     Returns:
       The folders of the datasets.
@@ -93,7 +90,6 @@ def build(
                 dry_run=dry_run,
                 overwrite=overwrite,
                 processes=processes,
-                beam_options=beam_options,
             )
         )
     return directories
@@ -106,7 +102,6 @@ def write(
     dry_run: bool = False,
     overwrite: bool = False,
     processes: int = NUM_THREADS,
-    beam_options: Sequence[str] | None = None,
 ) -> Path:
     """Writes a plan's records as array_record shards, with ledger.csv and build.json beside.
 
@@ -135,14 +130,11 @@ def write(
 
     data_dir.mkdir(parents=True, exist_ok=True)
     clip_folder = data_dir.resolve() / ".clips" / plan.name
-    if plan.extraction and beam_options is None:
+    if plan.extraction:
         shards.finish_clips(plan, plan.extraction, clip_folder, processes)
     make = functools.partial(shards.make_records, read=shards.reader(plan, clip_folder))
     with tempfile.TemporaryDirectory(prefix=".building_", dir=data_dir) as temporary:
-        if beam_options is None:
-            builder, outcomes = shards.prepare(plan, Path(temporary), make)
-        else:
-            builder, outcomes = shards.prepare_with_beam(plan, Path(temporary), make, beam_options)
+        builder, outcomes = shards.prepare(plan, Path(temporary), make)
         made = Path(builder.data_dir)
         skipped = sorted(itertools.chain(plan.refused, *(one.ledger for one in outcomes)))
         shards.verify(plan, builder, outcomes)
@@ -217,10 +209,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dry_run", action="store_true", help="say what would be built")
     parser.add_argument("--overwrite", action="store_true", help="build again what is there")
     parser.add_argument("--processes", type=int, default=NUM_THREADS, help="for clips")
-    parser.add_argument(
-        "--beam_pipeline_options",
-        help="build under Apache Beam with these options, separated by commas: runner=...,...",
-    )
     named = next((word for word in argv if not word.startswith("-")), "")
     if named:
         module = find_builder(named.partition("/")[0])
@@ -228,7 +216,6 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     if options.processes < 1:
         raise InputError(f"--processes must be at least 1, not {options.processes}")
-    beam = options.beam_pipeline_options
     build(
         options.builder,
         data_dir=options.data_dir,
@@ -236,5 +223,4 @@ def main(argv: list[str]) -> None:
         dry_run=options.dry_run,
         overwrite=options.overwrite,
         processes=options.processes,
-        beam_options=None if beam is None else [word for word in beam.split(",") if word],
     )

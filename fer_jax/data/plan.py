@@ -23,8 +23,7 @@ class Plan:
         share, plus "split" and whatever `read` needs under keys that begin with "_".
       refused: inputs that are not read: (item, reason).
       options: what the dataset was made from; a rebuild from others is another dataset.
-      read: a row to its faces. Raising InputError refuses the row. Picklable, for Beam. None
-        where the rows are clips.
+      read: a row to its faces. Raising InputError refuses the row. None where the rows are clips.
       extraction: how faces are taken out of clips; each row's "_job" then says which clip.
     """
 

@@ -1,4 +1,4 @@
-"""A plan's rows to array_record shards, on this machine or under Apache Beam; nothing is lost."""
+"""A plan's rows to array_record shards; nothing is lost."""
 
 import collections
 import contextlib
@@ -8,8 +8,7 @@ import io
 import itertools
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,72 +114,6 @@ def prepare(
     return builder, outcomes
 
 
-def prepare_with_beam(
-    plan: Plan, directory: Path, make: Callable[[dict[str, Any]], Any], words: Sequence[str]
-) -> tuple[Any, list[Outcome]]:
-    """Writes the shards in a Beam pipeline, which also writes down what became of each row."""
-    try:
-        import apache_beam as beam
-        from apache_beam.io import WriteToText
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise InputError(
-            "Apache Beam is not installed; pip install -e '.[beam]', or build without "
-            "--beam_pipeline_options"
-        ) from error
-
-    def split_generators(self: Any, dl_manager: Any, pipeline: Any) -> dict[str, Any]:
-        del self, dl_manager
-        generators = {}
-        for split, rows in splits(plan).items():
-            made = (
-                pipeline
-                | f"{split} rows" >> beam.Create(rows)
-                | f"{split} spread" >> beam.Reshuffle()
-                | f"{split} faces" >> beam.Map(make)
-            )
-            _ = (
-                made
-                | f"{split} outcomes" >> beam.Map(_outcome_line)
-                | f"{split} write outcomes" >> WriteToText(str(directory / "outcomes" / split))
-            )
-            generators[split] = made | f"{split} records" >> beam.FlatMap(_records_of)
-        return generators
-
-    builder = _tfds_builder(plan, directory, split_generators)
-    options = PipelineOptions([f"--{word.removeprefix('--')}" for word in words])
-    try:
-        _download_and_prepare(builder, beam_options=options)
-    except ValueError as error:
-        # What became of the rows is not written yet.
-        empty = re.search(r"examples is 0 for split (\w+)", str(error))
-        if empty is None:
-            raise
-        raise InputError(
-            f"{plan.name}: the split '{empty[1]}' would be empty; without "
-            "--beam_pipeline_options this says why"
-        ) from error
-    lines = [
-        line
-        for file in sorted((directory / "outcomes").glob("*"))
-        for line in file.read_text().splitlines()
-    ]
-    return builder, [_outcome(line) for line in lines]
-
-
-def _outcome_line(made: tuple[Outcome, Any]) -> str:
-    return json.dumps(made[0])
-
-
-def _outcome(line: str) -> Outcome:
-    outcome = Outcome(*json.loads(line))
-    return outcome._replace(ledger=[(item, reason) for item, reason in outcome.ledger])
-
-
-def _records_of(made: tuple[Any, list[tuple[str, dict[str, Any]]]]) -> list[Any]:
-    return made[1]
-
-
 def _tfds_builder(plan: Plan, directory: Path, split_generators: Callable[..., Any]) -> Any:
     """A TFDS builder of this plan; TFDS takes a dataset's name from its class."""
 
@@ -227,12 +160,11 @@ def _uncompressed() -> Iterator[None]:
         adapters[kind] = own
 
 
-def _download_and_prepare(builder: Any, **beam: Any) -> None:
+def _download_and_prepare(builder: Any) -> None:
     # What TFDS prints, our own lines say better.
     tfds.disable_progress_bar()
-    config = tfds.download.DownloadConfig(**beam)
     with contextlib.redirect_stdout(io.StringIO()), _uncompressed():
-        builder.download_and_prepare(file_format="array_record", download_config=config)
+        builder.download_and_prepare(file_format="array_record")
 
 
 def _in_threads(
@@ -251,10 +183,7 @@ def _in_threads(
 
 
 def verify(plan: Plan, builder: Any, outcomes: list[Outcome]) -> None:
-    """Nothing was lost: every row has its outcome, and the shards hold each record.
-
-    The counts do not depend on who ran the build: a runner that loses elements is noticed.
-    """
+    """Nothing was lost: every row has its outcome, and the shards hold each record."""
     planned = collections.Counter(row["record_id"] for row in plan.rows)
     came = collections.Counter(outcome.row for outcome in outcomes)
     if planned != came:
