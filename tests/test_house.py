@@ -17,6 +17,7 @@ FLOORS = {
     "fer_jax.storage": 0,
     "fer_jax.config": 1,
     "fer_jax.distributed": 1,
+    "fer_jax.allocator": 1,
     "fer_jax.compilations": 1,
     "fer_jax.figures": 1,
     "fer_jax.media": 1,
