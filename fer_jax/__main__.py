@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from fer_jax.allocator import keep_freed_memory
 from fer_jax.errors import USER_FIXABLE_ERRNOS, InputError, Preempted, did_you_mean
 
 # verb: (the module whose `main(argv)` does it, what it does)
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     # Libraries' remarks about their own settings are not for the person at the terminal, nor the
     # traceback that Orbax prints of each error before it raises it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    keep_freed_memory()
     verb, *rest = argv
     if verb not in TOGETHER:
         return _run(verb, rest)
