@@ -1,22 +1,33 @@
-"""What the READMEs tell people to type exists; what has no placeholder is run as it stands."""
+"""The commands of the READMEs exist, and those of the top README work as pasted."""
 
+import json
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import jax
 import pytest
+import tensorflow_datasets as tfds
 
 from data_builders.demo import demo_dataset_builder
 from fer_jax.__main__ import VERBS, main
-from fer_jax.config import check_config, default_config
+from fer_jax.schema import EMOTIONS
 from fer_jax.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "data_builders").glob("*/README.md"))]
+PAGES = [
+    README,
+    *(
+        path
+        for room in ("configs", "data_builders", "fer_jax", "launch")
+        for path in sorted((ROOT / room).rglob("README.md"))
+    ),
+]
 
 # DATA, HOST:8081, PROTOCOL: something of the reader's.
 PLACEHOLDER = re.compile(r"\b[A-Z]{4,}\b")
@@ -50,7 +61,7 @@ def typed(page: Path) -> list[str]:
 def mentioned() -> list[str]:
     found = [command for page in PAGES for command in typed(page)]
     found += [c for page in PAGES for c in re.findall(r"`(fer-jax [^`]*)`", page.read_text())]
-    return sorted({command for command in found if "PROTOCOL" not in command})
+    return sorted({command for command in found if not re.search(r"PROTOCOL|VERB", command)})
 
 
 @pytest.mark.parametrize("command", mentioned())
@@ -59,6 +70,15 @@ def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
     if words[0] == "source":
         assert words[1] == ".venv/bin/activate"
         assert "-m venv .venv" in (ROOT / "launch" / "environment.sh").read_text()
+        return
+    if words[0] == "pip":
+        assert words[:3] == ["pip", "install", "-e"] and re.fullmatch(r"\.\[\w+\]", words[3])
+        assert (
+            words[3][2:-1]
+            in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+                "optional-dependencies"
+            ]
+        )
         return
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
@@ -70,7 +90,8 @@ def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
         return
     assert words[0] == "fer-jax" and words[1] in VERBS
     files = [word.partition("=")[2].split(":")[0] for word in words if word.startswith("--config=")]
-    assert all((ROOT / file).is_file() for file in files)
+    # mine.py is the config that README shows.
+    assert all(file in ("mine.py", "FILE") or (ROOT / file).is_file() for file in files)
     if words[1:] == ["doctor"] or len(words) < 3:
         return
     # Every flag is one that the verb's own help lists.
@@ -95,7 +116,7 @@ def test_links_lead_somewhere():
 @pytest.fixture
 def quick_compilation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One device and hardly an optimization: a third of the time until the first step."""
-    for module in ("training.train", "evaluation.evaluate"):
+    for module in ("training.classifier", "evaluation.evaluate"):
         monkeypatch.setattr(f"fer_jax.{module}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -147,13 +168,36 @@ def test_every_command_without_a_placeholder_works_as_pasted(
         assert (checkout / "runs/demo" / name).exists(), name
     tables = [path.name for path in (checkout / "runs/demo/predictions").iterdir()]
     assert {"demo-controlled.test.csv", "demo-social.all.csv"} <= set(tables)
-    assert (checkout / "runs/demo_interest/checkpoints").is_dir()
     assert (checkout / "runs/audit/audit.html").is_file()
 
+    own_faces(checkout, data_dir, monkeypatch)
+    capsys.readouterr()
     for snippet in blocks(README, "python"):
-        if PLACEHOLDER.search(snippet):
-            continue
-        config = default_config()
-        exec(compile(snippet, str(README), "exec"), {"config": config})
-        check_config(config)
+        if "get_config" not in snippet:
+            exec(compile(snippet, str(README), "exec"), {})
     assert re.search(r"^63 b.demo/controlled_\w+/\w+. \(128, 128, 3\) \d$", capsys.readouterr().out)
+
+
+def own_faces(checkout: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """README's "own faces" section, with rendered faces in class folders and a short training."""
+    section = README.read_text().partition("## Your own faces")[2].partition("\n## ")[0]
+    (config,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (checkout / "mine.py").write_text(config)
+    for folder, name in (("FACES", "demo/controlled"), ("OTHERFACES", "demo/social")):
+        for number, face in enumerate(tfds.data_source(name, split="train", data_dir=data_dir)):
+            image = checkout / folder / EMOTIONS[face["emotion"]] / f"{number}.png"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(image), face["image"][..., ::-1])
+    commands = [
+        shlex.split(line, comments=True) for line in section.split("\n") if "fer-jax" in line
+    ]
+    assert [words[1] for words in commands] == [
+        *("build", "build", "train", "evaluate", "report", "compare")
+    ]
+    for words in commands[:-1]:
+        assert main([*words[1:], *SHORT.get(words[1], ())]) == 0
+    found = json.loads((checkout / "runs/MINE/results.json").read_text())["sets"]
+    assert [(one["dataset"], one["split"], one["relation"]) for one in found] == [
+        ("mine/grouped", "test", "within"),
+        ("other/grouped", "all", "cross"),
+    ]
