@@ -572,7 +572,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage."""
-        raise InputError(f"{self.prog}: {message} (see {self.prog} --help)")
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def parse_with_config(
@@ -611,7 +611,7 @@ def parse_with_config(
             hint = did_you_mean(word.partition("=")[0], flags)
             if word.startswith("--config."):
                 hint = "; write --config.FIELD=VALUE"
-            raise InputError(f"{parser.prog}: unknown word '{word}'{hint}")
+            raise InputError(f"unknown option '{word}'{hint}")
         override(config, field, value)
     return arguments, check(config)
 

@@ -1,4 +1,7 @@
-"""The main job on the embedded data: build, synthesize, train, evaluate, report, in minutes."""
+"""The verb `demo`: build, synthesize, train, evaluate and report on the embedded dataset.
+
+Takes minutes. The training of the face generator is not part of it: its network is embedded, too.
+"""
 
 import argparse
 import shlex
@@ -17,33 +20,33 @@ from fer_jax.training.log import duration
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "study_demo.py"
 NETWORK = ROOT / "data_builders" / "demo" / "generator"
-# As many as each drawn source has of each emotion.
+# Per emotion, as in each of the rendered sources.
 COUNT = 180
 
 
 def main(argv: list[str]) -> None:
-    """The verb `demo`."""
+    """Runs the verb `demo`."""
     parser = OneLineParser(
         prog="fer-jax demo",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/study_demo"))
-    parser.add_argument("--data_dir", type=Path, default=default_data_dir())
+    parser.add_argument("--workdir", type=Path, default=Path("runs/study_demo"), help="results")
+    parser.add_argument("--data_dir", type=Path, default=default_data_dir(), help="datasets")
     arguments = parser.parse_args(argv)
     workdir, data_dir = arguments.workdir, arguments.data_dir
     started = time.monotonic()
     compilations.keep()
 
-    print("1/5 build: drawn faces of two sources", flush=True)
+    print("1/5 build: rendered faces of two sources", flush=True)
     _run("build", build.main, "demo", f"--data_dir={data_dir}")
 
-    print("\n2/5 synthesize: faces of a network that has learned from drawn ones", flush=True)
-    made = workdir / "faces"
-    words = [f"--network={NETWORK}", f"--out={made}", f"--count={COUNT}", "--detector=none"]
-    _run("synthesize", synthesize.main, *words, "--min_size=32", "--batch_size=64")
-    words = ["synthetic/grouped", "--name=demo_synthetic", f"--source={made}", "--detector=none"]
-    _run("build", build.main, *words, f"--data_dir={data_dir}")
+    print("\n2/5 synthesize: faces of a generator that was trained on rendered ones", flush=True)
+    faces = workdir / "faces"
+    options = [f"--network={NETWORK}", f"--out={faces}", f"--count={COUNT}", "--detector=none"]
+    _run("synthesize", synthesize.main, *options, "--min_size=32", "--batch_size=64")
+    options = ["synthetic/grouped", "--name=demo_synthetic", f"--source={faces}", "--detector=none"]
+    _run("build", build.main, *options, f"--data_dir={data_dir}")
 
     config = load_config(str(CONFIG), check_study)
     scenarios, runs = study.opened_study(config, workdir, data_dir)
@@ -61,8 +64,13 @@ def main(argv: list[str]) -> None:
     print("\n5/5 report", flush=True)
     page = study.write_report(workdir, runs)
     print(f"done in {duration(time.monotonic() - started)}; open {page.resolve()}")
+    run = shlex.quote(str(runs[0].workdir))
+    print("\nNext, predict with the baseline, or build a dataset of your own and train on it:")
+    print(f"  fer-jax predict IMAGE_OR_VIDEO --model={run}")
+    print("  fer-jax build face_folder/grouped --name=NAME --source=FOLDER_OR_ZIP")
+    print("  fer-jax train --config=configs/demo.py --config.sources=NAME/grouped --workdir=DIR")
 
 
-def _run(verb: str, main: Callable[[list[str]], None], *words: str) -> None:
-    print(f"$ fer-jax {verb} {shlex.join(words)}", flush=True)
-    main(list(words))
+def _run(verb: str, main: Callable[[list[str]], None], *options: str) -> None:
+    print(f"$ fer-jax {verb} {shlex.join(options)}", flush=True)
+    main(list(options))

@@ -1,4 +1,4 @@
-"""The verb `doctor`: is this machine ready, and if not, what to do about it."""
+"""The verb `doctor`: checks that this machine is ready, and says what to do where it is not."""
 
 import argparse
 import json
@@ -6,34 +6,46 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
-from importlib import import_module, metadata
+from collections import Counter
+from importlib import import_module, metadata, util
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from fer_jax import compilations
 from fer_jax.config import OneLineParser, default_data_dir
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
+REINSTALL = "pip install -r requirements.txt"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain"),
     *("array-record", "opencv-python-headless", "numpy", "ml-collections", "clu", "yt-dlp"),
 )
+MODULES = ("flax.nnx", "tensorflow_datasets", "cv2", "grain", "array_record.python")
+# extra of pyproject.toml -> modules that it installs
+EXTRAS = {
+    "export": ("onnx", "onnxruntime"),
+    "openvino": ("onnx", "openvino"),
+    "cuda": ("jax_cuda13_plugin",),
+    "bench": ("keras", "torch"),
+}
 LOW_DISK_GB = 10
 VIDEO_CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"), ("VP80", ".mkv"), ("VP90", ".mkv"))
 
-Check = dict[str, str]
 
+class Check(NamedTuple):
+    """One line of the table; `remedy` says what to do."""
 
-def check(name: str, status: str, detail: str, remedy: str = "") -> Check:
-    """One line of the table: what was looked at, how it is, and what to do."""
-    return {"name": name, "status": status, "detail": detail, "remedy": remedy}
+    name: str
+    status: str
+    detail: str
+    remedy: str = ""
 
 
 def tested_versions(requirements: str) -> dict[str, str]:
-    """Package -> version pinned for this Python, from the text of requirements.txt."""
+    """Returns {package: version pinned for this Python} from the text of requirements.txt."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     pins = {}
@@ -42,9 +54,8 @@ def tested_versions(requirements: str) -> dict[str, str]:
             requirement = Requirement(line.split("\\")[0].split("#")[0].strip())
         except InvalidRequirement:
             continue
-        applies = requirement.marker is None or requirement.marker.evaluate()
         version = str(requirement.specifier).removeprefix("==")
-        if applies and version:
+        if version and (requirement.marker is None or requirement.marker.evaluate()):
             pins[requirement.name] = version
     return pins
 
@@ -52,70 +63,51 @@ def tested_versions(requirements: str) -> dict[str, str]:
 def check_version(name: str, installed: str | None, tested: str | None) -> Check:
     """Compares a package with the version that the tests ran with."""
     if installed is None:
-        return check(name, FAILED, "not installed", "pip install -r requirements.txt")
+        return Check(name, FAILED, "not installed", REINSTALL)
     if tested is None or installed == tested:
-        return check(name, OK, installed)
-    return check(
-        name, WARNING, f"{installed}, tested with {tested}", "pip install -r requirements.txt"
-    )
+        return Check(name, OK, installed)
+    return Check(name, WARNING, f"{installed}, tested with {tested}", REINSTALL)
 
 
 def check_import(module: str) -> Check:
-    """Imports a module: some pairs of versions install together and fail here."""
+    """Imports a module: versions that do not fit each other may install and fail here."""
     try:
         import_module(module)
     except (ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return check(f"import {module}", FAILED, reason, "pip install -r requirements.txt")
-    return check(f"import {module}", OK, "works")
+        return Check(f"import {module}", FAILED, reason, REINSTALL)
+    return Check(f"import {module}", OK, "works")
 
 
 def check_devices(backend: str, kinds: list[str], has_nvidia: bool) -> Check:
-    """Whether JAX uses the accelerator that is there."""
+    """Warns if there is a GPU that JAX does not use."""
     detail = f"{len(kinds)} x {kinds[0]} ({backend})"
     if has_nvidia and backend == "cpu":
-        return check("devices", WARNING, f"{detail}; a GPU is not used", "pip install -e '.[cuda]'")
-    return check("devices", OK, detail)
+        return Check("devices", WARNING, f"{detail}; a GPU is not used", "pip install -e '.[cuda]'")
+    return Check("devices", OK, detail)
 
 
 def check_disk(directory: Path, free_bytes: int) -> Check:
-    """Free disk where the datasets go."""
+    """Warns if there is little space for datasets."""
     detail = f"{free_bytes / 1e9:.0f} GB free at {directory}"
     if free_bytes < LOW_DISK_GB * 1e9:
-        return check("disk", WARNING, detail, "free some, or set FER_JAX_DATA to another disk")
-    return check("disk", OK, detail)
+        return Check("disk", WARNING, detail, "free some, or set FER_JAX_DATA to another disk")
+    return Check("disk", OK, detail)
 
 
-def check_arithmetic() -> Check:
-    """A matrix product on the device gives what it gives on the host."""
-    import jax
-
-    a = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-    with jax.default_matmul_precision("highest"):
-        error = float(np.abs(np.asarray(jax.numpy.dot(a, a)) - a @ a).max())
-    if error > 1e-3:
-        return check("arithmetic", FAILED, f"a product is off by {error}", "check the driver")
-    return check("arithmetic", OK, "a matrix product is right")
-
-
-def check_images() -> Check:
-    """JPEG and PNG survive a round trip."""
-    import cv2
-
-    y, x = np.mgrid[:32, :32]
-    picture = np.dstack([x * 8, y * 8, x * 4 + y * 4]).astype(np.uint8)
-    for suffix, tolerance in ((".jpg", 24), (".png", 0)):
-        back = cv2.imdecode(cv2.imencode(suffix, picture)[1], cv2.IMREAD_COLOR)
-        if back is None or np.abs(back.astype(int) - picture).max() > tolerance:
-            return check("images", FAILED, f"{suffix} cannot be read back", "reinstall OpenCV")
-    return check("images", OK, "JPEG and PNG")
+def check_cache(directory: Path) -> Check:
+    """Warns if compiled programs cannot be cached, so that every run compiles again."""
+    if os.access(_existing(directory), os.W_OK):
+        return Check("cache", OK, str(directory))
+    remedy = "set JAX_COMPILATION_CACHE_DIR or XDG_CACHE_HOME to a folder that can be written"
+    return Check("cache", WARNING, f"{directory} cannot be written", remedy)
 
 
 def check_video() -> Check:
-    """Which codecs OpenCV writes and reads back."""
+    """Writes and reads a clip with each codec: builds of OpenCV differ in what they support."""
     import cv2
 
-    works, fails = [], []
+    works: dict[bool, list[str]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         for codec, suffix in VIDEO_CODECS:
             path = str(Path(folder) / f"{codec}{suffix}")
@@ -124,61 +116,54 @@ def check_video() -> Check:
                 writer.write(np.full((64, 64, 3), value, np.uint8))
             writer.release()
             reader = cv2.VideoCapture(path)
-            frames = sum(reader.read()[0] for _ in range(3))
+            works[sum(reader.read()[0] for _ in range(3)) == 3].append(codec)
             reader.release()
-            (works if frames == 3 else fails).append(codec)
-    detail = f"{', '.join(works) or 'none'} work"
-    if fails:
-        return check("video", WARNING, f"{detail}; {', '.join(fails)} do not", "reinstall OpenCV")
-    return check("video", OK, detail)
+    detail = f"{', '.join(works[True]) or 'none'} work"
+    if works[False]:
+        detail += f"; {', '.join(works[False])} do not"
+        return Check("video", WARNING, detail, "reinstall OpenCV")
+    return Check("video", OK, detail)
 
 
-def check_shards() -> Check:
-    """array_record writes and reads a shard."""
-    array_record_module: Any = import_module("array_record.python.array_record_module")
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "x.array_record")
-        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
-        writer.write(b"record")
-        writer.close()
-        if array_record_module.ArrayRecordReader(path).read([0]) != [b"record"]:
-            return check("shards", FAILED, "a record differs", "reinstall array-record")
-    return check("shards", OK, "array_record writes and reads")
+def check_extras() -> Check:
+    """Lists the optional parts that are installed."""
+    found = {name: all(map(util.find_spec, modules)) for name, modules in EXTRAS.items()}
+    installed, missing = (
+        [n for n, there in found.items() if there is is_] for is_ in (True, False)
+    )
+    detail = f"installed: {', '.join(installed) or 'none'}"
+    remedy = f"pip install -e '.[{','.join(missing)}]' adds the others" if missing else ""
+    return Check("extras", OK, detail, remedy)
 
 
 def diagnose(data_dir: Path) -> list[Check]:
-    """All checks.
-
-    Args:
-      data_dir: where datasets go; its nearest existing parent is looked at.
-
-    Returns:
-      One {"name", "status", "detail", "remedy"} each; status is ok, warning or failed.
-    """
+    """Runs all checks; the disk is checked where `data_dir` is or will be."""
     tested = tested_versions(REQUIREMENTS.read_text()) if REQUIREMENTS.is_file() else {}
-    checks = [check("python", OK, platform.python_version())]
+    checks = [Check("python", OK, platform.python_version())]
     checks += [check_version(name, _installed(name), tested.get(name)) for name in PACKAGES]
-    imports = [check_import(name) for name in ("flax.nnx", "tensorflow_datasets", "cv2", "grain")]
-    checks += imports
-    if any(one["status"] == FAILED for one in imports):
+    checks += [check_import(name) for name in MODULES]
+    if any(one.status == FAILED for one in checks if one.name.startswith("import")):
         return checks
     import jax
 
-    has_nvidia = shutil.which("nvidia-smi") is not None
     kinds = [device.device_kind for device in jax.devices()]
-    checks.append(check_devices(jax.default_backend(), kinds, has_nvidia))
-    checks.append(check("processor", OK, _processor()))
-    working: tuple[Callable[[], Check], ...] = (
-        check_arithmetic,
-        check_images,
-        check_video,
-        check_shards,
-    )
-    checks += [run() for run in working]
-    existing = next(p for p in (data_dir, *data_dir.resolve().parents) if p.exists())
-    checks.append(check_disk(existing, shutil.disk_usage(existing).free))
-    return checks
+    has_nvidia = shutil.which("nvidia-smi") is not None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or compilations.folder()
+    data_dir = _existing(data_dir)
+    return [
+        *checks,
+        check_devices(jax.default_backend(), kinds, has_nvidia),
+        Check("processor", OK, f"{os.cpu_count()} cores, {memory:.0f} GiB memory{_bfloat16()}"),
+        check_video(),
+        check_extras(),
+        check_cache(Path(cache)),
+        check_disk(data_dir, shutil.disk_usage(data_dir).free),
+    ]
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.resolve().parents) if p.exists())
 
 
 def _installed(name: str) -> str | None:
@@ -188,38 +173,30 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    detail = f"{os.cpu_count()} cores, {memory:.0f} GiB memory"
+def _bfloat16() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
     units = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-    return detail + (f", {units[0]}: bfloat16 in hardware" if units else "")
+    return f", {units[0]}: bfloat16 in hardware" if units else ""
 
 
 def main(argv: list[str]) -> int:
-    """The verb `doctor`; exit code 1 if something failed."""
+    """Runs the verb `doctor`; the exit code is 1 if a check failed."""
     parser = OneLineParser(
         prog="fer-jax doctor",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--data_dir", type=Path, default=default_data_dir())
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--data_dir", type=Path, default=default_data_dir(), help="for datasets")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     checks = diagnose(arguments.data_dir)
-    print(json.dumps(checks, indent=2) if arguments.json else table(checks))
-    return int(any(one["status"] == FAILED for one in checks))
-
-
-def table(checks: list[Check]) -> str:
-    """The checks as aligned lines, with a count at the end."""
-    width = max(len(one["name"]) for one in checks)
-    lines = []
-    for one in checks:
-        remedy = f"  -> {one['remedy']}" if one["remedy"] else ""
-        lines.append(f"{one['status']:<8}{one['name']:<{width}}  {one['detail']}{remedy}")
-    counts: Any = {status: 0 for status in (OK, WARNING, FAILED)}
-    for one in checks:
-        counts[one["status"]] += 1
-    return "\n".join([*lines, ", ".join(f"{count} {status}" for status, count in counts.items())])
+    counts = Counter(one.status for one in checks)
+    if arguments.json:
+        print(json.dumps([one._asdict() for one in checks], indent=2))
+    else:
+        width = max(len(one.name) for one in checks)
+        for name, status, detail, remedy in checks:
+            print(f"{status:<8}{name:<{width}}  {detail}{f'  -> {remedy}' if remedy else ''}")
+        print(", ".join(f"{counts[status]} {status}" for status in (OK, WARNING, FAILED)))
+    return int(counts[FAILED] > 0)

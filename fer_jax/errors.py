@@ -17,25 +17,26 @@ USER_FIXABLE_ERRNOS = {
 
 
 class InputError(ValueError):
-    """Something a person gave us cannot be used; the message says what to do instead."""
+    """An error that the user can fix; the message says what is wrong and what to do."""
 
 
 class Preempted(SystemExit):
-    """Somebody asked for the place; what was done is saved, and the same command continues.
+    """The run was preempted after saving; rerun the same command to resume.
 
     Exit code 75 is EX_TEMPFAIL of sysexits.h: try again.
     """
 
     def __init__(self, message: str) -> None:
-        """Takes what the person shall read."""
+        """Takes the line to print."""
         super().__init__(75)
         self.message = message
 
 
 def disk_error_message(error: BaseException | None) -> str:
-    """In words what the file system refused, "" where the error is another one.
+    """Returns why the file system refused an operation, or "" for errors of another kind.
 
-    Libraries that write in C++ raise errors of their own that quote the system's words.
+    Searches the causes, too, and their text: libraries in C++ raise their own errors that quote
+    the system's message.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in USER_FIXABLE_ERRNOS:
@@ -48,15 +49,7 @@ def disk_error_message(error: BaseException | None) -> str:
 
 
 def did_you_mean(word: str, accepted: Iterable[str]) -> str:
-    """Ends an error message: names the closest accepted word, or lists all of them.
-
-    Args:
-      word: what was given.
-      accepted: the words that would have been fine.
-
-    Returns:
-      ``"; did you mean 'x'?"`` or ``"; choose one of a, b, c"``.
-    """
+    """Returns the end of an error message: "; did you mean 'x'?" or "; choose one of a, b, c"."""
     accepted = sorted(accepted)
     close = difflib.get_close_matches(word, accepted, n=1, cutoff=0.6)
     if close:

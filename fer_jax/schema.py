@@ -1,7 +1,7 @@
-"""The vocabulary: emotions, interest, and the record that every source is turned into.
+"""The vocabulary: emotions, interest, and the record that every dataset consists of.
 
-A record is one aligned face with everything that is known about it. Every builder writes
-the same features, so any mixture of sources can be trained on and any of them left out.
+A record is one aligned face with everything that is known about it. All builders write the same
+features, so that datasets can be mixed freely.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ INTERESTS = ("not_interested", "interested")
 TASKS: dict[str, tuple[str, ...]] = {"emotion": EMOTIONS, "interest": INTERESTS}
 UNKNOWN = -1
 
-# What kind of place a face came from. A dataset's `source` is one of these or its own name.
+# A record's `source` is one of these or the name of its collection.
 SOURCES = ("controlled", "social", "synthetic")
 LABEL_SOURCES = ("annotated", "prompt", "class", "teacher", "direction")
 GENDERS = ("", "female", "male", "other")
 
-# Spellings found in the published sets, beside the words of the vocabulary themselves.
+# Other spellings in published datasets.
 EMOTION_ALIASES = {
     "angry": "anger",
     "ang": "anger",
@@ -50,35 +50,35 @@ MAX_IMAGE_SIZE = 256  # records hold faces of at most this many pixels a side
 
 
 def emotion_index(word: str) -> int:
-    """The index of an emotion in `EMOTIONS`; accepts the spellings of published sets.
+    """Returns the index of an emotion in `EMOTIONS`; accepts `EMOTION_ALIASES`.
 
     Raises:
-      InputError: the word is not one of the seven emotions (contempt, for one, is not).
+      InputError: the word is not one of the seven emotions (contempt is not).
     """
     return _index(word, EMOTIONS, EMOTION_ALIASES, "emotion")
 
 
 def interest_index(word: str) -> int:
-    """The index of an interest label in `INTERESTS`.
+    """Returns the index of an interest label in `INTERESTS`; accepts `INTEREST_ALIASES`.
 
     Raises:
-      InputError: the word is not in the vocabulary.
+      InputError: unknown word.
     """
     return _index(word, INTERESTS, INTEREST_ALIASES, "interest")
 
 
 def gender(word: str) -> str:
-    """A gender as records name it; "f", "Female" and the like are understood, "" is unknown.
+    """Returns one of `GENDERS` for "f", "Female", "man" and the like; "" stays unknown.
 
     Raises:
-      InputError: another word.
+      InputError: unknown word.
     """
     normal = word.strip().lower()
     normal = {"f": "female", "w": "female", "woman": "female", "m": "male", "man": "male"}.get(
         normal, normal
     )
     if normal not in GENDERS:
-        raise InputError(f"'{word}' is no gender{did_you_mean(normal, GENDERS[1:])}")
+        raise InputError(f"unknown gender '{word}'{did_you_mean(normal, GENDERS[1:])}")
     return normal
 
 
@@ -91,12 +91,12 @@ def _index(word: str, classes: tuple[str, ...], aliases: Mapping[str, str], kind
 
 
 def one_hot(index: int, num_classes: int) -> np.ndarray:
-    """A distribution over classes, float32 [num_classes]; all zeros for an unknown label."""
+    """Returns float32 [num_classes], 1 at `index`; all zeros for an unknown label."""
     return (np.arange(num_classes) == index).astype(np.float32)
 
 
 def features():
-    """The record as TFDS features, the same for every builder."""
+    """Returns the features of a record, as TFDS describes them."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
@@ -127,17 +127,14 @@ def features():
 
 
 def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[str, Any]:
-    """A complete record from what is known; everything else gets its "unknown" value.
+    """Returns a record with every feature; those that are not given get their unknown value.
 
     Args:
       record_id: unique in its dataset and the same at every rebuild.
       source: one of `SOURCES`, or the name of the collection.
       image: the face as JPEG bytes, 3 channels, at most `MAX_IMAGE_SIZE` px a side.
-      **known: any other feature of `features`. `box` is (x, y, width, height) in pixels of
-        the original frame, `timestamp` in seconds, `age` in years.
-
-    Returns:
-      A dict with every key of `features`.
+      **known: any other of `features`. `box` is (x, y, width, height) in pixels of the original
+        frame, `timestamp` in seconds, `age` in years.
 
     Raises:
       InputError: a key or a label outside the vocabulary.

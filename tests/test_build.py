@@ -241,7 +241,7 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: P
             assert process.poll() is None  # what is being worked on is finished
             go.touch()
             assert process.wait(60) == 130
-            assert "interrupted; the same command continues" in (tmp_path / "log").read_text()
+            assert "interrupted; rerun the same command to resume" in (tmp_path / "log").read_text()
             assert len(list(kept.glob("*.zip"))) >= 4
             assert "Traceback" not in (tmp_path / "log").read_text()
         until(lambda: not any(map(alive, workers)), 20)
@@ -291,7 +291,7 @@ def test_processes_that_are_just_starting_take_ctrl_c_in_silence(source: Path, t
         go.touch()
         process.kill()
         process.wait()
-    assert log.read_text() == "fer-jax: interrupted; the same command continues\n"
+    assert log.read_text() == "fer-jax: interrupted; rerun the same command to resume\n"
 
 
 def test_another_split_of_the_same_clips_decodes_nothing(source: Path, tmp_path: Path):

@@ -371,7 +371,7 @@ def test_ctrl_c_leaves_a_manifest_and_the_same_command_continues(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody
     printed, errors = process.communicate(timeout=20)
     assert process.returncode == 130, errors
-    assert errors == "fer-jax: interrupted; the same command continues\n"
+    assert errors == "fer-jax: interrupted; rerun the same command to resume\n"
     assert "pending       1" in printed and "done          1" in printed
     states = by_url(output)
     assert states[site.url("/b.mp4")]["status"] == "pending"
@@ -401,7 +401,7 @@ def test_ctrl_c_at_any_moment_is_one_line(site: Site, clips: list[bytes], tmp_pa
         os.killpg(process.pid, signal.SIGINT)
         printed, errors = process.communicate(timeout=20)
         assert process.returncode == 130, errors
-        assert errors == "fer-jax: interrupted; the same command continues\n"
+        assert errors == "fer-jax: interrupted; rerun the same command to resume\n"
         done = sum(row["status"] == "done" for row in manifest.read(output))
         assert f"done     {done:>6}" in printed
         assert f"pending  {6 - done:>6}" in printed

@@ -239,12 +239,12 @@ def test_parse_joins_flags_config_and_overrides():
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("--wrkdir=x", "unknown word '--wrkdir=x'"),
+        ("--wrkdir=x", "unknown option '--wrkdir=x'"),
         ("--config.batch_size", "--config.FIELD=VALUE"),
         ("--config.batchsize=3", "did you mean 'batch_size'"),
     ],
 )
-def test_unknown_words_are_refused(word: str, says: str):
+def test_unknown_options_are_refused(word: str, says: str):
     with pytest.raises(InputError, match=says):
         parse_with_config(parser(), [f"--config={CONFIGS / 'demo.py'}", word])
 
