@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(verb, rest)
     # Imported here because it imports JAX, which other verbs start faster without.
     distributed = importlib.import_module("fer_jax.distributed")
-    return distributed.leave(_run(verb, rest, before=distributed.join))
+    return distributed.exit_process(_run(verb, rest, before=distributed.initialize))
 
 
 def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) -> int:

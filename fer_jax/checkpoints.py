@@ -1,13 +1,12 @@
-"""(network, optimizer, loop) saved together and restored together.
+"""Checkpoints: the network, the optimizer and the loop's state, saved and restored together.
 
-A checkpoint is one step with three items: `network` (params, batch_stats, ema), `training`
-(what only training needs), and `loop` (JSON: the data iterator's state, the history of
-validations, and whether the network is an average over the trajectory). The network is an item
-of its own so that it can be read without the optimizer.
+A checkpoint is one step with three items: `network` (params, batch_stats, ema), `training` (what
+only training needs), and `loop` (JSON: the state of the data iterator, the validations so far, and
+more). The network is an item of its own so that it can be read without the optimizer.
 
-Orbax restores a flipped bit without a word. So a step that is written is sealed: SHA256SUMS names
-every file of it (`sha256sum -c SHA256SUMS` reads it, too). A step without a seal was not finished,
-one that differs from its seal is damaged, and neither is restored by anything here.
+Orbax restores a flipped bit without an error, so every finished step has a SHA256SUMS of its
+files (`sha256sum -c SHA256SUMS` reads it). A step without one was not finished, one that differs
+from it is corrupted, and neither is restored.
 """
 
 import functools
@@ -15,7 +14,6 @@ import hashlib
 import itertools
 import logging
 import math
-import os
 import sys
 import time
 import warnings
@@ -31,29 +29,28 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from fer_jax.errors import InputError, disk_error_message
+from fer_jax.storage import CHECKSUMS_FILE, find_corruption, write_checksums
 
 FOLDER = "checkpoints"
-DAMAGED = "checkpoints_damaged"
-SEAL = "SHA256SUMS"
-HASHING_THREADS = 4
-CLOCK_MAY_DIFFER_S = 60.0
-FALLING = ("loss", "kid")  # ends of the names of what is better when it is less
+QUARANTINE = "checkpoints_corrupted"
+MAX_CLOCK_DIFFERENCE_S = 60.0
+LOWER_IS_BETTER = ("loss", "kid")  # ends of metrics' names
 
 
 def better(metric: str, candidate: float, best: float) -> bool:
-    """Whether a validation is better than the best so far; losses and distances fall."""
+    """Returns whether a validation is better than the best so far; losses and distances fall."""
     if math.isnan(candidate) or math.isnan(best):
         return not math.isnan(candidate)
-    return candidate < best if metric.endswith(FALLING) else candidate > best
+    return candidate < best if metric.endswith(LOWER_IS_BETTER) else candidate > best
 
 
 def chosen_step(history: list[dict[str, float]], metric: str, *, averaged: bool, last: int) -> int:
-    """The step that "best" means.
+    """Returns the step that "best" means.
 
     Args:
       history: the validations.
       metric: the run's.
-      averaged: whether the run keeps an average over its trajectory, which its last checkpoint
+      averaged: whether the run keeps an average over its trajectory, which the last checkpoint
         holds.
       last: the last checkpoint's step.
     """
@@ -62,7 +59,7 @@ def chosen_step(history: list[dict[str, float]], metric: str, *, averaged: bool,
 
 
 def best_step(history: list[dict[str, float]], metric: str) -> int | None:
-    """The step of the best validation, the latest of equals; None before the first one."""
+    """Returns the step of the best validation, the latest of equals; None before the first one."""
     best: dict[str, float] | None = None
     for validation in history:
         # The latest of equals is also what `open_checkpoints` keeps.
@@ -71,37 +68,39 @@ def best_step(history: list[dict[str, float]], metric: str) -> int | None:
     return None if best is None else int(best["step"])
 
 
-class SealedCheckpoints(ocp.CheckpointManager):
-    """Orbax's manager, with a seal on each step that is written, and errors that name theirs.
+class ChecksummedManager(ocp.CheckpointManager):
+    """Orbax's CheckpointManager that adds checksums to each step and names the step of an error.
 
-    Orbax writes in the background and tells an error when the next step is saved; here it is told
-    as soon as somebody asks (`raise_if_failed`, `save`, `wait_until_finished`).
+    Orbax writes in the background and reports an error when the next step is saved; this manager
+    also reports it from `raise_if_failed` and `wait_until_finished`.
     """
 
     def __init__(self, directory: Path, **options: Any) -> None:
-        """Takes what Orbax's takes."""
+        """Takes what Orbax's manager takes."""
         super().__init__(directory, **options)
-        _leave_out_what_is_no_news()
-        self._pool = ThreadPoolExecutor(1, "seal")
-        self._sealing: Future[None] | None = None
+        _silence_followup_errors()
+        self._pool = ThreadPoolExecutor(1, "checksums")
+        self._finishing: Future[None] | None = None
 
     def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
-        """Starts writing a step, once the one before is sealed."""
-        saved = self._told(step, lambda: super(SealedCheckpoints, self).save(step, *args, **kwargs))
-        self._sealing = self._pool.submit(self._told, step, lambda: self._seal(step))
+        """Starts writing a step, once the one before has its checksums."""
+        saved = self._explained(
+            step, lambda: super(ChecksummedManager, self).save(step, *args, **kwargs)
+        )
+        self._finishing = self._pool.submit(self._explained, step, lambda: self._finish(step))
         return saved
 
     def raise_if_failed(self) -> None:
-        """Raises what went wrong in the background, if something did; never waits."""
-        if self._sealing is not None and self._sealing.done():
-            self._sealing.result()
+        """Raises an error of the background writing, if there was one; never waits."""
+        if self._finishing is not None and self._finishing.done():
+            self._finishing.result()
 
     def wait_until_finished(self) -> None:
-        """Returns when the last step is sealed."""
-        if self._sealing is not None:
-            # Forgotten first, so that closing after an error does not tell it again.
-            sealing, self._sealing = self._sealing, None
-            sealing.result()
+        """Returns when the last step is written with its checksums."""
+        if self._finishing is not None:
+            # Dropped first, so that closing after an error does not raise it again.
+            finishing, self._finishing = self._finishing, None
+            finishing.result()
         super().wait_until_finished()
 
     def close(self) -> None:
@@ -109,14 +108,14 @@ class SealedCheckpoints(ocp.CheckpointManager):
         super().close()
         self._pool.shutdown()
 
-    def _seal(self, step: int) -> None:
+    def _finish(self, step: int) -> None:
         super().wait_until_finished()
         if jax.process_index() == 0:
-            seal(Path(self.directory) / str(step))
+            write_checksums(Path(self.directory) / str(step))
 
-    def _told(self, step: int, do: Callable[[], Any]) -> Any:
+    def _explained(self, step: int, write: Callable[[], Any]) -> Any:
         try:
-            return do()
+            return write()
         except InputError:
             raise
         except Exception as error:
@@ -124,104 +123,59 @@ class SealedCheckpoints(ocp.CheckpointManager):
             if not reason:
                 error.add_note(f"while the checkpoint of step {step} was written")
                 raise
-            # What Orbax had begun beside it would complain when the process ends.
+            # Coroutines that Orbax had started would warn when the process ends.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             raise InputError(
                 f"the checkpoint of step {step} could not be written: {reason} "
-                f"({self.directory}); those before it are whole, and the same command continues"
+                f"({self.directory}); earlier checkpoints are intact; rerun the same command to "
+                "resume"
             ) from error
 
 
 @functools.cache
-def _leave_out_what_is_no_news() -> None:
-    """Keeps stacks away from the one line that says what the disk refused.
+def _silence_followup_errors() -> None:
+    """Silences the follow-up tracebacks of a disk error, so that only its one line is printed.
 
-    Orbax writes arrays side by side. When one is refused, asyncio logs the errors of the others,
-    which reach nobody, and TensorStore tells a loop that Orbax has closed that it is done.
+    Orbax writes arrays in parallel. When one write fails, asyncio logs the errors of the others,
+    and TensorStore calls back into a loop that Orbax has already closed.
     """
-    told_before = sys.unraisablehook
+    default_hook = sys.unraisablehook
 
-    def is_news(record: logging.LogRecord) -> bool:
+    def is_other_error(record: logging.LogRecord) -> bool:
         return record.exc_info is None or not disk_error_message(record.exc_info[1])
 
-    def tell(what: Any) -> None:
+    def hook(what: Any) -> None:
         if not (what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"):
-            told_before(what)
+            default_hook(what)
 
-    logging.getLogger("asyncio").addFilter(is_news)
-    sys.unraisablehook = tell
-
-
-def seal(folder: Path) -> None:
-    """Writes the SHA256SUMS of a step whose files are all there, in one piece or not at all."""
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(_digests(folder).items())]
-    partial = folder / f"{SEAL}.partial"
-    with partial.open("w") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / SEAL)
-    directory = os.open(folder, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
-
-
-def damage(folder: Path) -> str:
-    """What is wrong with a step, read again byte for byte; "" where it is as it was sealed."""
-    try:
-        lines = [line.partition("  ") for line in (folder / SEAL).read_text().splitlines()]
-        sealed = {name: digest for digest, _, name in lines}
-        found = _digests(folder)
-    except FileNotFoundError:
-        return f"it has no {SEAL}, so it was not finished or has lost it"
-    except (OSError, UnicodeDecodeError) as error:
-        return f"it cannot be read ({error})"
-    for name in sorted(sealed.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is absent"
-        if name not in sealed:
-            return f"{SEAL} does not name {name}"
-        if sealed[name] != found[name]:
-            return f"{name} is not as it was written"
-    return ""
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file in a folder but its seal, by its path within."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != SEAL]
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        names = [path.relative_to(folder).as_posix() for path in paths]
-        return dict(zip(names, pool.map(digest, paths), strict=True))
+    logging.getLogger("asyncio").addFilter(is_other_error)
+    sys.unraisablehook = hook
 
 
 def finished_steps(workdir: Path) -> list[int]:
-    """The steps that have a seal, oldest first; whether they are whole is for `damage` to say."""
-    seals = (workdir / FOLDER).glob(f"*/{SEAL}")
-    return sorted(int(path.parent.name) for path in seals if path.parent.name.isdecimal())
+    """Returns the steps that have checksums, oldest first; they may be corrupted since."""
+    files = (workdir / FOLDER).glob(f"*/{CHECKSUMS_FILE}")
+    return sorted(int(path.parent.name) for path in files if path.parent.name.isdecimal())
 
 
-def newest_whole(workdir: Path) -> tuple[int, dict[str, Any]]:
-    """The newest step that is as it was written, and what the loop kept there; (0, {}) if none is.
+def latest_valid_step(workdir: Path) -> tuple[int, dict[str, Any]]:
+    """Returns the newest step that is as it was written, and its `loop` item; (0, {}) if none is.
 
-    What is newer and is not goes to checkpoints_damaged/, with a line that says what is wrong.
-    Called by all processes of a run, which get the same answer.
+    Newer steps that are corrupted or unfinished move to checkpoints_corrupted/, and a line says
+    why. All processes of a run call it and get the same answer.
     """
     step = 0
     if jax.process_index() == 0:
         folders = [path for path in (workdir / FOLDER).glob("*") if path.name.isdecimal()]
         for folder in sorted(folders, key=lambda path: int(path.name), reverse=True):
-            wrong = damage(folder)
-            if not wrong:
+            corruption = find_corruption(folder)
+            if not corruption:
                 step = int(folder.name)
-                _tell_clock(folder)
+                _check_clock(folder)
                 break
             print(
-                f"checkpoint {folder.name} is damaged: {wrong}; moved to {_set_aside(folder)}",
+                f"checkpoint {folder.name} is corrupted: {corruption}; moved to "
+                f"{_quarantine(folder)}",
                 flush=True,
             )
     if jax.process_count() > 1:
@@ -229,30 +183,29 @@ def newest_whole(workdir: Path) -> tuple[int, dict[str, Any]]:
     return step, _read_loop(workdir, step) if step else {}
 
 
-def _tell_clock(folder: Path) -> None:
-    """Says that the clock stands before the checkpoint; steps are in order whatever it says."""
-    behind = (folder / SEAL).stat().st_mtime - time.time()
-    if behind > CLOCK_MAY_DIFFER_S:
+def _check_clock(folder: Path) -> None:
+    behind = (folder / CHECKSUMS_FILE).stat().st_mtime - time.time()
+    if behind > MAX_CLOCK_DIFFERENCE_S:
         print(
             f"this machine's clock is {behind / 60:.0f} minutes behind checkpoint {folder.name}: "
-            "dates in TensorBoard will be out of order, nothing else"
+            "dates in TensorBoard will be out of order; nothing else is affected"
         )
 
 
-def _set_aside(folder: Path) -> Path:
-    aside = folder.parent.parent / DAMAGED
-    aside.mkdir(exist_ok=True)
+def _quarantine(folder: Path) -> Path:
+    parent = folder.parent.parent / QUARANTINE
+    parent.mkdir(exist_ok=True)
     names = itertools.chain([folder.name], (f"{folder.name}.{i}" for i in itertools.count(2)))
-    target = next(aside / name for name in names if not (aside / name).exists())
-    return folder.rename(target)
+    return folder.rename(next(parent / name for name in names if not (parent / name).exists()))
 
 
-def open_checkpoints(workdir: Path, *, keep: int, metric: str) -> SealedCheckpoints:
-    """The checkpoints of a run: the newest `keep` of them and the best by `metric` stay.
+def open_checkpoints(workdir: Path, *, keep: int, metric: str) -> ChecksummedManager:
+    """Opens the checkpoints of a run: the newest `keep` and the best by `metric` are kept.
 
-    Orbax deletes the older ones before a new one is sealed: keep two, so that one is always whole.
+    Orbax deletes older steps before a new one has its checksums: keep two, so that one is always
+    valid.
     """
-    sign = -1.0 if metric.endswith(FALLING) else 1.0
+    sign = -1.0 if metric.endswith(LOWER_IS_BETTER) else 1.0
 
     def score(metrics: dict[str, float]) -> float:
         value = metrics[metric]
@@ -272,7 +225,7 @@ def open_checkpoints(workdir: Path, *, keep: int, metric: str) -> SealedCheckpoi
     return _manager(workdir, options)
 
 
-def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> SealedCheckpoints:
+def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ChecksummedManager:
     # Named handlers, so that an item's shapes can be read before it is restored.
     handlers = {
         "network": ocp.StandardCheckpointHandler(),
@@ -281,11 +234,15 @@ def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> SealedChec
         "metrics": ocp.JsonCheckpointHandler(),
     }
     directory = (workdir / FOLDER).resolve()
-    return SealedCheckpoints(directory, options=options, item_handlers=handlers)
+    return ChecksummedManager(directory, options=options, item_handlers=handlers)
+
+
+def _reader(workdir: Path) -> ChecksummedManager:
+    return _manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
 
 
 def save(
-    manager: SealedCheckpoints,
+    manager: ChecksummedManager,
     step: int,
     *,
     network: dict[str, Any],
@@ -293,14 +250,14 @@ def save(
     loop: dict[str, Any],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Starts writing a step; `manager.wait_until_finished()` before claiming it is there.
+    """Starts writing a step; it is there after `manager.wait_until_finished()`.
 
     Args:
       manager: from `open_checkpoints`.
-      step: its number; what was saved there before is replaced.
+      step: its number; a checkpoint of that step is replaced.
       network: params, batch_stats, ema.
       training: the rest of the state.
-      loop: what is not arrays; goes through JSON.
+      loop: goes through JSON.
       metrics: the validation, by which the best is kept; None where there was none.
     """
     if step in manager.all_steps():
@@ -315,18 +272,21 @@ def save(
 
 
 def restore(
-    manager: SealedCheckpoints, step: int, *, network: Any, training: Any
+    manager: ChecksummedManager, step: int, *, network: Any, training: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
-    """Reads a step back onto the devices.
+    """Restores a step onto the devices.
 
     Args:
       manager: from `open_checkpoints`.
-      step: from `newest_whole`.
+      step: from `latest_valid_step`.
       network: the tree of `jax.ShapeDtypeStruct` with shardings to restore into.
       training: the same for the rest of the state.
 
     Returns:
       (network, training, loop) as they were saved.
+
+    Raises:
+      InputError: the checkpoint is of another architecture.
     """
     _check_architecture(manager, step, network)
     items = ocp.args.Composite(
@@ -339,12 +299,12 @@ def restore(
 
 
 def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tuple[int, Any]:
-    """Reads the parameters and statistics of a finished or running training.
+    """Restores the parameters and statistics of a finished or running training.
 
     Args:
       workdir: of the run.
       which: "best" by validation, "last", or a step's number. Where the network is an average
-        over the trajectory, what validation chose is its end: the best is the last.
+        over the trajectory, the best is the last.
       network: the tree of `jax.ShapeDtypeStruct` with shardings to restore into.
       metric: what "best" means.
 
@@ -352,8 +312,8 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
       (step, network).
 
     Raises:
-      InputError: no such step, no checkpoint at all, a damaged one, or one of another
-        architecture. It stays where it is, and no other is taken for it: `train` sets it aside.
+      InputError: no such step, no checkpoint at all, a corrupted one, or one of another
+        architecture. Nothing is moved, and no other step is taken instead.
     """
     if not (workdir / FOLDER).is_dir():
         raise InputError(f"'{workdir}' holds no checkpoints; train first")
@@ -361,7 +321,7 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
     if not there:
         raise InputError(f"'{workdir}' holds no finished checkpoint; train first")
     if which == "best":
-        _check_whole(workdir, there[-1])
+        _check_valid(workdir, there[-1])
         loop = _read_loop(workdir, there[-1])
         averaged = loop.get("averaged", False)
         step = chosen_step(loop["history"], metric, averaged=averaged, last=there[-1])
@@ -370,43 +330,37 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
     if step not in there:
         names = ", ".join(map(str, there))
         raise InputError(f"'{workdir}' has no checkpoint '{which}'; choose best, last, {names}")
-    _check_whole(workdir, step)
-    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    _check_valid(workdir, step)
+    with _reader(workdir) as manager:
         _check_architecture(manager, step, network)
         items = ocp.args.Composite(network=ocp.args.StandardRestore(network))
         return step, manager.restore(step, args=items)["network"]
 
 
 def read(workdir: Path, step: int, *, network: Any, training: Any) -> tuple[Any, Any]:
-    """(network, training) of a step of a run that may be somebody else's: nothing is changed.
-
-    Args:
-      workdir: of the run.
-      step: one of `finished_steps`.
-      network: as for `restore`.
-      training: as for `restore`.
+    """Returns (network, training) of one of `finished_steps`, and changes nothing in the workdir.
 
     Raises:
-      InputError: it is damaged, or of another architecture.
+      InputError: it is corrupted, or of another architecture.
     """
-    _check_whole(workdir, step)
-    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    _check_valid(workdir, step)
+    with _reader(workdir) as manager:
         return restore(manager, step, network=network, training=training)[:2]
 
 
 def _read_loop(workdir: Path, step: int) -> dict[str, Any]:
-    with _manager(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _reader(workdir) as manager:
         items = ocp.args.Composite(loop=ocp.args.JsonRestore())
         return manager.restore(step, args=items)["loop"]
 
 
-def _check_whole(workdir: Path, step: int) -> None:
-    wrong = damage(workdir / FOLDER / str(step))
-    if wrong:
+def _check_valid(workdir: Path, step: int) -> None:
+    corruption = find_corruption(workdir / FOLDER / str(step))
+    if corruption:
         others = [str(other) for other in finished_steps(workdir) if other != step]
-        instead = f"choose another by its step: {', '.join(others)}" if others else "train again"
+        instead = f"choose another step: {', '.join(others)}" if others else "train again"
         raise InputError(
-            f"checkpoint {step} in '{workdir / FOLDER}' is damaged: {wrong}; {instead}"
+            f"checkpoint {step} in '{workdir / FOLDER}' is corrupted: {corruption}; {instead}"
         )
 
 
@@ -420,17 +374,18 @@ def _check_architecture(manager: ocp.CheckpointManager, step: int, network: Any)
         paths = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in paths}
 
-    there, wanted = shapes(saved.tree), shapes(network)
-    for name in sorted(there.keys() | wanted.keys()):
-        if there.get(name) != wanted.get(name):
+    found, expected = shapes(saved.tree), shapes(network)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
             raise InputError(
                 f"checkpoint {step} in {manager.directory} is of another architecture: {name} is "
-                f"{there.get(name, 'absent')} there and {wanted.get(name, 'absent')} in the config"
+                f"{found.get(name, 'absent')} there and {expected.get(name, 'absent')} in the "
+                "config"
             )
 
 
 def fingerprint(tree: Any) -> str:
-    """SHA-256 over a tree's names, shapes and numbers (as float32), in hexadecimal."""
+    """Returns the SHA-256 of a tree's names, shapes and numbers (as float32), in hexadecimal."""
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for path, leaf in sorted((jax.tree_util.keystr(path), leaf) for path, leaf in leaves):

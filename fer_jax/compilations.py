@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that the second run starts without compiling."""
+"""JAX's compilation cache on disk, so that the second run starts without compiling."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 
-def keep() -> None:
-    """Keeps what is compiled from now on in the user's cache, and reads what is there.
+def enable_compilation_cache() -> None:
+    """Writes compiled programs to the user's cache and reads them from there.
 
     The folder is $JAX_COMPILATION_CACHE_DIR where it is set, else one under $XDG_CACHE_HOME
     (~/.cache). It may be deleted at any time.
@@ -19,12 +19,12 @@ def keep() -> None:
 
 
 def folder() -> Path:
-    """Where this machine's programs are kept unless $JAX_COMPILATION_CACHE_DIR says otherwise."""
+    """Returns this machine's folder of compiled programs, without $JAX_COMPILATION_CACHE_DIR."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # The standard asks that a relative path be passed over.
+    # The XDG standard says to ignore a relative path.
     cache = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
-    # A program for one processor may end another with an illegal instruction, and clusters
-    # share their users' homes.
+    # A program compiled for one processor may crash on another with an illegal instruction, and
+    # the machines of a cluster share home directories.
     return cache / "fer_jax" / "compilations" / hashlib.sha256(_processor()).hexdigest()[:12]
 
 

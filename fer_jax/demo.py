@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     workdir, data_dir = arguments.workdir, arguments.data_dir
     started = time.monotonic()
-    compilations.keep()
+    compilations.enable_compilation_cache()
 
     print("1/5 build: rendered faces of two sources", flush=True)
     _run("build", build.main, "demo", f"--data_dir={data_dir}")

@@ -298,7 +298,9 @@ def at_a_save(workdir: Path, run: Run) -> None:
     deadline = time.monotonic() + STARTS_WITHIN_S
     while run.process.poll() is None and time.monotonic() < deadline:
         names = {path.name for path in folder.glob("*")}
-        unsealed = [name for name in names if not (folder / name / checkpoints.SEAL).exists()]
+        unsealed = [
+            name for name in names if not (folder / name / checkpoints.CHECKSUMS_FILE).exists()
+        ]
         if unsealed:
             return
         time.sleep(0.001)
@@ -322,15 +324,15 @@ def damaged(bench: Bench, first: int, count: int) -> None:
             raise Miss(f"{done}: restored without a word")
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
-            step, _ = checkpoints.newest_whole(workdir)
+            step, _ = checkpoints.latest_valid_step(workdir)
         whole = [one for one in steps if one not in broken]
         if step != (whole[-1] if whole else 0):
             raise Miss(f"{done}: fell back to step {step} of {steps}")
         for one in broken:
-            if f"checkpoint {one} is damaged" not in said.getvalue():
+            if f"checkpoint {one} is corrupted" not in said.getvalue():
                 raise Miss(f"{done}: nothing was said of step {one}")
-        if step and checkpoints.damage(workdir / checkpoints.FOLDER / str(step)):
-            raise Miss(f"{done}: the step fallen back to is damaged, too")
+        if step and checkpoints.find_corruption(workdir / checkpoints.FOLDER / str(step)):
+            raise Miss(f"{done}: the step fallen back to is corrupted, too")
 
 
 def damage(folder: Path, bench: Bench) -> str:
@@ -377,7 +379,7 @@ def signalled(bench: Bench, first: int, count: int) -> None:
         saved = re.findall(r"step (\d+) is saved", run.log.read_text())
         if code != PREEMPTED or not saved:
             raise Miss(f"{number.name}: exit code {code}: {run.tail()}")
-        if checkpoints.newest_whole(workdir)[0] != int(saved[-1]):
+        if checkpoints.latest_valid_step(workdir)[0] != int(saved[-1]):
             raise Miss(f"{number.name}: step {saved[-1]} is not there")
         done += 1
     bench.finish(workdir, processes=processes)

@@ -1,7 +1,4 @@
-"""What is saved comes back bit for bit; the best and the newest stay; strangers are refused.
-
-What is damaged is never restored.
-"""
+"""Checkpoints restore bit for bit; the best and the newest are kept; corrupted ones are refused."""
 
 import os
 import shutil
@@ -146,7 +143,7 @@ def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_step_is_named_and_set_aside(
+def test_a_corrupted_step_is_named_and_quarantined(
     fault: Callable[[Path, int], None],
     two_steps: Path,
     tmp_path: Path,
@@ -157,60 +154,62 @@ def test_a_damaged_step_is_named_and_set_aside(
         for path in (two_steps / "checkpoints" / "20").rglob("*")
         if path.is_file() and path.stat().st_size
     ]
-    assert len(names) > 10 and Path(checkpoints.SEAL) in names
+    assert len(names) > 10 and Path(checkpoints.CHECKSUMS_FILE) in names
     rng, network = np.random.default_rng(0), targets(trees()[0])
     for number, name in enumerate(names):
         workdir = tmp_path / str(number)
         shutil.copytree(two_steps, workdir)
         fault(workdir / "checkpoints" / "20" / name, int(rng.integers(1 << 20)))
-        # Without its seal it does not count as a step at all.
+        # Without its checksums it does not count as a step at all.
         says = (
             "has no checkpoint '20'"
-            if fault is deleted and name.name == checkpoints.SEAL
-            else ("checkpoint 20 in .* is damaged: .* its step: 10")
+            if fault is deleted and name.name == checkpoints.CHECKSUMS_FILE
+            else ("checkpoint 20 in .* is corrupted: .* another step: 10")
         )
         with pytest.raises(InputError, match=says):
             checkpoints.restore_network(workdir, "20", network, METRIC)
-        assert checkpoints.newest_whole(workdir)[0] == 10
+        assert checkpoints.latest_valid_step(workdir)[0] == 10
         said = capsys.readouterr().out
-        assert said.startswith("checkpoint 20 is damaged: ") and "checkpoints_damaged/20" in said
-        assert (workdir / "checkpoints_damaged" / "20").is_dir()
+        assert (
+            said.startswith("checkpoint 20 is corrupted: ") and "checkpoints_corrupted/20" in said
+        )
+        assert (workdir / "checkpoints_corrupted" / "20").is_dir()
         assert checkpoints.finished_steps(workdir) == [10]
         # The next one of that number does not overwrite it.
-        shutil.copytree(workdir / "checkpoints_damaged" / "20", workdir / "checkpoints" / "20")
-        assert checkpoints.newest_whole(workdir)[0] == 10
-        assert (workdir / "checkpoints_damaged" / "20.2").is_dir()
+        shutil.copytree(workdir / "checkpoints_corrupted" / "20", workdir / "checkpoints" / "20")
+        assert checkpoints.latest_valid_step(workdir)[0] == 10
+        assert (workdir / "checkpoints_corrupted" / "20.2").is_dir()
         capsys.readouterr()
 
 
-def test_a_step_without_its_seal_was_not_finished(two_steps: Path, tmp_path: Path):
+def test_a_step_without_its_checksums_was_not_finished(two_steps: Path, tmp_path: Path):
     workdir = tmp_path / "run"
     shutil.copytree(two_steps, workdir)
-    (workdir / "checkpoints" / "20" / checkpoints.SEAL).unlink()
+    (workdir / "checkpoints" / "20" / checkpoints.CHECKSUMS_FILE).unlink()
     network, _ = trees()
     assert checkpoints.restore_network(workdir, "last", targets(network), METRIC)[0] == 10
     assert (workdir / "checkpoints" / "20").is_dir()
-    (workdir / "checkpoints" / "10" / checkpoints.SEAL).unlink()
+    (workdir / "checkpoints" / "10" / checkpoints.CHECKSUMS_FILE).unlink()
     with pytest.raises(InputError, match="holds no finished checkpoint"):
         checkpoints.restore_network(workdir, "last", targets(network), METRIC)
-    assert checkpoints.newest_whole(workdir) == (0, {})
+    assert checkpoints.latest_valid_step(workdir) == (0, {})
 
 
-def test_a_clock_that_is_behind_is_told_and_changes_nothing(
+def test_a_clock_that_is_behind_is_reported_and_changes_nothing(
     two_steps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = Path(shutil.copytree(two_steps, tmp_path / "run"))
     later = time.time() + 2 * 3600
     for step in ("10", "20"):
-        os.utime(workdir / "checkpoints" / step / checkpoints.SEAL, (later, later))
-    assert checkpoints.newest_whole(workdir)[0] == 20
+        os.utime(workdir / "checkpoints" / step / checkpoints.CHECKSUMS_FILE, (later, later))
+    assert checkpoints.latest_valid_step(workdir)[0] == 20
     assert "clock is 120 minutes behind checkpoint 20" in capsys.readouterr().out
-    assert checkpoints.newest_whole(two_steps)[0] == 20
+    assert checkpoints.latest_valid_step(two_steps)[0] == 20
     assert capsys.readouterr().out == ""
 
 
-def test_the_seal_is_what_sha256sum_reads(two_steps: Path):
-    command = ["sha256sum", "--quiet", "--strict", "-c", checkpoints.SEAL]
+def test_sha256sum_reads_the_checksums(two_steps: Path):
+    command = ["sha256sum", "--quiet", "--strict", "-c", checkpoints.CHECKSUMS_FILE]
     if not shutil.which(command[0]):
         pytest.skip("needs sha256sum of the coreutils")
     done = subprocess.run(command, cwd=two_steps / "checkpoints" / "20", capture_output=True)
@@ -236,7 +235,7 @@ def test_a_step_may_be_saved_again(tmp_path: Path):
         for pending in ([[1.0]], []):
             items = {"network": network, "training": training, "metrics": None}
             checkpoints.save(manager, 7, loop={"history": [], "pending": pending}, **items)
-    assert checkpoints.newest_whole(tmp_path) == (7, {"history": [], "pending": []})
+    assert checkpoints.latest_valid_step(tmp_path) == (7, {"history": [], "pending": []})
 
 
 @pytest.fixture
@@ -251,7 +250,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_what_orbax_had_begun_is_not_told_beside_the_one_line(tmp_path: Path):
+def test_follow_up_errors_of_orbax_are_not_printed_beside_the_one_line(tmp_path: Path):
     # In a process of its own: pytest catches what this is about.
     program = """
 import asyncio, gc, logging, sys, time
@@ -308,7 +307,7 @@ def test_a_full_and_a_read_only_disk_are_named_with_their_step(small_disk: Path)
     save(manager, 2)
     with pytest.raises(InputError, match=r"of step 2 could not be written: No space left"):
         manager.wait_until_finished()
-    assert checkpoints.newest_whole(small_disk / "run")[0] == 1
+    assert checkpoints.latest_valid_step(small_disk / "run")[0] == 1
     manager = checkpoints.open_checkpoints(small_disk / "run", keep=2, metric=METRIC)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(InputError, match=r"of step 3 could not be written: Read-only file"):

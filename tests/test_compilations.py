@@ -27,8 +27,8 @@ def test_a_folder_that_is_named_stays(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(jax.config, "update", lambda *words: said.append(words))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/named")
-    compilations.keep()
+    compilations.enable_compilation_cache()
     assert said == []
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    compilations.keep()
+    compilations.enable_compilation_cache()
     assert said == [("jax_compilation_cache_dir", str(compilations.folder()))]

@@ -117,7 +117,7 @@ import sys
 from pathlib import Path
 
 from fer_jax import distributed
-distributed.join()
+distributed.initialize()
 
 import jax
 import numpy as np
@@ -125,7 +125,7 @@ from fer_jax.config import default_config
 from fer_jax.data import batches, decoded
 from fer_jax.data.records import Records, open_records
 from fer_jax.sharding import make_mesh
-from fer_jax.training import source
+from fer_jax.training import pipeline
 
 data_dir, workdir = map(Path, sys.argv[1:])
 process = jax.process_index()
@@ -143,7 +143,7 @@ whole = 24 * 71 * 71 * 3
 for kind, free in (("stream", 0), ("memmap", 0), ("device", whole), ("device", whole // 4)):
     config.input = kind
     read.clear()
-    iterator, place = source.open_source(
+    iterator, place = pipeline.open_source(
         config, mixture, make_mesh(), workdir, num_steps=3, free=free
     )
     for step, batch in enumerate(iterator):
@@ -165,7 +165,7 @@ mine = {address for address, inode in listening if f"socket:[{inode}]" in own}
 loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 assert mine and mine <= loopback, mine
 print("read", process, flush=True, file=sys.stderr)
-distributed.leave(0)
+distributed.exit_process(0)
 """
 
 
@@ -196,31 +196,31 @@ def test_each_process_decodes_its_rows_and_listens_on_the_loopback_only(
 
 
 def test_what_the_environment_asks_for():
-    asked = distributed.asked
-    assert asked({}) == (1, -1, "")
+    read = distributed.process_info_from_env
+    assert read({}) == (1, -1, "")
     three = {
         "FER_JAX_COORDINATOR": "10.0.0.1:99",
         "FER_JAX_PROCESSES": "4",
         "FER_JAX_PROCESS": "3",
     }
-    assert asked(three) == (4, 3, "10.0.0.1:99")
+    assert read(three) == (4, 3, "10.0.0.1:99")
     step = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
-    assert asked(step) == (2, -1, "")
+    assert read(step) == (2, -1, "")
     # A batch script is one process, however many tasks its steps will have.
-    assert asked({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (1, -1, "")
+    assert read({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (1, -1, "")
     for name in three:
         with pytest.raises(InputError, match=f"without {name}: set all three"):
-            asked({key: value for key, value in three.items() if key != name})
+            read({key: value for key, value in three.items() if key != name})
     for wrong in ({"FER_JAX_PROCESS": "4"}, {"FER_JAX_PROCESSES": "four"}):
-        with pytest.raises(InputError, match="is 0 to FER_JAX_PROCESSES - 1"):
-            asked(three | wrong)
-    with pytest.raises(InputError, match="HOST:PORT, not 'node'"):
-        asked(three | {"FER_JAX_COORDINATOR": "node"})
+        with pytest.raises(InputError, match="must be 0 to FER_JAX_PROCESSES - 1"):
+            read(three | wrong)
+    with pytest.raises(InputError, match="HOST:PORT, got 'node'"):
+        read(three | {"FER_JAX_COORDINATOR": "node"})
 
 
 def test_another_number_than_was_asked_for_is_refused():
     distributed.check_count(2, 2)
-    with pytest.raises(InputError, match="asked for 4 processes, and 1 are joined"):
+    with pytest.raises(InputError, match="asked for 4 processes, and 1 are connected"):
         distributed.check_count(1, 4)
 
 

@@ -356,12 +356,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_train
 from fer_jax import checkpoints
-seal = checkpoints.seal
+write_checksums = checkpoints.write_checksums
 def kill_before_the_last(folder):
     if folder.name == "4":
         os.kill(os.getpid(), signal.SIGKILL)
-    seal(folder)
-checkpoints.seal = kill_before_the_last
+    write_checksums(folder)
+checkpoints.write_checksums = kill_before_the_last
 test_train.program.train(test_train.tiny_config(), Path(sys.argv[2]), Path(sys.argv[3]))
 """
 
@@ -386,7 +386,7 @@ def test_a_killed_run_continues_bit_for_bit(
     assert best == program.train(tiny_config(), finished, data_dir)
     jax.tree.map(np.testing.assert_array_equal, arrays_of(workdir, 4), arrays_of(finished, 4))
     assert rows_of(workdir) == rows_of(finished)
-    assert (workdir / "checkpoints_damaged" / "4").is_dir()
+    assert (workdir / "checkpoints_corrupted" / "4").is_dir()
 
 
 def test_a_run_continues_on_another_number_of_devices(
@@ -456,7 +456,7 @@ def test_other_data_under_the_same_name_do_not_continue_a_run(
     with pytest.raises(InputError, match="trained on another build of 'demo/controlled'"):
         program.train(tiny_config(), workdir, data_dir)
     with pytest.raises(InputError, match="trained on 42 images, and 41 can be read now"):
-        start.check_images(41, checkpoints.newest_whole(workdir)[1], workdir)
+        start.check_images(41, checkpoints.latest_valid_step(workdir)[1], workdir)
     file.write_text("{")
     with pytest.raises(InputError, match="environment.json' is damaged"):
         program.train(tiny_config(), workdir, data_dir)
@@ -474,7 +474,7 @@ def test_a_damaged_checkpoint_is_not_evaluated_and_not_continued_from(
     said = capsys.readouterr().err
     assert "checkpoint 4 in" in said and f"{file.name} is not as it was written" in said
     assert said.count("\n") == 1
-    assert checkpoints.newest_whole(workdir)[0] == 2
+    assert checkpoints.latest_valid_step(workdir)[0] == 2
 
 
 def test_the_workdir_says_what_happened(finished: Path):

@@ -84,7 +84,7 @@ def _saving(config: Config, options: argparse.Namespace) -> list[Row]:
             seconds = options.steps * options.batch * (1 / beside - 1 / without) + blocked[-1]
             lost.append(seconds / (STEPS_A_SAVE * options.batch / without))
             started = time.perf_counter()
-            if wrong := checkpoints.damage(folder / checkpoints.FOLDER / str(number)):
+            if wrong := checkpoints.find_corruption(folder / checkpoints.FOLDER / str(number)):
                 raise RuntimeError(wrong)
             checked.append(time.perf_counter() - started)
         last = folder / checkpoints.FOLDER / str(options.repeats + 1)

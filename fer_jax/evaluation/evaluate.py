@@ -234,7 +234,7 @@ def main(argv: list[str]) -> None:
         test_sets = [(source.name, source.test) for source in entries]
     if not test_sets:
         raise InputError("the run's config has no test_sets; name one with --data=NAME")
-    compilations.keep()
+    compilations.enable_compilation_cache()
     data_dir = arguments.data_dir or training_data_dir(arguments.workdir)
     file = evaluate(
         arguments.workdir,

@@ -435,7 +435,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--format cannot be '{form}'{did_you_mean(form, FILES)}")
         if form not in known:
             raise InputError(f"--quantize has no {form}; its forms are {', '.join(known)}")
-    compilations.keep()
+    compilations.enable_compilation_cache()
     model = load(arguments.workdir, arguments.checkpoint)
     data_dir = arguments.data_dir or training_data_dir(arguments.workdir)
     trained = trained_on(model, data_dir)

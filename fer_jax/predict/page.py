@@ -458,7 +458,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port < 2**16:
         raise InputError(f"--port must be in 0 to 65535, not {arguments.port}")
-    compilations.keep()
+    compilations.enable_compilation_cache()
     recognizer = load(arguments.model, arguments.engine, detector_model=arguments.detector_model)
     with Server(recognizer, arguments.host, arguments.port) as server:
         # The first visitor does not wait for compilations, or for the detector.

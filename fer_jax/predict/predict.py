@@ -456,7 +456,7 @@ def main(argv: list[str]) -> int:
     )
     _check(settings, arguments.out)
     inputs = inputs_of(arguments.inputs)
-    compilations.keep()
+    compilations.enable_compilation_cache()
     recognizer = load(arguments.model, arguments.engine, detector_model=arguments.detector_model)
     engine = recognizer.engine
     if settings.explain and engine.explain is None:

@@ -568,6 +568,6 @@ def main(argv: list[str]) -> None:
         help="list the most confident errors without their pictures",
     )
     arguments = parser.parse_args(argv)
-    compilations.keep()
+    compilations.enable_compilation_cache()
     page = report(arguments.workdir, data_dir=arguments.data_dir, faces=not arguments.no_faces)
     print(page.resolve())

@@ -226,7 +226,7 @@ def main(argv: list[str]) -> None:
     if arguments.dry_run:
         return
     check_leaks(scenarios)
-    compilations.keep()
+    compilations.enable_compilation_cache()
     do_runs(config, chosen, workdir, data_dir)
     if chosen is not runs:
         # Jobs beside each other would write the same file: the whole study does it, once.

@@ -98,7 +98,7 @@ def _train(
     dog: watchdog.Watchdog,
 ) -> dict[str, float]:
     start.check_continues(config, workdir, data_dir)
-    last, loop = checkpoints.newest_whole(workdir)
+    last, loop = checkpoints.latest_valid_step(workdir)
     history: list[dict[str, float]] = loop.get("history", [])
     mesh = make_mesh()
     check_batch_size(config.batch_size, config.accumulation_steps, mesh)

@@ -234,7 +234,7 @@ def _train(
     dog: watchdog.Watchdog,
 ) -> dict[str, float]:
     start.check_continues(config, workdir, data_dir, changeable=CHANGEABLE)
-    last, loop = checkpoints.newest_whole(workdir)
+    last, loop = checkpoints.latest_valid_step(workdir)
     history: list[dict[str, float]] = loop.get("history", [])
     mesh = make_mesh()
     # Path lengths are measured on half of a batch.
@@ -624,7 +624,7 @@ def _targets(shapes: State, everywhere: State) -> State:
 
 
 def _restored(
-    manager: checkpoints.SealedCheckpoints, step: int, shapes: State, everywhere: State
+    manager: checkpoints.ChecksummedManager, step: int, shapes: State, everywhere: State
 ) -> State:
     network, training = split_state(_targets(shapes, everywhere))
     network, training, _ = checkpoints.restore(manager, step, network=network, training=training)

@@ -131,13 +131,13 @@ def fresh(
 
 
 def restored(
-    manager: checkpoints.SealedCheckpoints, step: int, shapes: TrainState, sharding: TrainState
+    manager: checkpoints.ChecksummedManager, step: int, shapes: TrainState, sharding: TrainState
 ) -> TrainState:
     """The state as it was saved at a step.
 
     Args:
       manager: from `checkpoints.open_checkpoints`.
-      step: from `checkpoints.newest_whole`.
+      step: from `checkpoints.latest_valid_step`.
       shapes: the state as `jax.ShapeDtypeStruct`.
       sharding: where its arrays go.
 

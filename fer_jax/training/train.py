@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of this run")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     arguments, config = parse_with_config(parser, argv, check=_checked)
-    compilations.keep()
+    compilations.enable_compilation_cache()
     if is_generator(config):
         best = gan.train(config, arguments.workdir, arguments.data_dir)
         print(f"{gan.METRIC} {best[gan.METRIC]:.4g} at step {best['step']}; make faces with:")
