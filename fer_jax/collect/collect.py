@@ -1,16 +1,14 @@
-"""The verb `collect`: a list of links becomes a folder of videos and a manifest of how each went.
+"""The verb `collect`: downloads the videos of a list of links and records how each went.
 
-Each link ends as done or failed with a reason, and the same command again goes on with what is
-not done. Only this process writes manifest.csv and videos/; downloads happen in processes of
-their own (`download.run`) that write into partial/.
+Each link ends as done or as failed with a reason; the same command resumes with the rest. Only this
+process writes manifest.csv and videos/. Each download is a process of its own (`download.run`) that
+writes to partial/.
 """
 
 import argparse
 import collections
 import contextlib
 import dataclasses
-import datetime
-import fcntl
 import json
 import multiprocessing
 import random
@@ -25,20 +23,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fer_jax import storage
 from fer_jax.collect import manifest
-from fer_jax.collect.download import PERMANENT, REASONS, TRANSIENT, Limits, run
-from fer_jax.collect.links import Link, Refusal, read_links, video_key
-from fer_jax.collect.manifest import (
-    DONE,
-    FAILED,
-    LEDGER,
-    MANIFEST,
-    PENDING,
-    STATE_COLUMNS,
-    UNLISTED,
-    State,
-    file_is_there,
-)
+from fer_jax.collect.failures import DISK_FULL, NOW, ON_REQUEST, REASONS, DownloadLimits
+from fer_jax.collect.links import Link, RefusedRow, read_links, video_key
+from fer_jax.collect.manifest import DONE, FAILED, PENDING, STATE_COLUMNS, UNLISTED, State
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
 
@@ -46,38 +35,76 @@ MAX_ATTEMPTS = 3  # at one link in one run
 
 
 @dataclasses.dataclass
-class Job:
-    """One URL on its way to a video."""
+class Download:
+    """The attempts at one URL; each is a process that sends messages."""
 
     url: str
     attempts: int = 0
-    not_before: float = 0.0
-    spent_s: float = 0.0
+    not_before: float = 0.0  # the next attempt, in seconds of `time.monotonic`
+    spent_s: float = 0.0  # by the attempts that ended
     started: float = 0.0
-    downloaded: int = 0
+    downloaded: int = 0  # bytes
+    channel: Any = None
+    process: Any = None
+
+    def start(self, context: Any, output: Path, limits: DownloadLimits) -> None:
+        """Begins the next attempt."""
+        self.attempts += 1
+        self.channel, other_end = context.Pipe(duplex=False)
+        arguments = (other_end, self.url, _partial(output, self.url), limits)
+        self.process = context.Process(target=_run, args=arguments, daemon=True)
+        self.process.start()
+        other_end.close()
+        self.started = time.monotonic()
+
+    def poll(self, limits: DownloadLimits) -> dict[str, Any] | None:
+        """Returns the result of the attempt (see `download.run`), or None while it runs."""
+        try:
+            while self.channel.poll():
+                message = json.loads(self.channel.recv_bytes())
+                if "downloaded" not in message:
+                    return message
+                self.downloaded = message["downloaded"]
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            return {"reason": "other", "detail": f"the download process ended with code {code}"}
+        if self.spent_s + time.monotonic() - self.started > limits.deadline_s:
+            return {"reason": "network", "detail": f"not finished in {limits.deadline_s:g} s"}
+        return None
+
+    def stop(self) -> None:
+        """Ends the attempt, whether or not it has a result."""
+        self.process.kill()
+        self.process.join()
+        self.channel.close()
+        self.spent_s += time.monotonic() - self.started
+
+
+def _run(*arguments: Any) -> None:
+    # Imported here: only the server that downloads are forked from loads yt-dlp.
+    from fer_jax.collect import download
+
+    download.run(*arguments)
+
+
+def _partial(output: Path, url: str) -> Path:
+    return output / "partial" / video_key(url)
 
 
 def collect(
     list_file: Path,
     output: Path,
-    limits: Limits,
+    limits: DownloadLimits,
     *,
     workers: int = 4,
     retry_failed: bool = False,
     dry_run: bool = False,
 ) -> collections.Counter[str]:
-    """Downloads every listed video that is not there yet.
-
-    Args:
-      list_file: see `links.read_links`.
-      output: receives videos/, manifest.csv, ledger.csv and partial/; the same again goes on.
-      limits: of each download; `rate_limit` is of all of them together.
-      workers: downloads at the same time.
-      retry_failed: try again what failed for a reason in `download.PERMANENT` too.
-      dry_run: say what would be done and write nothing.
+    """Downloads every listed video that is not in `output` yet.
 
     Returns:
-      Rows of the list by status: done, failed, pending, refused. Their sum is its length.
+      Number of rows of the list that are done, failed, pending and refused; these are all rows.
 
     Raises:
       InputError: an unusable list or folder, another run in the same folder, or a full disk.
@@ -86,121 +113,143 @@ def collect(
     if unused:
         print(f"columns that are not used: {', '.join(unused)}")
     if output.exists() and not output.is_dir():
-        raise InputError(f"'{output}' is a file; --output is a folder")
-    states = {row["url"]: row for row in manifest.read(output)}
-    states |= {url: _current(output, url, state, retry_failed) for url, state in states.items()}
+        raise InputError(f"'{output}' is a file; --output must be a folder")
+    states = {
+        row["url"]: _updated(output, row, retry_failed=retry_failed)
+        for row in manifest.read(output)
+    }
     for link in links:
-        states.setdefault(link.url, _state(link.url, PENDING))
+        states.setdefault(link.url, manifest.new_state(link.url, PENDING))
     listed = dict.fromkeys(link.url for link in links)
-    jobs = [Job(url) for url in listed if states[url]["status"] == PENDING]
+    downloads = [Download(url) for url in listed if states[url]["status"] == PENDING]
     if dry_run:
-        print(f"would download {len(jobs)} of {len(listed)} videos to {output}")
+        print(f"would download {len(downloads)} of {len(listed)} videos to {output}")
         print(table(list_file, links, refused, states))
         return _counts(links, refused, states)
 
-    with _ctrl_c_noted() as pressed, _alone(output):
+    with _delayed_ctrl_c() as pressed, storage.lock(output):
+        for name in ("videos", "partial"):
+            (output / name).mkdir(exist_ok=True)
         manifest.write(output, links, refused, states)
 
-        def settle(job: Job, result: dict[str, Any]) -> None:
-            attempts = int(states[job.url]["attempts"] or 0) + job.attempts
-            states[job.url] = _settled(output, job.url, result) | {"attempts": str(attempts)}
+        def finish(download: Download, result: dict[str, Any]) -> None:
+            before = int(states[download.url]["attempts"] or 0)
+            attempts = str(before + download.attempts)
+            states[download.url] = _finished(output, download.url, result, attempts)
             manifest.write(output, links, refused, states)
 
         if limits.rate_limit:
             share = max(1024, limits.rate_limit // workers)
             limits = dataclasses.replace(limits, rate_limit=share)
         try:
-            if jobs:
-                _download(jobs, output, limits, workers, settle, pressed)
+            if downloads:
+                _download(downloads, output, limits, workers, finish, pressed)
         finally:
             print(table(list_file, links, refused, states))
-            print(f"  -> {output / MANIFEST}; what is not done is in {output / LEDGER}")
+            print(f"  -> {output / manifest.MANIFEST}; rows not done: {output / manifest.LEDGER}")
     return _counts(links, refused, states)
 
 
+def _updated(output: Path, row: State, *, retry_failed: bool) -> State:
+    """Returns the state of an earlier run's row now: done, failed for good, or pending again."""
+    state = {key: row[key] for key in ("url", *STATE_COLUMNS)}
+    detail = ""
+    if state["status"] in (DONE, UNLISTED):
+        if manifest.file_is_there(output, state):
+            return state | {"status": DONE}
+        detail = "its file is gone or has another size"
+    elif state["status"] == FAILED and not retry_failed:
+        if state["reason"] in REASONS and REASONS[state["reason"]].retry == ON_REQUEST:
+            return state
+    attempts = state["attempts"]
+    return manifest.new_state(state["url"], PENDING, detail=detail, attempts=attempts)
+
+
+def _finished(output: Path, url: str, result: dict[str, Any], attempts: str) -> State:
+    """Returns the state of a URL after its last attempt; moves a downloaded file to videos/."""
+    partial = _partial(output, url)
+    leftovers = list(partial.parent.glob(f"{partial.name}_*"))
+    if reason := result.get("reason"):
+        state = manifest.new_state(
+            url, FAILED, reason=reason, detail=result["detail"], attempts=attempts
+        )
+        # A partial file is of no use once the same request is not made again.
+        leftovers = leftovers if REASONS[reason].retry == ON_REQUEST else []
+    else:
+        file = f"videos/{video_key(url)}{result['suffix']}"
+        Path(result["path"]).replace(output / file)
+        known = {key: str(result[key]) for key in STATE_COLUMNS if key in result}
+        state = manifest.new_state(url, DONE, file=file, attempts=attempts, **known)
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return state
+
+
 def _download(
-    jobs: list[Job],
+    downloads: list[Download],
     output: Path,
-    limits: Limits,
+    limits: DownloadLimits,
     workers: int,
-    settle: Callable[[Job, dict[str, Any]], None],
+    finish: Callable[[Download, dict[str, Any]], None],
     pressed: list[int],
 ) -> None:
-    """Runs jobs in up to `workers` processes; transient failures wait and are tried again."""
-    context = _forking()
-    waiting = list(jobs)
-    running: dict[connection.Connection, tuple[Job, Any]] = {}
+    """Runs up to `workers` downloads at a time; transient failures wait and are tried again."""
+    context = _forkserver()
+    waiting, running = list(downloads), list[Download]()
     counts = collections.Counter[str]()
-    finished_bytes = 0
-
-    def end(channel: connection.Connection, result: dict[str, Any]) -> None:
-        nonlocal finished_bytes
-        job, process = running.pop(channel)
-        process.kill()
-        process.join()
-        channel.close()
-        job.spent_s += time.monotonic() - job.started
-        if result.get("reason") == "disk_full":
-            raise InputError(f"no space left in '{output}'; make some, the same command continues")
-        retry = result.get("reason") in TRANSIENT and job.attempts < MAX_ATTEMPTS
-        if retry and job.spent_s < limits.deadline_s:
-            pause = limits.retry_wait_s * 2 ** (job.attempts - 1) * random.uniform(1, 1.5)
-            job.not_before = time.monotonic() + pause
-            waiting.append(job)
-            return
-        settle(job, result)
-        finished_bytes += result.get("bytes", 0)
-        counts[FAILED if "reason" in result else DONE] += 1
-        progress.update()
-
-    with tqdm(total=len(jobs), desc="collect", unit="link", disable=None) as progress:
+    with tqdm(total=len(downloads), desc="collect", unit="link", disable=None) as progress:
         try:
             while waiting or running:
                 if pressed:
                     raise KeyboardInterrupt
-                now = time.monotonic()
-                for job in [job for job in waiting if job.not_before <= now]:
-                    if len(running) == workers:
-                        break
-                    waiting.remove(job)
-                    channel, process = _start(context, job, output, limits)
-                    running[channel] = job, process
-                for channel in connection.wait(list(running), timeout=0.2):
-                    assert isinstance(channel, connection.Connection)  # not a bare descriptor
-                    job, process = running[channel]
-                    said: dict[str, Any]
-                    try:
-                        said = json.loads(channel.recv_bytes())
-                    except (EOFError, ConnectionError):
-                        process.join()
-                        how = f"the download process ended with code {process.exitcode}"
-                        said = {"reason": "other", "detail": how}
-                    if "downloaded" in said:
-                        job.downloaded = said["downloaded"]
-                    else:
-                        end(channel, said)
-                for channel, (job, _) in list(running.items()):
-                    if job.spent_s + time.monotonic() - job.started > limits.deadline_s:
-                        late = f"not finished in {limits.deadline_s:g} s"
-                        end(channel, {"reason": "network", "detail": late})
-                moved = finished_bytes + sum(job.downloaded for job, _ in running.values())
+                due = [one for one in waiting if one.not_before <= time.monotonic()]
+                for one in due[: workers - len(running)]:
+                    waiting.remove(one)
+                    one.start(context, output, limits)
+                    running.append(one)
+                connection.wait([one.channel for one in running], timeout=0.2)
+                for one in list(running):
+                    result = one.poll(limits)
+                    if result is None:
+                        continue
+                    running.remove(one)
+                    one.stop()
+                    if _try_again(one, result, limits):
+                        waiting.append(one)
+                        continue
+                    if result.get("reason") == DISK_FULL:
+                        raise InputError(
+                            f"no space left in '{output}'; free some, then rerun the same command"
+                        )
+                    finish(one, result)
+                    one.downloaded = result.get("bytes", 0)
+                    counts[FAILED if "reason" in result else DONE] += 1
+                    progress.update()
+                moved = sum(one.downloaded for one in downloads if one not in waiting)
                 progress.set_postfix_str(
                     f"{counts[DONE]} done, {counts[FAILED]} failed, {moved / 1e6:.1f} MB"
                 )
-                if not running and waiting:
-                    time.sleep(0.05)
         finally:
-            for _, process in running.values():
-                process.kill()
-                process.join()
+            for one in running:
+                one.stop()
 
 
-def _forking() -> Any:
-    """Where download processes come from: forked from one that has yt-dlp ready."""
+def _try_again(download: Download, result: dict[str, Any], limits: DownloadLimits) -> bool:
+    """Returns whether a failure is transient and may be tried again now, and sets when."""
+    reason = REASONS.get(result.get("reason", ""))
+    if not reason or reason.retry != NOW or download.attempts >= MAX_ATTEMPTS:
+        return False
+    pause = limits.retry_wait_s * 2 ** (download.attempts - 1) * random.uniform(1, 1.5)
+    download.not_before = time.monotonic() + pause
+    return download.spent_s < limits.deadline_s
+
+
+def _forkserver() -> Any:
+    """Returns a context whose processes are forked from one that has loaded yt-dlp."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fer_jax.collect.download", "fer_jax.collect.extractors"])
-    resource_tracker.ensure_running()  # now, because starting it unblocks what is blocked below
-    # Ctrl-C goes to all processes of a terminal; these inherit that it is not for them.
+    context.set_forkserver_preload(["fer_jax.collect.download"])
+    resource_tracker.ensure_running()  # now, because starting it unblocks the signal below
+    # A terminal sends Ctrl-C to all its processes; these inherit that it is blocked.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -210,12 +259,12 @@ def _forking() -> Any:
 
 
 @contextlib.contextmanager
-def _ctrl_c_noted() -> Iterator[list[int]]:
-    """A list that is no longer empty after Ctrl-C: it comes between two steps, never in one."""
+def _delayed_ctrl_c() -> Iterator[list[int]]:
+    """Yields a list that Ctrl-C adds to, so that it acts between two steps and never within one."""
     pressed: list[int] = []
-    # Only the main thread may; and a run in the background that ignores Ctrl-C still does.
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    # Only the main thread may set a handler, and a background run that ignores Ctrl-C keeps to it.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield pressed
         return
     signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
@@ -225,72 +274,8 @@ def _ctrl_c_noted() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _start(
-    context: Any, job: Job, output: Path, limits: Limits
-) -> tuple[connection.Connection, Any]:
-    channel, child = context.Pipe(duplex=False)
-    stem = output / "partial" / video_key(job.url)
-    process = context.Process(target=run, args=(child, job.url, stem, limits), daemon=True)
-    process.start()
-    child.close()
-    job.attempts += 1
-    job.started = time.monotonic()
-    return channel, process
-
-
-def _settled(output: Path, url: str, result: dict[str, Any]) -> State:
-    """The state of a URL after its last attempt; moves a finished file to its place."""
-    leftovers = list((output / "partial").glob(f"{video_key(url)}_*"))
-    if "reason" in result:
-        if result["reason"] in PERMANENT:
-            for file in leftovers:
-                file.unlink()
-        return _state(url, FAILED, reason=result["reason"], detail=result["detail"])
-    file = Path("videos") / f"{video_key(url)}{result['suffix']}"
-    Path(result["path"]).replace(output / file)
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-    known = {key: str(result[key]) for key in STATE_COLUMNS if key in result}
-    return _state(url, DONE, file=file.as_posix(), **known)
-
-
-def _state(url: str, status: str, **known: str) -> State:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return dict.fromkeys(STATE_COLUMNS, "") | {"url": url, "status": status, "when": now} | known
-
-
-def _current(output: Path, url: str, before: State, retry_failed: bool) -> State:
-    """What an earlier run's state of a URL is worth now."""
-    state = {key: before[key] for key in ("url", *STATE_COLUMNS)}
-    if state["status"] in (DONE, UNLISTED):
-        if file_is_there(output, state):
-            return state | {"status": DONE}
-        again = {"status": PENDING, "detail": "its file is gone or has another size"}
-    elif state["status"] == FAILED and state["reason"] in PERMANENT and not retry_failed:
-        return state
-    else:
-        again = {"status": PENDING}
-    return _state(url, PENDING) | again | {"attempts": state["attempts"]}
-
-
-@contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Makes the folder and holds it: two runs would continue the same partial files."""
-    try:
-        (output / "videos").mkdir(parents=True, exist_ok=True)
-        (output / "partial").mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{output}' cannot be written: {error.strerror}") from error
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another collect is writing to '{output}'") from error
-        yield
-
-
 def _counts(
-    links: list[Link], refused: list[Refusal], states: dict[str, State]
+    links: list[Link], refused: list[RefusedRow], states: dict[str, State]
 ) -> collections.Counter[str]:
     counts = collections.Counter(states[link.url]["status"] for link in links)
     counts["refused"] = len(refused)
@@ -298,21 +283,21 @@ def _counts(
 
 
 def table(
-    list_file: Path, links: list[Link], refused: list[Refusal], states: dict[str, State]
+    list_file: Path, links: list[Link], refused: list[RefusedRow], states: dict[str, State]
 ) -> str:
-    """The rows of a list by status and reason, with what to do; the counts add up."""
+    """Returns the rows of a list by status and reason, with what to do."""
     counts = _counts(links, refused, states)
-    urls = {link.url: states[link.url] for link in links if states[link.url]["status"] == DONE}
-    size = sum(int(state["bytes"]) for state in urls.values())
+    done = {link.url: states[link.url] for link in links if states[link.url]["status"] == DONE}
+    size = sum(int(state["bytes"]) for state in done.values())
     lines = [f"{list_file}: {len(links) + len(refused)} rows"]
-    lines.append(f"  done     {counts[DONE]:>6}   {len(urls)} videos, {size / 1e6:.1f} MB")
+    lines.append(f"  done     {counts[DONE]:>6}   {len(done)} videos, {size / 1e6:.1f} MB")
     for status in (FAILED, PENDING):
         lines.append(f"  {status:<8} {counts[status]:>6}")
         reasons = collections.Counter(
             states[link.url]["reason"] for link in links if states[link.url]["status"] == status
         )
         lines += [
-            f"    {count} x {reason}: {REASONS.get(reason, 'run the same command again')}"
+            f"    {count} x {reason}: {REASONS[reason].remedy}"
             for reason, count in sorted(reasons.items())
             if reason
         ]
@@ -323,23 +308,14 @@ def table(
 
 
 def _size(text: str) -> int:
-    """Bytes from words such as 500K, 20M, 2G (powers of 1024).
-
-    Raises:
-      ArgumentTypeError: not such a word, or 0.
-    """
-    word = re.fullmatch(r"([1-9]\d{0,14})([KMG]?)", text, re.ASCII)
-    if not word:
+    """Returns bytes of a text such as 500K, 20M or 2G (powers of 1024)."""
+    parts = re.fullmatch(r"([1-9]\d{0,14})([KMG]?)", text, re.ASCII)
+    if not parts:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 500K, 20M or 2G")
-    return int(word[1]) * 1024 ** " KMG".index(word[2] or " ")
+    return int(parts[1]) * 1024 ** " KMG".index(parts[2] or " ")
 
 
 def _read_cookies(file: Path | None) -> str:
-    """The text of a cookies file.
-
-    Raises:
-      InputError: there is none, or it is in another format.
-    """
     if file is None:
         return ""
     try:
@@ -355,7 +331,7 @@ def _read_cookies(file: Path | None) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The verb `collect`; exit code 1 if the list gave no video at all."""
+    """Runs the verb `collect`; the exit code is 1 if no video of the list is there."""
     parser = OneLineParser(
         prog="fer-jax collect",
         description=__doc__,
@@ -365,25 +341,29 @@ def main(argv: list[str]) -> int:
         "links", type=Path, help="CSV: url, category, reaction_type and/or emotion, ..."
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for videos and manifest")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be downloaded")
+    parser.add_argument("--dry_run", action="store_true", help="print what would be downloaded")
+    on_request = [name for name, reason in REASONS.items() if reason.retry == ON_REQUEST]
     parser.add_argument(
         "--retry_failed",
         action="store_true",
-        help="also try again what failed for a lasting reason: " + ", ".join(PERMANENT),
+        help="also retry links that failed for a permanent reason: " + ", ".join(on_request),
     )
-    parser.add_argument("--cookies", type=Path, help="Netscape cookies file; it is only read")
-    parser.add_argument("--max_height", type=int, default=Limits.max_height, help="lines")
+    parser.add_argument("--cookies", type=Path, help="cookies file in the Netscape format")
+    parser.add_argument(
+        "--max_height", type=int, default=DownloadLimits.max_height, help="of a frame, in pixels"
+    )
     parser.add_argument("--max_bytes", type=_size, default="1G", help="of one video: 500M, 2G")
-    parser.add_argument("--rate_limit", type=_size, help="bytes/s of all together: 500K, 2M")
+    parser.add_argument("--rate_limit", type=_size, help="bytes/s of all downloads: 500K, 2M")
     parser.add_argument("--workers", type=int, default=4, help="downloads at the same time")
     arguments = parser.parse_args(argv)
     for name, highest in (("max_height", 100_000), ("workers", 64)):
-        if not 1 <= getattr(arguments, name) <= highest:
-            raise InputError(f"--{name} must be 1 to {highest}, not {getattr(arguments, name)}")
+        value = getattr(arguments, name)
+        if not 1 <= value <= highest:
+            raise InputError(f"--{name} must be 1 to {highest}, got {value}")
     counts = collect(
         arguments.links,
         arguments.output,
-        Limits(
+        DownloadLimits(
             max_height=arguments.max_height,
             max_bytes=arguments.max_bytes,
             rate_limit=arguments.rate_limit,

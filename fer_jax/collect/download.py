@@ -1,12 +1,11 @@
 """One URL to one video file with yt-dlp, in a process of its own.
 
-A process, because only a process can be ended: a site that sends a byte a minute, a page on
-which a pattern never finishes, or a file that a decoder does not survive cost one link and not
-the run. What the process may do is narrowed before the first request leaves it.
+A process, because only a process can be ended: a site that sends a byte a minute, a page on which a
+pattern never finishes, or a file that crashes a decoder costs one link and not the run. What the
+process may do is restricted before it sends its first request.
 """
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import io
@@ -28,64 +27,35 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yt_dlp
+from yt_dlp.extractor import gen_extractor_classes
 from yt_dlp.globals import plugin_dirs
 from yt_dlp.networking.exceptions import HTTPError, TransportError
 from yt_dlp.utils import GeoRestrictedError, UnsupportedError, YoutubeDLError
 
+from fer_jax import storage
+from fer_jax.collect.failures import (
+    DISK_FULL,
+    DownloadLimits,
+    Failure,
+    reason_of_message,
+    reason_of_status,
+)
 from fer_jax.errors import InputError
 
-# reason: what a person can do about it. The first two are tried again within a run.
-REASONS = {
-    "network": "run the same command again",
-    "rate_limited": "wait, then run the same command again, with fewer --workers",
-    "blocked": "wait, or give --cookies; then run the same command again",
-    "live": "run the same command again when it is over",
-    "other": "see its detail in manifest.csv; a newer yt-dlp may know the site better",
-    "removed": "take it off the list",
-    "private": "take it off the list, or give --cookies and --retry_failed",
-    "login": "give --cookies and --retry_failed",
-    "age": "give --cookies and --retry_failed",
-    "geo": "use --retry_failed from another country",
-    "drm": "take it off the list",
-    "several_videos": "list the address of each video instead",
-    "no_format": "see its detail; --max_height and --retry_failed may help",
-    "too_large": "use --max_bytes and --retry_failed",
-    "not_a_video": "correct the address",
-    "unsafe": "correct the address",
-}
-TRANSIENT = ("network", "rate_limited")
-# These end the same way until somebody changes something, so a run leaves them alone.
-PERMANENT = tuple(REASONS)[tuple(REASONS).index("removed") :]
-
-STATUSES = {
-    **{401: "login", 403: "blocked", 404: "removed", 410: "removed", 429: "rate_limited"},
-    **{407: "network", 408: "network", 451: "geo"},
-}
-# How sites say it, as yt-dlp passes it on; the first that is found counts.
-PHRASES = (
-    ("no_format", r"ffmpeg|requested format|no (video )?formats"),
-    ("unsafe", r"no connection adapters|unsupported url scheme|file:// urls"),
-    ("network", r"got error:|timed? ?out|connection (reset|refused|aborted)|bytes read"),
-    ("blocked", r"not a (ro)?bot|captcha|unusual traffic|rate-limited|try again later"),
-    ("age", r"confirm your age|age.?restrict|inappropriate for some|age.?verif"),
-    ("private", r"private|granted access"),
-    ("geo", r"(your|this|the) (country|location|region)|geo.?(restrict|block)"),
-    ("drm", r"\bdrm\b"),
-    ("live", r"live (event|stream)|premiere|(is|currently) live|will begin"),
-    ("login", r"members?.only|join this|log.?in|sign.?in|registered|password|pay|purchase|subscri"),
-    ("removed", r"removed|deleted|terminated|no longer|(does not|doesn.t) exist|not? .*found"),
-    ("removed", r"unavailable|not available|isn.t available"),
-)
+# Downloads are forked from a process that imports this module. Compiling the URL patterns of all
+# sites here, once, saves each of them most of its start.
+for _site in gen_extractor_classes():
+    _site.suitable("https://127.0.0.1/")
 
 PROTOCOLS = "[protocol~='^(https?|m3u8_native|http_dash_segments)$']"
-CODECS = "[vcodec~='^(avc1|h264|vp0?9)']"  # what every OpenCV decodes
-SCRIPT_RUNTIMES = ("deno",)  # yt-dlp runs YouTube's player code in it, without any permission
+CODECS = "[vcodec~='^(avc1|h264|vp0?9)']"  # every OpenCV decodes these
+SCRIPT_RUNTIMES = ("deno",)  # runs YouTube's player code without any permission
 MAX_PAGE_BYTES = 32 * 2**20
 HEAD_BYTES = 512
 RETRIES = 3
 REPORT_EVERY_S = 0.5
 
-# (offset, bytes there, ending) of the containers that sites serve.
+# (offset, bytes there, file suffix) of the containers that sites serve.
 CONTAINERS = (
     *((4, tag, ".mp4") for tag in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
     (0, b"\x1a\x45\xdf\xa3", ".mkv"),
@@ -95,58 +65,22 @@ CONTAINERS = (
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", ".wmv"),
     *((0, tag, ".mpg") for tag in (b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")),
 )
-STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1")  # pictures in a video's container
+STILL_BRANDS = (b"avif", b"heic", b"heix", b"mif1")  # images in a video's container
 
 
-class Failure(Exception):
-    """A link that gave no video: one of `REASONS` and what the site said."""
+def run(channel: connection.Connection, url: str, stem: Path, limits: DownloadLimits) -> None:
+    """Downloads one link; the body of the process.
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = clean(detail)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What one download may take.
-
-    Attributes:
-      max_height: lines of the picture; formats that are known to have more are not chosen.
-      max_bytes: of the file.
-      rate_limit: bytes per second, None for no limit.
-      cookies: the text of a cookies file, or empty.
-      socket_timeout_s: a server that is silent for longer has stalled.
-      deadline_s: of all attempts at one link together.
-      retry_wait_s: before the second attempt; doubles with each.
+    `channel` receives JSON: {"downloaded": bytes so far} now and then, and once at the end what
+    `fetch` returned, or {"reason", "detail"}.
     """
-
-    max_height: int = 720
-    max_bytes: int = 2**30
-    rate_limit: int | None = None
-    cookies: str = ""
-    socket_timeout_s: float = 20
-    deadline_s: float = 1800
-    retry_wait_s: float = 2
-
-
-def run(channel: connection.Connection, url: str, stem: Path, limits: Limits) -> None:
-    """Downloads one link and says how it went: the body of the process.
-
-    Args:
-      channel: receives JSON: {"downloaded": bytes so far} now and then, and once at the end
-        what `fetch` returned, or {"reason", "detail"}.
-      url: as in `fetch`.
-      stem: as in `fetch`.
-      limits: as in `fetch`.
-    """
-    # Ctrl-C is the parent's; when the parent is gone, however it went, so is this process.
+    # The parent handles Ctrl-C. When it ends, however that happens, so does this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A crash is one link's failure, not a file in the user's folder.
+    # A crash leaves no core file in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with Path(os.devnull).open("w") as nowhere:
-        # Decoders write to the descriptors themselves.
+        # Decoders write to the descriptors directly.
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     reported = time.monotonic()
@@ -157,7 +91,7 @@ def run(channel: connection.Connection, url: str, stem: Path, limits: Limits) ->
             reported = time.monotonic()
             channel.send_bytes(json.dumps({"downloaded": downloaded}).encode())
 
-    refused = narrow(url)
+    refused = restrict(url)
     try:
         result = fetch(url, stem, limits, report)
     except Exception as error:
@@ -173,14 +107,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def narrow(url: str) -> list[Failure]:
-    """From here on this process reaches no private address and starts no program.
+def restrict(url: str) -> list[Failure]:
+    """Keeps this process from private addresses and from starting programs; cannot be undone.
 
-    A public site could otherwise send it to a router, a cloud's metadata or a neighbour. The
-    private addresses of the URL's own host and of the proxies in use are what a person chose.
+    A public site could otherwise send it to a router or a cloud's metadata service. The addresses
+    of the URL's own host and of the proxies in use are allowed, because the user chose them.
 
     Returns:
-      A list that receives the addresses refused from now on. This cannot be undone.
+      A list that receives a failure for every address that is refused from now on.
     """
     chosen = {urlsplit(url).hostname}
     chosen |= {urlsplit(proxy).hostname for proxy in urllib.request.getproxies().values()}
@@ -194,13 +128,15 @@ def narrow(url: str) -> list[Failure]:
         if event == "socket.connect" and isinstance(arguments[1], tuple):
             host = str(arguments[1][0])
             if host not in allowed and not _is_public(host):
-                # No OSError: yt-dlp would take that for a bad connection and try again.
+                # Not an OSError, which yt-dlp would retry.
                 refused.append(Failure("unsafe", f"the site leads to the private address {host}"))
                 raise refused[-1]
         elif event in ("subprocess.Popen", "os.exec", "os.system", "os.posix_spawn"):
             program = os.path.basename(os.fsdecode(arguments[0] or ""))
             if program not in SCRIPT_RUNTIMES:
-                raise PermissionError(f"{program} may not be started")  # as if it were not there
+                raise PermissionError(
+                    f"{program} may not be started"
+                )  # yt-dlp takes it for missing
 
     sys.addaudithook(watch)
     return refused
@@ -214,22 +150,20 @@ def _is_public(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_global
 
 
-def fetch(url: str, stem: Path, limits: Limits, report: Callable[[int], None]) -> dict[str, Any]:
-    """Downloads the video of a URL, or goes on with an earlier attempt.
+def fetch(
+    url: str, stem: Path, limits: DownloadLimits, report: Callable[[int], None]
+) -> dict[str, Any]:
+    """Downloads the video of a URL, or resumes an earlier attempt.
 
-    Args:
-      url: checked by `links.check_url`.
-      stem: path of the file without an ending; everything written begins with it.
-      limits: of size and time.
-      report: is called with the bytes downloaded so far.
+    The names of all files begin with `stem`. `report` is called with the bytes downloaded so far.
 
     Returns:
-      What `inspect` finds, and "path", "bytes", "sha256", and "site_id", the site's name and
-      its own id of the video ("youtube:...", or empty where ids mean nothing).
+      What `inspect` returns, and "path", "bytes", "sha256", and "site_id", the site's name and its
+      own id of the video ("youtube:..."), or empty where ids mean nothing.
 
     Raises:
       Failure: no video, with the reason.
-      yt_dlp.utils.YoutubeDLError, OSError: for `classify`.
+      yt_dlp.utils.YoutubeDLError, OSError: see `classify`.
     """
 
     def watch(status: dict[str, Any]) -> None:
@@ -239,7 +173,7 @@ def fetch(url: str, stem: Path, limits: Limits, report: Callable[[int], None]) -
         report(downloaded)
 
     plugin_dirs.value = []
-    settings: Any = options(limits) | {"progress_hooks": [watch]}  # a private type of its stubs
+    settings: Any = options(limits) | {"progress_hooks": [watch]}  # its type is private
     downloader: Any = _Downloader(settings)
     info = downloader.extract_info(url, download=False)
     if info.get("entries") is not None:
@@ -253,38 +187,36 @@ def fetch(url: str, stem: Path, limits: Limits, report: Callable[[int], None]) -
     path = _unfinished(stem, info)
     validator = path.with_suffix(".validator")
     if info["protocol"] in ("http", "https"):
-        # Continue a file only where the server still has the same one.
+        # Resumes only if the server still has the same file.
         if validator.is_file() and Path(f"{path}.part").is_file():
             info["http_headers"] = {**info["http_headers"], "If-Range": validator.read_text()}
         downloader.validator = validator
     done, _ = downloader.dl(str(path), info)
     if not done:
-        said = downloader.params["logger"].said
-        reason = "too_large" if "max-filesize" in said else "other"
-        raise Failure(reason, said or "yt-dlp gave up without a reason")
+        message = downloader.params["logger"].last
+        reason = "too_large" if "max-filesize" in message else "other"
+        raise Failure(reason, message or "yt-dlp gave up without a reason")
     found = inspect(path)
     site_id = "" if info["extractor"] == "generic" else f"{info['extractor']}:{info['id']}"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = path.stat().st_size
+    size, digest = path.stat().st_size, storage.sha256(path)
     return {"path": str(path), "bytes": size, "sha256": digest, "site_id": site_id, **found}
 
 
 def _unfinished(stem: Path, info: dict[str, Any]) -> Path:
-    """Where a format is downloaded to: a part of one must not be continued with another."""
+    """The path of a format's file: one format must not be resumed with another."""
     chosen = [info.get(key) for key in ("format_id", "ext", "protocol", "height", "filesize")]
     return Path(f"{stem}_{hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}")
 
 
 class _Downloader(yt_dlp.YoutubeDL):
-    """YoutubeDL that speaks http and https only and never reads an endless page."""
+    """YoutubeDL that uses http and https only and does not read endless pages."""
 
-    validator: Path | None = None  # receives what identifies the version of a file
+    validator: Path | None = None  # receives the identifier of the file's version
 
     def urlopen(self, req: Any) -> Any:
         url = req if isinstance(req, str) else req.url
         if urlsplit(url).scheme.lower() not in ("http", "https"):
-            raise Failure("unsafe", f"the site leads to a {urlsplit(url).scheme}: address")
+            raise Failure("unsafe", f"the site leads to a {urlsplit(url).scheme}: URL")
         response = super().urlopen(req)
         read = response.read
 
@@ -293,7 +225,7 @@ class _Downloader(yt_dlp.YoutubeDL):
                 return read(amt)
             data = read(MAX_PAGE_BYTES + 1)
             if len(data) > MAX_PAGE_BYTES:
-                raise Failure("not_a_video", "a page without an end")
+                raise Failure("not_a_video", "an endless page")
             return data
 
         response.read = read_bounded
@@ -308,27 +240,28 @@ class _Downloader(yt_dlp.YoutubeDL):
 
 
 class _Log:
-    """Keeps the last thing that yt-dlp said instead of printing it."""
+    """Keeps the last message of yt-dlp instead of printing it."""
 
-    said = ""
+    last = ""
 
     def debug(self, message: str) -> None:
-        self.said = message
+        self.last = message
 
     warning = error = debug
 
 
-def options(limits: Limits) -> dict[str, Any]:
-    """yt-dlp's settings: video only, nothing but the file is written, no program is started."""
+def options(limits: DownloadLimits) -> dict[str, Any]:
+    """Returns the settings of yt-dlp: video only, no other files, no programs."""
+    kinds = ("bv", "bv*")  # without sound if there is such a stream, else with it
     fits = f"{PROTOCOLS}[height<=?{limits.max_height}]"
 
     def wait(n: int) -> float:
         return limits.retry_wait_s * 2**n
 
     return {
-        "format": "/".join(f"{kind}{fits}{codec}" for codec in (CODECS, "") for kind in _KINDS),
+        "format": "/".join(f"{kind}{fits}{codec}" for codec in (CODECS, "") for kind in kinds),
         "noplaylist": True,
-        "extract_flat": "in_playlist",  # a channel is recognised, not walked through
+        "extract_flat": "in_playlist",  # a channel is recognized, not listed
         "playlist_items": "1-2",
         "max_filesize": limits.max_bytes,
         "ratelimit": limits.rate_limit,
@@ -338,13 +271,13 @@ def options(limits: Limits) -> dict[str, Any]:
         "file_access_retries": RETRIES,
         "extractor_retries": 1,
         "retry_sleep_functions": {"http": wait, "fragment": wait, "extractor": wait},
-        "skip_unavailable_fragments": False,  # or a video would be shorter and nobody know
+        "skip_unavailable_fragments": False,  # a video with gaps is a failure
         "continuedl": True,
         "external_downloader": "native",
         "fixup": "never",
         "updatetime": False,
         "cachedir": False,
-        # A stream and not a file: yt-dlp writes the cookies back to where they came from.
+        # Not the file itself, because yt-dlp writes cookies back.
         "cookiefile": io.StringIO(limits.cookies) if limits.cookies else None,
         "enable_file_urls": False,
         "color": "no_color",
@@ -354,25 +287,22 @@ def options(limits: Limits) -> dict[str, Any]:
     }
 
 
-_KINDS = ("bv", "bv*")  # without sound if there is such a thing, else with it
-
-
 def inspect(path: Path) -> dict[str, Any]:
-    """Whether a file is a video.
+    """Checks that a file is a video.
 
     Returns:
-      "suffix", and as the container claims them "frames" (0: unknown), "duration_s", "width"
-      and "height" in pixels.
+      "suffix", and as the container states them "frames" (0: unknown), "duration_s", "width" and
+      "height" in pixels.
 
     Raises:
-      Failure: it is no container of moving pictures, or its first frame cannot be decoded.
+      Failure: it is no container of video, or its first frame cannot be decoded.
     """
     with path.open("rb") as file:
         suffix = container(file.read(HEAD_BYTES))
-    # Without this a decoder would open a picture, or a playlist that names other files.
+    # A decoder would also open an image, or a playlist that names other files.
     if not suffix:
-        raise Failure("not_a_video", "the file is no video")
-    # Here and not above: the process that the downloads are forked from has no threads so.
+        raise Failure("not_a_video", "the file is not a video")
+    # Imported here, because OpenCV starts threads, which must not be there before the fork.
     from fer_jax.media.video import Video
 
     try:
@@ -392,7 +322,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def container(head: bytes) -> str:
-    """The ending that fits a file's first bytes; empty if they begin no video."""
+    """Returns the suffix for a file's first bytes, "" if they are not those of a video."""
     if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
         return ""
     if len(head) > 188 and head[0] == head[188] == 0x47:
@@ -404,59 +334,37 @@ def container(head: bytes) -> str:
 
 
 def classify(error: BaseException) -> Failure:
-    """Why a download failed, by the exceptions behind an exception, then by its words."""
-    if isinstance(error, Failure):
-        return error
+    """Returns why a download failed, from the exceptions behind an exception, then its message."""
     causes = list(_causes(error))
+    # The innermost message of yt-dlp; exceptions of other kinds are defects.
+    messages = [str(getattr(c, "orig_msg", c)) for c in causes if isinstance(c, YoutubeDLError)]
+    detail = messages[-1] if messages else f"{type(error).__name__}: {error}"
     for cause in causes:
         if isinstance(cause, Failure):
             return cause
-    # yt-dlp's own words, the innermost; an exception of another kind is a defect somewhere.
-    worded = [cause for cause in causes if isinstance(cause, YoutubeDLError)]
-    if worded:
-        detail = str(getattr(worded[-1], "orig_msg", worded[-1]))
-    else:
-        detail = f"{type(error).__name__}: {error}"
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            return Failure("disk_full", detail)
+            return Failure(DISK_FULL, detail)
         if isinstance(cause, GeoRestrictedError):
             return Failure("geo", detail)
         if isinstance(cause, UnsupportedError):
             return Failure("not_a_video", "yt-dlp finds no video on the page")
         if isinstance(cause, HTTPError):
-            return Failure(_by_status(cause.status), detail)
+            return Failure(reason_of_status(cause.status), detail)
         if isinstance(cause, TransportError):
             return Failure("network", detail)
     if "No space left on device" in detail:
-        return Failure("disk_full", detail)
+        return Failure(DISK_FULL, detail)
     if "Requested format is not available" in detail:
-        return Failure("no_format", "no stream of pictures of at most --max_height over http")
+        return Failure("no_format", "no video stream of at most --max_height over http")
     if status := re.search(r"HTTP Error (\d{3})", detail):
-        return Failure(_by_status(int(status[1])), detail)
-    said = detail.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    for reason, phrase in PHRASES if worded else ():
-        if re.search(phrase, said):
-            return Failure(reason, detail)
-    return Failure("other", detail)
+        return Failure(reason_of_status(int(status[1])), detail)
+    return Failure(reason_of_message(detail) if messages else "other", detail)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what yt-dlp wrapped in it, outermost first."""
-    seen: BaseException | None = error
-    while isinstance(seen, BaseException):
-        yield seen
-        wrapped = getattr(seen, "exc_info", None)
-        seen = (wrapped[1] if wrapped else None) or getattr(seen, "cause", None)
-
-
-def _by_status(status: int) -> str:
-    return STATUSES.get(status, "network" if status >= 500 else "other")
-
-
-def clean(text: str) -> str:
-    """A site's words as one short line that is safe to print and to open in a spreadsheet."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    text = re.sub(r"^ERROR:|\[(download|generic)\]|; please report.*", "", text)
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join(text.split()).lstrip("=+-@ ")[:200]
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those that yt-dlp wrapped in it, outermost first."""
+    while isinstance(error, BaseException):
+        yield error
+        wrapped = getattr(error, "exc_info", None)
+        error = (wrapped[1] if wrapped else None) or getattr(error, "cause", None)

@@ -1,4 +1,4 @@
-"""links.csv: which videos to collect, which part of each, and what they are labelled with."""
+"""The list of links: which videos to collect, which part of each, and with which labels."""
 
 import csv
 import dataclasses
@@ -7,29 +7,28 @@ import hashlib
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.schema import EMOTIONS, INTERESTS, emotion_index, interest_index
 
 LABELS = ("reaction_type", "emotion")
-COLUMNS = ("url", "category", *LABELS, "start_s", "end_s", "subject_id")
+COLUMNS = ("url", "start_s", "end_s", "category", *LABELS, "subject_id")
 MAX_LIST_BYTES = 64 * 2**20
 MAX_URL_LENGTH = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One accepted row of a link list.
+    """One accepted row of a list.
 
     Attributes:
-      line: of the file, the header being line 1.
-      url: as it was written, without the spaces around it.
+      line: in the file; the header is line 1.
       start_s, end_s: the labelled part of the video in seconds; None is its start or end.
       category: the content group, such as car_tech; may be empty.
       reaction_type: one of `schema.INTERESTS`, or empty.
       emotion: one of `schema.EMOTIONS`, or empty.
-      subject_id: who is seen, where it is known.
     """
 
     line: int
@@ -43,13 +42,12 @@ class Link:
 
     @property
     def part(self) -> tuple[str, float | None, float | None]:
-        """What two rows must not share: the URL and the window."""
+        """What two rows must not share."""
         return self.url, self.start_s, self.end_s
 
 
-@dataclasses.dataclass(frozen=True)
-class Refusal:
-    """A row that is no link: its line, what stood there as the URL, and why."""
+class RefusedRow(NamedTuple):
+    """A row that is not used: its line, its URL as written, and the reason."""
 
     line: int
     item: str
@@ -57,35 +55,35 @@ class Refusal:
 
 
 def video_key(url: str) -> str:
-    """The name of a URL's video here: the first 16 hex digits of the SHA-256 of all of it.
+    """Returns the file name of a URL's video: the first 16 hex digits of the URL's SHA-256.
 
-    Sites' own ids and base names are not used: those of different URLs collide, and a site
-    could choose one that leads out of a folder or reads as an option.
+    The ids and file names of sites are not used: those of different URLs collide, and a site could
+    choose one that leads out of a folder or reads as an option.
     """
     return hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
-def read_links(path: Path) -> tuple[list[Link], list[Refusal], list[str]]:
-    """Reads a link list.
+def read_links(path: Path) -> tuple[list[Link], list[RefusedRow], list[str]]:
+    """Reads a list of links.
 
     Args:
       path: a CSV in UTF-8 with the column url, at least one of reaction_type and emotion, and
         any other of `COLUMNS`.
 
     Returns:
-      (links in the order of the file, refused rows, columns that were not used). Links and
-      refusals together are all rows that are not blank; several windows of one URL are
-      several links.
+      (links in the order of the file, refused rows, columns that are not used). Links and
+      refused rows together are all rows that are not blank. A URL may have several windows, each
+      in a row of its own.
 
     Raises:
-      InputError: no such file, not a CSV, or a header without the needed columns.
+      InputError: no such file, not a CSV, or a header without the required columns.
     """
     if not path.is_file():
         raise InputError(f"the link list '{path}' does not exist")
     if path.stat().st_size > MAX_LIST_BYTES:
         raise InputError(f"the link list '{path}' is over {MAX_LIST_BYTES // 2**20} MiB")
     links: list[Link] = []
-    refused: list[Refusal] = []
+    refused: list[RefusedRow] = []
     seen: dict[tuple[str, float | None, float | None], Link] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -100,13 +98,13 @@ def read_links(path: Path) -> tuple[list[Link], list[Refusal], list[str]]:
                 line, item = reader.line_num, row["url"]
                 try:
                     if len(cells) != len(header):
-                        raise InputError(f"not {len(header)} cells, as the header has")
+                        raise InputError(f"{len(cells)} cells, but the header has {len(header)}")
                     link = _link(line, row)
                     if earlier := seen.get(link.part):
                         same = dataclasses.replace(link, line=earlier.line) == earlier
-                        raise InputError("duplicate" if same else "duplicate, labelled otherwise")
+                        raise InputError("duplicate" if same else "duplicate with other labels")
                 except InputError as error:
-                    refused.append(Refusal(line, item, str(error)))
+                    refused.append(RefusedRow(line, item, str(error)))
                     continue
                 seen[link.part] = link
                 links.append(link)
@@ -118,10 +116,10 @@ def read_links(path: Path) -> tuple[list[Link], list[Refusal], list[str]]:
 
 
 def check_url(text: str) -> str:
-    """A URL that may be given to a downloader.
+    """Returns a URL that may be given to a downloader, as it is.
 
     Raises:
-      InputError: anything but a plain http or https address; the reason in a few words.
+      InputError: anything but a plain http or https URL; the reason in a few words.
     """
     if not text:
         raise InputError("no URL")
@@ -129,7 +127,7 @@ def check_url(text: str) -> str:
         raise InputError(f"URL of more than {MAX_URL_LENGTH} characters")
     if not re.match(r"https?://", text, re.IGNORECASE):
         raise InputError("not an http:// or https:// URL")
-    # urlsplit drops some of these characters, and another parser might not.
+    # urlsplit removes some of these characters; another parser might not.
     if re.search(r"[\s\\\x00-\x1f\x7f]", text):
         raise InputError("a space, backslash or control character in the URL")
     try:
@@ -137,7 +135,7 @@ def check_url(text: str) -> str:
         named = bool(parts.hostname) and parts.port != 0
     except ValueError:
         named = False
-    # yt-dlp hides options of its own behind this word.
+    # yt-dlp passes options of its own behind this marker.
     if not named or "__youtubedl_smuggle" in text:
         raise InputError("malformed URL")
     if parts.username is not None:
@@ -146,11 +144,7 @@ def check_url(text: str) -> str:
 
 
 def _check_header(path: Path, header: list[str]) -> list[str]:
-    """The columns that are not used.
-
-    Raises:
-      InputError: a needed column is missing, or one is misspelled or there twice.
-    """
+    """Returns the columns that are not used; refuses missing, misspelled and repeated ones."""
     if "url" not in header or not set(LABELS) & set(header):
         raise InputError(
             f"'{path}' needs the columns url and {' or '.join(LABELS)}, separated by commas; it "

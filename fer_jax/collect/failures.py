@@ -1,0 +1,103 @@
+"""The limits of a download, and the reasons why a link gives no video with what to do about it."""
+
+import dataclasses
+import re
+from typing import NamedTuple
+
+# When a failed download is tried again: in the same run, by the next run, or with --retry_failed.
+NOW, NEXT_RUN, ON_REQUEST = "now", "next run", "on request"
+
+
+@dataclasses.dataclass(frozen=True)
+class DownloadLimits:
+    """Limits of one download.
+
+    Attributes:
+      max_height: in pixels; formats that are known to be larger are not chosen.
+      rate_limit: bytes per second, of all downloads together; None for no limit.
+      cookies: the text of a cookies file, or empty.
+      socket_timeout_s: a server that is silent for longer has stalled.
+      deadline_s: of all attempts at one link together.
+      retry_wait_s: before the second attempt; doubles with each.
+    """
+
+    max_height: int = 720
+    max_bytes: int = 2**30
+    rate_limit: int | None = None
+    cookies: str = ""
+    socket_timeout_s: float = 20
+    deadline_s: float = 1800
+    retry_wait_s: float = 2
+
+
+class Reason(NamedTuple):
+    """When a link is tried again, what the user can do, and the HTTP statuses that mean it."""
+
+    retry: str
+    remedy: str
+    statuses: tuple[int, ...] = ()
+
+
+REASONS = {
+    "network": Reason(NOW, "run the same command again", (407, 408)),
+    "rate_limited": Reason(NOW, "wait, then run the command again with fewer --workers", (429,)),
+    "blocked": Reason(NEXT_RUN, "wait or give --cookies, then run the command again", (403,)),
+    "live": Reason(NEXT_RUN, "run the same command again when it is over"),
+    "other": Reason(NEXT_RUN, "see its detail in manifest.csv; a newer yt-dlp may help"),
+    "removed": Reason(ON_REQUEST, "take it off the list", (404, 410)),
+    "private": Reason(ON_REQUEST, "take it off the list, or give --cookies and --retry_failed"),
+    "login": Reason(ON_REQUEST, "give --cookies and --retry_failed", (401,)),
+    "age": Reason(ON_REQUEST, "give --cookies and --retry_failed"),
+    "geo": Reason(ON_REQUEST, "use --retry_failed from another country", (451,)),
+    "drm": Reason(ON_REQUEST, "take it off the list"),
+    "several_videos": Reason(ON_REQUEST, "list the URL of each video instead"),
+    "no_format": Reason(ON_REQUEST, "see its detail; --max_height and --retry_failed may help"),
+    "too_large": Reason(ON_REQUEST, "use --max_bytes and --retry_failed"),
+    "not_a_video": Reason(ON_REQUEST, "correct the URL"),
+    "unsafe": Reason(ON_REQUEST, "correct the URL"),
+}
+# How sites say it, as yt-dlp passes it on, in lower case; the first that is found counts.
+PHRASES = {
+    "no_format": r"ffmpeg|requested format|no (video )?formats",
+    "unsafe": r"no connection adapters|unsupported url scheme|file:// urls",
+    "network": r"got error:|timed? ?out|connection (reset|refused|aborted)|bytes read",
+    "blocked": r"not a (ro)?bot|captcha|unusual traffic|rate-limited|try again later",
+    "age": r"confirm your age|age.?restrict|inappropriate for some|age.?verif",
+    "private": r"private|granted access",
+    "geo": r"(your|this|the) (country|location|region)|geo.?(restrict|block)",
+    "drm": r"\bdrm\b",
+    "live": r"live (event|stream)|premiere|(is|currently) live|will begin",
+    "login": r"members?.only|join this|log.?in|sign.?in|registered|password|pay|purchase|subscri",
+    "removed": r"removed|deleted|terminated|no longer|(does not|doesn.t) exist|not? .*found"
+    r"|unavailable|not available|isn.t available",
+}
+DISK_FULL = "disk_full"  # ends the run
+
+
+class Failure(Exception):
+    """A link that gave no video: one of `REASONS` or `DISK_FULL`, and what the site said."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = clean(detail)
+
+
+def reason_of_status(status: int) -> str:
+    """Returns the reason for an HTTP status."""
+    known = (name for name, reason in REASONS.items() if status in reason.statuses)
+    return next(known, "network" if status >= 500 else "other")
+
+
+def reason_of_message(message: str) -> str:
+    """Returns the reason for a message of a site or of yt-dlp."""
+    text = message.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return next((name for name, phrase in PHRASES.items() if re.search(phrase, text)), "other")
+
+
+def clean(text: str) -> str:
+    """Returns a site's message as one short line that a terminal and a spreadsheet can show."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"^ERROR:|\[(download|generic)\]|; please report.*", "", text)
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(text.split()).lstrip("=+-@ ")[:200]
