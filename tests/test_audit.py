@@ -26,7 +26,7 @@ def face(number: int) -> bytes:
     """A drawn person; the same number is the same picture."""
     if number not in FACES:
         row = demo.plan("social", None).rows[number * 21 % 1260]  # pyright: ignore[reportArgumentType] (no options)
-        FACES[number] = demo._draw(row)[0].faces[0]["image"]
+        FACES[number] = demo._render(row)[0].faces[0]["image"]
     return FACES[number]
 
 

@@ -1,4 +1,4 @@
-"""The drawn faces: deterministic, balanced as said, expressions where they belong."""
+"""The rendered faces: deterministic, balanced, with expressions where they belong."""
 
 import argparse
 import collections
@@ -40,14 +40,14 @@ def test_interest_is_as_frequent_as_published(plans: dict[str, list[dict]]):
         assert np.mean(shown) == pytest.approx(share, abs=0.04)
 
 
-def drawn(row: dict) -> np.ndarray:
-    (found,) = demo._draw(row)
+def rendered(row: dict) -> np.ndarray:
+    (found,) = demo._render(row)
     return images.decode(found.faces[0]["image"])
 
 
-def test_drawing_is_deterministic_and_rows_differ(plans: dict[str, list[dict]]):
+def test_rendering_is_deterministic_and_rows_differ(plans: dict[str, list[dict]]):
     for rows in plans.values():
-        first, again, other = (drawn(row) for row in (rows[0], rows[0], rows[1]))
+        first, again, other = (rendered(row) for row in (rows[0], rows[0], rows[1]))
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, other)
         assert (first.shape, first.dtype) == ((128, 128, 3), np.uint8)
@@ -55,7 +55,7 @@ def test_drawing_is_deterministic_and_rows_differ(plans: dict[str, list[dict]]):
 
 def test_sources_differ_at_a_glance(plans: dict[str, list[dict]]):
     def look(source: str) -> tuple[float, float]:
-        pictures = np.stack([drawn(row) for row in plans[source][::60]])
+        pictures = np.stack([rendered(row) for row in plans[source][::60]])
         saturation = np.ptp(pictures.astype(int), axis=-1).mean()
         clutter = pictures[:, :40, :16].std(axis=(1, 2)).mean()
         return float(saturation), float(clutter)

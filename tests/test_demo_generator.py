@@ -50,7 +50,7 @@ def features(faces: list[np.ndarray]) -> np.ndarray:
 def test_its_faces_show_the_asked_emotion(faces: Path):
     """By ridge regression on the drawn people that the network has seen."""
     rows = demo.plan("controlled", argparse.Namespace()).rows
-    pictures = [images.decode(demo._draw(row)[0].faces[0]["image"]) for row in rows]
+    pictures = [images.decode(demo._render(row)[0].faces[0]["image"]) for row in rows]
     drawn = features([images.resized(picture, SIDE) for picture in pictures])
     emotions = np.asarray([row["emotion"] for row in rows])
     seen = np.asarray([row["split"] == "train" for row in rows])

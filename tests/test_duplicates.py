@@ -24,7 +24,7 @@ def apart(groups: np.ndarray) -> duplicates.Wanted:
 def faces() -> list[np.ndarray]:
     """Forty drawn people, RGB."""
     rows = demo.plan("social", None).rows[::31][:40]  # pyright: ignore[reportArgumentType] (no options)
-    return [images.decode(demo._draw(row)[0].faces[0]["image"]) for row in rows]
+    return [images.decode(demo._render(row)[0].faces[0]["image"]) for row in rows]
 
 
 def changed(face: np.ndarray, how: str) -> np.ndarray:

@@ -1,16 +1,19 @@
-"""Faces drawn from parameters: who it is, what the face does, and how the camera sees it.
+"""Renders faces from parameters: a person, an expression and a camera.
 
-Coordinates are in units of half the picture, from its centre, y down; everything is drawn at
-twice the size and reduced. Pure functions of their generators.
+Coordinates are in units of half the image, from its centre, y down. Faces are drawn at twice the
+size and reduced. All functions depend on their arguments and random generators only.
 """
 
-import dataclasses
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 SUPERSAMPLING = 2
-FIXED_POINT = 4  # bits after the point in OpenCV's drawing coordinates
+FIXED_POINT = 4  # fractional bits of OpenCV's drawing coordinates
 
 # Facial actions per emotion, after the action units of Ekman and Friesen: inner and outer brow
 # raise, brow lowering, lid opening, nose wrinkle, lip corners up or down, mouth opening, lip
@@ -26,84 +29,59 @@ EMOTION_ACTIONS = {
     "surprise": {"inner": 0.8, "outer": 1.0, "lids": 1.0, "open": 1.0, "wide": -0.4},
 }
 CONTENTS = ("food_market", "cosmetics_fashion", "car_tech")
-# The screen's light on the viewer, by what is advertised (RGB).
+# The light of the screen on the viewer, by what is advertised (RGB).
 CONTENT_LIGHT = {
     "food_market": (255, 170, 90),
     "cosmetics_fashion": (255, 130, 190),
     "car_tech": (110, 170, 255),
 }
 
+LIGHT_SKIN, DARK_SKIN = (250, 218, 192), (92, 58, 40)
+HAIR = ((30, 24, 22), (62, 40, 26), (104, 68, 38), (196, 156, 92), (150, 66, 34), (150, 150, 152))
+GREY_HAIR = 5
+EYES = ((70, 44, 26), (96, 66, 34), (84, 110, 78), (84, 124, 160), (104, 116, 124))
+GLASSES = (28, 28, 32)
+BALD, SHORT, PARTED, LONG, CURLY = range(5)
+HAIR_STYLES = {"female": [PARTED, LONG, LONG, CURLY], "male": [BALD, SHORT, SHORT, PARTED, CURLY]}
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """What stays the same over all pictures of a person."""
-
-    skin: tuple[int, int, int]
-    hair: tuple[int, int, int]
-    eyes: tuple[int, int, int]
-    face_width: float
-    face_height: float
-    jaw: float
-    eye_distance: float
-    eye_size: float
-    brow_thickness: float
-    brow_height: float
-    nose_length: float
-    nose_width: float
-    mouth_width: float
-    lip_fullness: float
-    mouth_height: float
-    hair_style: int  # 0 bald, 1 short, 2 parted, 3 long, 4 curly
-    glasses: bool
-    beard: float
-    gender: str
-    age: int
+Colour = tuple[int, int, int]
+Identity = SimpleNamespace  # see `identity`
 
 
 def identity(rng: np.random.Generator) -> Identity:
-    """Draws a person."""
+    """Samples a person: what stays the same in all images; colours are RGB."""
     tone = rng.uniform(0, 1)
-    light, dark = np.array([250, 218, 192]), np.array([92, 58, 40])
+    light, dark = np.array(LIGHT_SKIN), np.array(DARK_SKIN)
     skin = light + (dark - light) * tone + rng.normal(0, 5, 3)
-    hairs = [
-        (30, 24, 22),
-        (62, 40, 26),
-        (104, 68, 38),
-        (196, 156, 92),
-        (150, 66, 34),
-        (150, 150, 152),
-    ]
-    eyes = [(70, 44, 26), (96, 66, 34), (84, 110, 78), (84, 124, 160), (104, 116, 124)]
     gender = str(rng.choice(["female", "male"]))
+    male = gender == "male"
     age = int(rng.integers(18, 72))
-    hair = hairs[5] if age > 55 and rng.random() < 0.6 else hairs[int(rng.integers(0, 5))]
-    styles = [2, 3, 3, 4] if gender == "female" else [0, 1, 1, 2, 4]
+    hair = HAIR[GREY_HAIR if age > 55 and rng.random() < 0.6 else int(rng.integers(0, GREY_HAIR))]
     return Identity(
         skin=_colour(skin),
         hair=_colour(np.array(hair) + rng.normal(0, 6, 3)),
-        eyes=eyes[int(rng.integers(0, len(eyes)))],
+        eyes=EYES[int(rng.integers(0, len(EYES)))],
         face_width=rng.uniform(0.50, 0.60),
         face_height=rng.uniform(0.68, 0.78),
-        jaw=rng.uniform(0.75, 1.05) + (0.06 if gender == "male" else 0),
+        jaw=rng.uniform(0.75, 1.05) + (0.06 if male else 0),
         eye_distance=rng.uniform(0.215, 0.26),
         eye_size=rng.uniform(0.9, 1.12),
-        brow_thickness=rng.uniform(0.028, 0.045) + (0.012 if gender == "male" else 0),
+        brow_thickness=rng.uniform(0.028, 0.045) + (0.012 if male else 0),
         brow_height=rng.uniform(0.145, 0.18),
         nose_length=rng.uniform(0.25, 0.32),
         nose_width=rng.uniform(0.075, 0.125),
         mouth_width=rng.uniform(0.19, 0.25),
-        lip_fullness=rng.uniform(0.8, 1.3) + (0.2 if gender == "female" else 0),
+        lip_fullness=rng.uniform(0.8, 1.3) + (0 if male else 0.2),
         mouth_height=rng.uniform(0.36, 0.42),
-        hair_style=int(rng.choice(styles)),
+        hair_style=int(rng.choice(HAIR_STYLES[gender])),
         glasses=bool(rng.random() < 0.18),
-        beard=float(rng.uniform(0.3, 1)) if gender == "male" and rng.random() < 0.35 else 0.0,
+        beard=float(rng.uniform(0.3, 1)) if male and rng.random() < 0.35 else 0.0,
         gender=gender,
         age=age,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Expression:
+class Expression(NamedTuple):
     """What the face does: actions by name, and where it looks."""
 
     actions: dict[str, float]
@@ -115,14 +93,10 @@ class Expression:
 def expression(
     emotion: str, interested: bool, intensity: float, rng: np.random.Generator
 ) -> Expression:
-    """Draws how a person shows an emotion and interest.
+    """Samples how a person shows an emotion and interest.
 
-    Args:
-      emotion: a word of `schema.EMOTIONS`.
-      interested: looks at the camera with open eyes and leans in; otherwise looks away with
-        heavy lids and a tilted head.
-      intensity: 0 (nothing to see) to 1 and beyond.
-      rng: decides the small differences between two takes.
+    Interested people look at the camera and lean in; others look away, with lowered lids and a
+    tilted head. An intensity of 0 shows no emotion, 1 all of it.
     """
     shown = EMOTION_ACTIONS[emotion]
     actions = {name: intensity * shown.get(name, 0.0) + rng.normal(0, 0.07) for name in ACTIONS}
@@ -137,38 +111,41 @@ def expression(
     return Expression(actions, (float(gaze[0]), float(gaze[1])), float(roll), float(lean))
 
 
-def _colour(values: np.ndarray) -> tuple[int, int, int]:
+def _colour(values: np.ndarray) -> Colour:
     red, green, blue = np.clip(values, 0, 255).astype(int).tolist()
     return red, green, blue
 
 
-def _shade(colour: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
+def _shade(colour: Colour, factor: float) -> Colour:
     return _colour(np.array(colour) * factor)
 
 
-def _blend(a: tuple[int, int, int], b: tuple[int, int, int], t: float) -> tuple[int, int, int]:
+def _blend(a: Colour, b: Colour, t: float) -> Colour:
     return _colour(np.array(a) * (1 - t) + np.array(b) * t)
 
 
 class _Canvas:
-    """Draws in units of half the picture; OpenCV wants fixed-point pixels."""
+    """Pixels to draw on in the module's coordinates; OpenCV takes fixed-point pixels."""
 
     def __init__(self, size: int):
         self.size = size * SUPERSAMPLING
         self.pixels = np.zeros((self.size, self.size, 3), np.uint8)
 
-    def points(self, points: np.ndarray) -> np.ndarray:
+    def points(self, points: np.ndarray | Sequence) -> np.ndarray:
         pixels = (np.asarray(points, np.float64) + 1) * self.size / 2
         return np.round(pixels * 2**FIXED_POINT).astype(np.int32)
 
-    def fill(self, points: np.ndarray, colour: tuple[int, int, int]) -> None:
+    def fill(self, points: np.ndarray | Sequence, colour: Colour) -> None:
         cv2.fillPoly(self.pixels, [self.points(points)], colour, cv2.LINE_AA, FIXED_POINT)
 
-    def line(self, points: np.ndarray, colour: tuple[int, int, int], thickness: float) -> None:
+    def line(self, points: np.ndarray, colour: Colour, thickness: float) -> None:
         width = max(1, round(thickness * self.size / 2))
-        cv2.polylines(
-            self.pixels, [self.points(points)], False, colour, width, cv2.LINE_AA, FIXED_POINT
-        )
+        points = self.points(points)
+        cv2.polylines(self.pixels, [points], False, colour, width, cv2.LINE_AA, FIXED_POINT)
+
+    def curve(self, points: Sequence, colour: Colour, thickness: float, side: float = 1) -> None:
+        """Draws a Bezier curve; a `side` of -1 mirrors it."""
+        self.line(_curve(points) * [side, 1], colour, thickness)
 
 
 def _ellipse(
@@ -178,54 +155,48 @@ def _ellipse(
     return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1)
 
 
-def _curve(points: list[tuple[float, float]], count: int = 24) -> np.ndarray:
-    """A quadratic or cubic Bezier curve through its first and last point."""
+def _curve(points: Sequence, count: int = 24) -> np.ndarray:
+    """Returns a Bezier curve through its first and last point, [count, 2]."""
     t = np.linspace(0, 1, count)[:, None]
     p = np.asarray(points, np.float64)
-    if len(p) == 3:
-        return (1 - t) ** 2 * p[0] + 2 * (1 - t) * t * p[1] + t**2 * p[2]
-    return (
-        (1 - t) ** 3 * p[0] + 3 * (1 - t) ** 2 * t * p[1] + 3 * (1 - t) * t**2 * p[2] + t**3 * p[3]
-    )
+    n = len(p) - 1
+    terms = (math.comb(n, k) * (1 - t) ** (n - k) * t**k * p[k] for k in range(n + 1))
+    return sum(terms, np.zeros((count, 2)))
 
 
 def _head_outline(who: Identity, grow: float = 1.0) -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, 80)
     width = who.face_width * grow * np.ones_like(t)
-    lower = np.sin(t) > 0
     # The jaw narrows towards the chin.
-    width = np.where(lower, width * (1 - (1 - 0.82 * who.jaw) * np.sin(t) ** 3), width)
+    width = np.where(np.sin(t) > 0, width * (1 - (1 - 0.82 * who.jaw) * np.sin(t) ** 3), width)
     return np.stack([width * np.cos(t), 0.04 + who.face_height * grow * np.sin(t)], axis=1)
 
 
 def _draw_hair_behind(canvas: _Canvas, who: Identity) -> None:
     w, h = who.face_width, who.face_height
-    if who.hair_style == 3:
+    if who.hair_style == LONG:
         canvas.fill(_ellipse(0, -0.08, w * 1.25, h * 1.02), who.hair)
-        canvas.fill(
-            np.array([[-w * 1.25, -0.1], [w * 1.25, -0.1], [w * 1.2, 0.95], [-w * 1.2, 0.95]]),
-            who.hair,
-        )
-    elif who.hair_style == 4:
+        sides = [[-w * 1.25, -0.1], [w * 1.25, -0.1], [w * 1.2, 0.95], [-w * 1.2, 0.95]]
+        canvas.fill(sides, who.hair)
+    elif who.hair_style == CURLY:
         for angle in np.linspace(np.pi * 0.92, 2.08 * np.pi, 13):
             x, y = w * 1.06 * np.cos(angle), -0.06 + h * 1.0 * np.sin(angle)
             canvas.fill(_ellipse(x, y, 0.17, 0.17), who.hair)
-    elif who.hair_style in (1, 2):
+    elif who.hair_style in (SHORT, PARTED):
         canvas.fill(_ellipse(0, -0.12, w * 1.1, h * 0.98), who.hair)
 
 
 def _draw_hair_front(canvas: _Canvas, who: Identity) -> None:
-    w, h = who.face_width, who.face_height
-    if who.hair_style == 0:
+    if who.hair_style == BALD:
         return
-    top = 0.04 - h
-    if who.hair_style == 2:
+    w, top = who.face_width, 0.04 - who.face_height
+    if who.hair_style == PARTED:
         fringe = _curve([(-w * 0.98, -0.22), (-w * 0.2, top + 0.2), (w * 0.5, top + 0.12)])
         rest = _curve([(w * 0.5, top + 0.12), (w * 0.9, top + 0.3), (w * 0.98, -0.2)])
     else:
         fringe = _curve([(-w * 0.99, -0.2), (-w * 0.8, top + 0.32), (0, top + 0.24)])
         rest = _curve([(0, top + 0.24), (w * 0.8, top + 0.32), (w * 0.99, -0.2)])
-    crown = _ellipse(0, 0.04, w * 1.03, h * 1.03, 1.89 * np.pi, 1.11 * np.pi)
+    crown = _ellipse(0, 0.04, w * 1.03, who.face_height * 1.03, 1.89 * np.pi, 1.11 * np.pi)
     canvas.fill(np.concatenate([fringe, rest, crown]), who.hair)
 
 
@@ -233,16 +204,14 @@ def _draw_eye(canvas: _Canvas, who: Identity, face: Expression, side: float) -> 
     x, y = side * who.eye_distance, -0.11
     width = 0.105 * who.eye_size
     lids = float(np.clip(face.actions["lids"], -1, 1.1))
-    opening = 0.058 * who.eye_size * (1 + (0.75 if lids > 0 else 0.8) * lids)
-    opening = max(0.008, opening)
-    slope = 0.012
-    corner_in, corner_out = (x - side * width, y + slope), (x + side * width, y - slope)
-    upper = _curve([corner_in, (x, y - 2 * opening), corner_out])
+    opening = max(0.008, 0.058 * who.eye_size * (1 + (0.75 if lids > 0 else 0.8) * lids))
+    inner, outer = (x - side * width, y + 0.012), (x + side * width, y - 0.012)
     squint = 0.7 - 0.35 * max(0.0, face.actions["corners"])
-    under = _curve([corner_out, (x, y + 2 * opening * squint), corner_in])
-    outline = np.concatenate([upper, under])
+    upper = _curve([inner, (x, y - 2 * opening), outer])
+    lower = _curve([outer, (x, y + 2 * opening * squint), inner])
+    outline = np.concatenate([upper, lower])
     canvas.fill(outline, (244, 243, 240))
-    # The iris is cut by the lids: drawn on a copy, kept inside the outline.
+    # The lids cut the iris: pixels outside the outline are restored.
     mask = np.zeros(canvas.pixels.shape[:2], np.uint8)
     cv2.fillPoly(mask, [canvas.points(outline)], 255, cv2.LINE_8, FIXED_POINT)
     before = canvas.pixels.copy()
@@ -253,179 +222,134 @@ def _draw_eye(canvas: _Canvas, who: Identity, face: Expression, side: float) -> 
     canvas.fill(_ellipse(ix - 0.014, iy - 0.016, 0.01, 0.01), (255, 255, 255))
     canvas.pixels = np.where(mask[..., None] > 0, canvas.pixels, before)
     canvas.line(upper, _shade(who.skin, 0.3), 0.018)
-    canvas.line(under, _shade(who.skin, 0.62), 0.008)
-    crease = upper - [0, 0.03]
-    canvas.line(crease, _shade(who.skin, 0.72), 0.008)
+    canvas.line(lower, _shade(who.skin, 0.62), 0.008)
+    canvas.line(upper - [0, 0.03], _shade(who.skin, 0.72), 0.008)
     if who.glasses:
-        canvas.line(_ellipse(x, y + 0.01, 0.165, 0.13), (28, 28, 32), 0.018)
+        canvas.line(_ellipse(x, y + 0.01, 0.165, 0.13), GLASSES, 0.018)
 
 
 def _draw_brow(canvas: _Canvas, who: Identity, face: Expression, side: float) -> None:
     a = face.actions
-    base = -0.11 - who.brow_height
-    inner_y = base - 0.085 * a["inner"] + 0.10 * a["lower"]
-    outer_y = base - 0.075 * a["outer"] + 0.015 * a["lower"] + 0.012
-    inner_x = side * (who.eye_distance - 0.115 - 0.03 * a["lower"])
-    outer_x = side * (who.eye_distance + 0.14)
+    y = -0.11 - who.brow_height
+    inner_y = y - 0.085 * a["inner"] + 0.10 * a["lower"]
+    outer_y = y - 0.075 * a["outer"] + 0.015 * a["lower"] + 0.012
+    inner_x, outer_x = who.eye_distance - 0.115 - 0.03 * a["lower"], who.eye_distance + 0.14
     middle = ((inner_x + outer_x) / 2, (inner_y + outer_y) / 2 - 0.05 - 0.025 * a["outer"])
-    line = _curve([(inner_x, inner_y), middle, (outer_x, outer_y)])
-    canvas.line(line, _blend(who.hair, (20, 16, 14), 0.35), who.brow_thickness)
+    colour = _blend(who.hair, (20, 16, 14), 0.35)
+    canvas.curve([(inner_x, inner_y), middle, (outer_x, outer_y)], colour, who.brow_thickness, side)
     if a["lower"] > 0.3:
-        crease = np.array([[side * 0.03, base - 0.02], [side * 0.035, base + 0.09]])
+        crease = np.array([[side * 0.03, y - 0.02], [side * 0.035, y + 0.09]])
         canvas.line(crease, _shade(who.skin, 1 - 0.4 * a["lower"]), 0.012)
     if a["inner"] > 0.4:
+        dark = _shade(who.skin, 1 - 0.22 * a["inner"])
         for up in (0.09, 0.14):
-            wrinkle = _curve(
-                [(0.0, base - up), (side * 0.12, base - up - 0.02), (side * 0.22, base - up)]
-            )
-            canvas.line(wrinkle, _shade(who.skin, 1 - 0.22 * a["inner"]), 0.01)
+            canvas.curve([(0.0, y - up), (0.12, y - up - 0.02), (0.22, y - up)], dark, 0.01, side)
 
 
 def _draw_nose(canvas: _Canvas, who: Identity, face: Expression) -> None:
     wrinkle = float(np.clip(face.actions["nose"], 0, 1.2))
     tip = -0.11 + who.nose_length - 0.025 * wrinkle
     shade = _shade(who.skin, 0.78)
-    width = who.nose_width * (1 + 0.22 * wrinkle)
-    canvas.line(_curve([(-0.035, -0.08), (-0.045, tip - 0.1), (-width, tip)]), shade, 0.012)
-    canvas.line(_curve([(-width, tip), (-width * 0.4, tip + 0.04), (0, tip + 0.03)]), shade, 0.016)
-    canvas.line(_curve([(0, tip + 0.03), (width * 0.4, tip + 0.04), (width, tip)]), shade, 0.016)
+    w = who.nose_width * (1 + 0.22 * wrinkle)
+    canvas.curve([(-0.035, -0.08), (-0.045, tip - 0.1), (-w, tip)], shade, 0.012)
+    canvas.curve([(-w, tip), (-w * 0.4, tip + 0.04), (0, tip + 0.03)], shade, 0.016)
+    canvas.curve([(0, tip + 0.03), (w * 0.4, tip + 0.04), (w, tip)], shade, 0.016)
     for side in (-1, 1):
-        canvas.fill(_ellipse(side * width * 0.5, tip + 0.015, 0.02, 0.012), _shade(who.skin, 0.5))
+        canvas.fill(_ellipse(side * w * 0.5, tip + 0.015, 0.02, 0.012), _shade(who.skin, 0.5))
         if wrinkle > 0.3:
             dark = _shade(who.skin, 1 - 0.42 * wrinkle)
             for up in (0.13, 0.17, 0.21):
-                line = _curve(
-                    [
-                        (side * 0.02, tip - up),
-                        (side * 0.05, tip - up - 0.015),
-                        (side * 0.085, tip - up + 0.02),
-                    ]
-                )
-                canvas.line(line, dark, 0.01)
+                points = [(0.02, tip - up), (0.05, tip - up - 0.015), (0.085, tip - up + 0.02)]
+                canvas.curve(points, dark, 0.01, side)
         if wrinkle > 0.3 or face.actions["corners"] > 0.35:
             depth = max(wrinkle, face.actions["corners"])
-            fold = _curve(
-                [
-                    (side * (width + 0.03), tip),
-                    (side * (width + 0.13), tip + 0.06),
-                    (side * (width + 0.13), tip + 0.19),
-                ]
-            )
-            canvas.line(fold, _shade(who.skin, 1 - 0.3 * depth), 0.014)
+            fold = [(w + 0.03, tip), (w + 0.13, tip + 0.06), (w + 0.13, tip + 0.19)]
+            canvas.curve(fold, _shade(who.skin, 1 - 0.3 * depth), 0.014, side)
 
 
 def _draw_mouth(canvas: _Canvas, who: Identity, face: Expression) -> None:
-    a = face.actions
-    y = who.mouth_height
+    a, y = face.actions, who.mouth_height
     half = who.mouth_width * (1 + 0.22 * a["wide"] + 0.12 * max(0.0, a["corners"]))
     corner_y = y - 0.075 * a["corners"]
     opening = float(np.clip(a["open"], 0, 1.2))
+    press = float(np.clip(a["press"], 0, 1))
     gap = 0.19 * opening
-    fullness = 0.034 * who.lip_fullness * (1 - 0.75 * float(np.clip(a["press"], 0, 1)))
+    fullness = 0.034 * who.lip_fullness * (1 - 0.75 * press)
     bend = 0.055 * a["corners"]
     raised = 0.045 * float(np.clip(a["nose"], 0, 1))  # disgust lifts the upper lip
     left, right = (-half, corner_y), (half, corner_y)
     upper_in = _curve([left, (0, y - 0.4 * gap + 2 * bend - 2 * raised), right])
     lower_in = _curve([right, (0, y + 1.7 * gap + 2 * bend), left])
-    upper_out = _curve(
-        [
-            right,
-            (half * 0.35, y - 0.4 * gap + bend - raised - 2.2 * fullness - 0.01),
-            (-half * 0.35, y - 0.4 * gap + bend - raised - 2.2 * fullness - 0.01),
-            left,
-        ]
-    )
+    top = y - 0.4 * gap + bend - raised - 2.2 * fullness - 0.01
+    upper_out = _curve([right, (half * 0.35, top), (-half * 0.35, top), left])
     lower_out = _curve([left, (0, y + 1.7 * gap + 2 * bend + 3.4 * fullness + 0.012), right])
     lip = _blend(_shade(who.skin, 0.78), (176, 60, 70), 0.5 if who.gender == "female" else 0.32)
     canvas.fill(np.concatenate([upper_in, upper_out]), _shade(lip, 0.92))
     canvas.fill(np.concatenate([lower_in, lower_out]), lip)
     if opening > 0.08:
-        inside = np.concatenate([upper_in, lower_in])
-        canvas.fill(inside, (58, 18, 22))
+        canvas.fill(np.concatenate([upper_in, lower_in]), (58, 18, 22))
         if a["corners"] > 0.2 or a["wide"] > 0.4:
-            teeth = np.concatenate(
-                [
-                    upper_in * [0.88, 1] + [0, 0.004],
-                    (upper_in * [0.82, 1] + [0, min(0.05, 0.45 * gap)])[::-1],
-                ]
-            )
+            edge = upper_in * [0.82, 1] + [0, min(0.05, 0.45 * gap)]
+            teeth = np.concatenate([upper_in * [0.88, 1] + [0, 0.004], edge[::-1]])
             canvas.fill(teeth, (238, 234, 226))
     else:
-        canvas.line(
-            upper_in, _shade(who.skin, 0.36), 0.016 + 0.01 * float(np.clip(a["press"], 0, 1))
-        )
+        canvas.line(upper_in, _shade(who.skin, 0.36), 0.016 + 0.01 * press)
     if a["corners"] < -0.4:
+        dark = _shade(who.skin, 1 + 0.3 * a["corners"])
         for side in (-1, 1):
-            line = _curve(
-                [
-                    (side * half, corner_y),
-                    (side * (half + 0.02), corner_y + 0.05),
-                    (side * (half + 0.005), corner_y + 0.11),
-                ]
-            )
-            canvas.line(line, _shade(who.skin, 1 + 0.3 * a["corners"]), 0.012)
+            points = [(half, corner_y), (half + 0.02, corner_y + 0.05)]
+            canvas.curve([*points, (half + 0.005, corner_y + 0.11)], dark, 0.012, side)
 
 
 def _head(who: Identity, face: Expression, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The head alone: RGB and coverage, both [2 size, 2 size, ...], before light and camera."""
+    """Draws the head without light and camera: RGB and coverage, both [2 size, 2 size, ...]."""
     canvas = _Canvas(size)
-    canvas.pixels[:] = 1  # not quite black, so that what is drawn can be told from what is not
-    w = who.face_width
-    shirt = _blend(who.eyes, (90, 90, 100), 0.6)
-    canvas.fill(
-        np.array([[-0.95, 1.1], [-0.7, 0.93], [-0.2, 0.84], [0.2, 0.84], [0.7, 0.93], [0.95, 1.1]]),
-        shirt,
-    )
+    canvas.pixels[:] = 1  # marks what is not drawn on
+    w, skin = who.face_width, who.skin
+    shirt = [[-0.95, 1.1], [-0.7, 0.93], [-0.2, 0.84], [0.2, 0.84], [0.7, 0.93], [0.95, 1.1]]
+    canvas.fill(shirt, _blend(who.eyes, (90, 90, 100), 0.6))
     _draw_hair_behind(canvas, who)
-    neck = np.array([[-w * 0.45, 0.5], [w * 0.45, 0.5], [w * 0.5, 0.93], [-w * 0.5, 0.93]])
-    canvas.fill(neck, _shade(who.skin, 0.78))
+    neck = [[-w * 0.45, 0.5], [w * 0.45, 0.5], [w * 0.5, 0.93], [-w * 0.5, 0.93]]
+    canvas.fill(neck, _shade(skin, 0.78))
     for side in (-1, 1):
-        canvas.fill(_ellipse(side * w * 0.99, 0.02, 0.075, 0.13), _shade(who.skin, 0.88))
-    canvas.fill(_head_outline(who), who.skin)
+        canvas.fill(_ellipse(side * w * 0.99, 0.02, 0.075, 0.13), _shade(skin, 0.88))
+    canvas.fill(_head_outline(who), skin)
     if who.beard:
-        beard = _head_outline(who, 0.995)
-        beard = beard[beard[:, 1] > 0.2]
+        outline = _head_outline(who, 0.995)
         inner = _curve([(w * 0.75, 0.2), (0.0, 0.30), (-w * 0.75, 0.2)])
-        canvas.fill(
-            np.concatenate([beard, inner[::-1]]), _blend(who.skin, who.hair, 0.65 * who.beard)
-        )
-    if who.age > 50:
-        for side in (-1, 1):
-            bag = _curve([(side * 0.14, -0.02), (side * 0.24, 0.03), (side * 0.34, -0.02)])
-            canvas.line(bag, _shade(who.skin, 0.82), 0.012)
-    cheek = _blend(who.skin, (214, 96, 96), 0.22)
-    if face.actions["corners"] > 0.3:
-        for side in (-1, 1):
-            canvas.fill(_ellipse(side * 0.31, 0.13, 0.09, 0.06), cheek)
+        beard = np.concatenate([outline[outline[:, 1] > 0.2], inner[::-1]])
+        canvas.fill(beard, _blend(skin, who.hair, 0.65 * who.beard))
+    for side in (-1, 1) if who.age > 50 else ():
+        bag = [(0.14, -0.02), (0.24, 0.03), (0.34, -0.02)]
+        canvas.curve(bag, _shade(skin, 0.82), 0.012, side)
+    for side in (-1, 1) if face.actions["corners"] > 0.3 else ():
+        canvas.fill(_ellipse(side * 0.31, 0.13, 0.09, 0.06), _blend(skin, (214, 96, 96), 0.22))
     _draw_nose(canvas, who, face)
     _draw_mouth(canvas, who, face)
     for side in (-1.0, 1.0):
         _draw_eye(canvas, who, face, side)
         _draw_brow(canvas, who, face, side)
     if who.glasses:
-        canvas.line(np.array([[-0.06, -0.11], [0.06, -0.11]]), (28, 28, 32), 0.018)
+        canvas.line(np.array([[-0.06, -0.11], [0.06, -0.11]]), GLASSES, 0.018)
     _draw_hair_front(canvas, who)
-    covered = (canvas.pixels != 1).any(axis=-1)
-    return canvas.pixels, covered
+    return canvas.pixels, (canvas.pixels != 1).any(axis=-1)
 
 
 def _background(source: str, content: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    light = np.array(CONTENT_LIGHT[content], np.float64)
     if source == "controlled":
-        y, _ = _grid(size)
-        grey = rng.uniform(150, 185) + 12 * (1 - y)
+        grey = rng.uniform(150, 185) + 12 * (1 - _grid(size)[0])
         return np.repeat(grey[..., None], 3, axis=2)
-    picture = np.full((size, size, 3), rng.uniform(50, 200, 3))
-    picture = np.ascontiguousarray(picture * 0.6 + 0.4 * light)
+    image = np.full((size, size, 3), rng.uniform(50, 200, 3))
+    image = np.ascontiguousarray(image * 0.6 + 0.4 * np.array(CONTENT_LIGHT[content], np.float64))
     for _ in range(int(rng.integers(6, 14))):
         colour = tuple(rng.uniform(20, 240, 3).tolist())
         x0, y0 = rng.integers(-size // 4, size, 2).tolist()
         w, h = rng.integers(size // 8, size // 2, 2).tolist()
         if rng.random() < 0.6:
-            cv2.rectangle(picture, (x0, y0), (x0 + w, y0 + h), colour, -1)
+            cv2.rectangle(image, (x0, y0), (x0 + w, y0 + h), colour, -1)
         else:
-            cv2.circle(picture, (x0, y0), w // 2, colour, -1)
-    return picture
+            cv2.circle(image, (x0, y0), w // 2, colour, -1)
+    return image
 
 
 def draw_face(
@@ -437,37 +361,37 @@ def draw_face(
     *,
     size: int = 128,
 ) -> np.ndarray:
-    """Draws one picture.
+    """Renders one image.
 
     Args:
       who: the person.
-      face: what the face does.
+      face: the expression.
       source: "controlled" (frontal, even light, plain background, sharp) or "social" (clutter,
         coloured one-sided light, off-centre, text, blur, noise, compression).
       content: what is advertised; its light falls on the face.
-      rng: of background, light and camera.
-      size: pixels a side.
+      rng: for background, light and camera.
+      size: of the image, in pixels.
 
     Returns:
       uint8 RGB [size, size, 3].
     """
-    wild = source == "social"
+    social = source == "social"
     head, covered = _head(who, face, size)
     big = head.shape[0]
-    scale = face.lean * (rng.uniform(0.82, 1.12) if wild else rng.uniform(0.97, 1.02))
-    roll = face.roll_degrees + rng.normal(0, 8.0 if wild else 1.0)
+    scale = face.lean * (rng.uniform(0.82, 1.12) if social else rng.uniform(0.97, 1.02))
+    roll = face.roll_degrees + rng.normal(0, 8.0 if social else 1.0)
     matrix = cv2.getRotationMatrix2D((big / 2, big / 2), roll, scale)
-    matrix[:, 2] += rng.normal(0, 0.045 if wild else 0.01, 2) * big
+    matrix[:, 2] += rng.normal(0, 0.045 if social else 0.01, 2) * big
     layers = np.dstack([head, np.where(covered, 255, 0).astype(np.uint8)])
     layers = cv2.warpAffine(layers, matrix, (big, big), flags=cv2.INTER_LINEAR)
     layers = cv2.resize(layers, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     head, alpha = layers[..., :3], layers[..., 3:] / 255
 
     y, x = _grid(size)
-    # Roundness: darker towards the edge of the head.
+    # The head is round: darker towards its edge.
     shading = (1.06 - 0.28 * np.clip(x**2 + (0.8 * y) ** 2, 0, 1))[..., None]
     light = np.array(CONTENT_LIGHT[content], np.float32) / 255
-    if wild:
+    if social:
         direction = rng.uniform(0, 2 * np.pi)
         side = 1 + rng.uniform(0.15, 0.5) * (x * np.cos(direction) + y * np.sin(direction))
         tint = 1 + (light * rng.uniform(0.8, 1.2, 3) - 0.7) * rng.uniform(0.3, 0.9)
@@ -476,44 +400,43 @@ def draw_face(
         shading = shading * (1 + 0.06 * (light - 0.6))
     head = head * shading
     background = _background(source, content, size, rng).astype(np.float32)
-    if wild:
+    if social:
         background = cv2.GaussianBlur(background, (0, 0), rng.uniform(0.004, 0.02) * size)
-    picture = head * alpha + background * (1 - alpha)
-    if source == "controlled":
-        return _finish(picture + 1.5 * rng.standard_normal(picture.shape, np.float32))
-    return _social_camera(picture, rng)
+    image = head * alpha + background * (1 - alpha)
+    if social:
+        return _social_camera(image, rng)
+    return _to_uint8(image + 1.5 * rng.standard_normal(image.shape, np.float32))
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(y, x) in -1..1, float32 [size, size] each."""
+    """Returns (y, x) in -1..1, float32 [size, size] each."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j].astype(np.float32)
     return y, x
 
 
-def _social_camera(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What happens to a picture on its way through a phone and a platform."""
-    size = picture.shape[0]
-    picture = 128 + (picture - 128) * rng.uniform(0.65, 1.15) + rng.uniform(-30, 20)
+def _social_camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Applies what a phone and a platform do: contrast, motion blur, noise, text, compression."""
+    size = image.shape[0]
+    image = 128 + (image - 128) * rng.uniform(0.65, 1.15) + rng.uniform(-30, 20)
     if rng.random() < 0.35:
         angle, length = rng.uniform(0, np.pi), int(rng.integers(3, 6))
         kernel = np.zeros((length, length))
         middle = (length - 1) / 2
         for t in np.linspace(-middle, middle, 2 * length):
             kernel[round(middle + t * np.sin(angle)), round(middle + t * np.cos(angle))] = 1
-        picture = cv2.filter2D(picture, -1, kernel / kernel.sum())
-    noise = rng.standard_normal(picture.shape, np.float32)
-    picture = _finish(picture + rng.uniform(2, 12) * noise)
+        image = cv2.filter2D(image, -1, kernel / kernel.sum())
+    noise = rng.standard_normal(image.shape, np.float32)
+    image = _to_uint8(image + rng.uniform(2, 12) * noise)
     if rng.random() < 0.4:
-        word = str(rng.choice(["LIVE", "wow", "new!", "AD", "#fyp", "review"]))
+        text = str(rng.choice(["LIVE", "wow", "new!", "AD", "#fyp", "review"]))
         place = (int(rng.uniform(0.02, 0.6) * size), int(rng.choice([0.12, 0.97]) * size))
-        white, black = (255, 255, 255), (0, 0, 0)
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(picture, word, place, font, size / 280, black, 3, cv2.LINE_AA)
-        cv2.putText(picture, word, place, font, size / 280, white, 1, cv2.LINE_AA)
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            font, scale = cv2.FONT_HERSHEY_SIMPLEX, size / 280
+            cv2.putText(image, text, place, font, scale, colour, thickness, cv2.LINE_AA)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(18, 60))]
-    _, squeezed = cv2.imencode(".jpg", picture[..., ::-1], quality)
-    return np.asarray(cv2.imdecode(squeezed, cv2.IMREAD_COLOR_RGB))
+    _, compressed = cv2.imencode(".jpg", image[..., ::-1], quality)
+    return np.asarray(cv2.imdecode(compressed, cv2.IMREAD_COLOR_RGB))
 
 
-def _finish(picture: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
