@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import socket
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,17 @@ CHECKSUMS_FILE = "SHA256SUMS"
 LOCK_FILE = ".lock"
 HASHING_THREADS = 4
 MAX_TABLE_BYTES = 2 * 2**30
+# The user of a URL, and values of names like those of secrets.
+SECRETS = (
+    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
+    (
+        re.compile(
+            r"(?i)(\b[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key|credential|signature)"
+            r"[\w.-]*[=:]|[?&]sig=)[^\s&;,]+"
+        ),
+        r"\1***",
+    ),
+)
 
 
 @contextlib.contextmanager
@@ -270,3 +282,25 @@ def lock(folder: Path) -> Iterator[None]:
             if is_new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
                 file.unlink()
                 folder.rmdir()
+
+
+def redact_secrets(text: str) -> str:
+    """Returns a text that may be written to a workdir, which people share: secrets are "***"."""
+    for pattern, replacement in SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def check_links(workdir: Path) -> None:
+    """Refuses a workdir with a link out of it, through which a run would write elsewhere.
+
+    Raises:
+      InputError: names the link.
+    """
+    inside = workdir.resolve()
+    for folder, folders, files in os.walk(workdir):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise InputError(
+                    f"'{path}' is a link out of the workdir; replace it by what it names"
+                )

@@ -11,8 +11,11 @@ from ml_collections import ConfigDict
 from fer_jax.__main__ import main
 from fer_jax.config import (
     OneLineParser,
+    as_typed,
     check_config,
     default_config,
+    default_generator,
+    describe,
     fields,
     from_json,
     load_config,
@@ -22,9 +25,11 @@ from fer_jax.config import (
     to_json,
 )
 from fer_jax.errors import InputError
+from fer_jax.fields import CLASSIFIER, GENERATOR, STUDY, Fields
 from fer_jax.study.scenarios import check_study
 from fer_jax.training.gan import check_generator
 
+EMPTY = '""'
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -107,7 +112,7 @@ def test_a_wrong_override_is_refused(field: str, text: str, says: str):
         ("optimizer.momentum", 1.5, r"in \[0, 1\)"),
         ("method.mixstyle", 1.5, r"in \[0, 1\]"),
         ("method.coral", -1.0, "at least 0"),
-        ("method.coral", 1.0, "compares sources, and config.sources has 0"),
+        ("method.coral", 1.0, "aligns datasets, and config.sources has 0"),
         ("method.sam", -0.05, "at least 0"),
         ("weight_average", "swa", "did you mean 'swad'"),
     ],
@@ -256,7 +261,29 @@ def test_help_lists_the_fields_of_the_named_config(capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     for name, _ in fields(default_config()):
         assert f"--config.{name}=" in printed
+        assert describe(CLASSIFIER[name]) in printed
     assert "--config.batch_size=64" in printed
+
+
+@pytest.mark.parametrize("table", [CLASSIFIER, GENERATOR, STUDY])
+def test_the_readme_lists_every_field_with_default_and_meaning(table: Fields):
+    rows = [
+        f"| `{name}` | `{as_typed(field.default) or EMPTY}` | {describe(field)} |"
+        for name, field in table.items()
+        if not name.startswith("run.")
+    ]
+    expected = "\n".join(["| field | default | meaning |", "| --- | --- | --- |", *rows]) + "\n\n"
+    assert expected in (CONFIGS / "README.md").read_text(), expected
+
+
+def test_every_field_has_a_meaning_and_a_default_that_it_allows():
+    for table, check in (
+        (CLASSIFIER, check_config),
+        (GENERATOR, check_generator),
+    ):
+        assert all(field.meaning for field in table.values())
+        defaults = default_config() if table is CLASSIFIER else default_generator()
+        assert dict(fields(check(defaults))) == {n: field.default for n, field in table.items()}
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from fer_jax.config import (
     default_config,
     from_json,
     read_config,
-    redacted,
     to_json,
 )
 from fer_jax.errors import InputError
+from fer_jax.storage import redact_secrets
 from fer_jax.training import start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,7 +247,7 @@ def test_a_study_is_not_done_by_several(
     ],
 )
 def test_secrets_are_not_written(text: str, kept: str):
-    assert redacted(text) == kept
+    assert redact_secrets(text) == kept
 
 
 def test_a_config_is_kept_without_secrets_and_still_continues(tmp_path: Path):

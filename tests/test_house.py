@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "fer_jax": 0,
     "fer_jax.errors": 0,
+    "fer_jax.fields": 0,
     "fer_jax.schema": 0,
     "fer_jax.storage": 0,
     "fer_jax.config": 1,
@@ -44,7 +45,7 @@ FLOORS = {
     "configs": 2,
 }
 # Floor 0 in order: each may import those before it.
-GROUND_FLOOR = ["fer_jax", "fer_jax.errors", "fer_jax.schema", "fer_jax.storage"]
+GROUND_FLOOR = ["fer_jax", "fer_jax.errors", "fer_jax.fields", "fer_jax.schema", "fer_jax.storage"]
 # The package's front door, `fer_jax.load`, opens the room it leads to when it is called.
 FRONT_DOOR = ("fer_jax", "fer_jax.inference.recognizer")
 ELSEWHERE_ONLY = {"tensorflow", "keras", "torch"}  # the benchmark's peers

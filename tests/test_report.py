@@ -437,7 +437,7 @@ def simulated_study() -> dict[str, Any]:
     ]
     runs = {s: [f"runs/{s.replace(' + ', '_')}.seed_{i}" for i in range(3)] for s in SCENARIOS}
     return {
-        "question": "Which sources make the model hold on content it has never seen?",
+        "question": "Which sources make the model generalize to unseen content?",
         "answer": "Adding web pictures raises balanced accuracy on unseen content by 0.093 "
         "[0.021, 0.158] over the laboratory alone; synthetic faces add 0.012 [-0.041, 0.063].",
         "task": "emotion",

@@ -27,6 +27,7 @@ from fer_jax.data.records import (
 )
 from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, did_you_mean
+from fer_jax.fields import STUDY
 from fer_jax.study.distances import Learned, learned
 from fer_jax.training import start, validation
 from fer_jax.training.log import read_metrics
@@ -95,7 +96,7 @@ def check_study(config: Config) -> Config:
     """
     if "scenarios" not in config:
         raise InputError("this is one run's config; train it with `fer-jax train`")
-    check_fields(config, default_study)
+    check_fields(config, STUDY)
     check_config(config.run)
     for name in SET_BY_STUDY:
         if config.run[name] != default_study().run[name]:

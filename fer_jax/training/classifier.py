@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from clu import platform
 
-from fer_jax import checkpoints, distributed
+from fer_jax import checkpoints, distributed, storage
 from fer_jax.config import (
     Config,
-    check_links,
     fields,
     from_json,
     to_json,
@@ -85,7 +84,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         and a loss that is not finite, with its step.
       Preempted: a signal came; what was done is saved.
     """
-    check_links(workdir)
+    storage.check_links(workdir)
     with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
         return _train(config, workdir, data_dir, notice, dog)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 import fer_jax
-from fer_jax.config import redacted
+from fer_jax import storage
 from fer_jax.data.audit.audit import Experiment
 from fer_jax.data.records import build_summary
 from fer_jax.training.log import write_atomically
@@ -50,7 +50,7 @@ def write_environment(
         "processes": jax.process_count(),
         "cpu_cores": os.cpu_count(),
         "commit": _commit(),
-        "command": " ".join(["fer-jax", *map(redacted, sys.argv[1:])]),
+        "command": " ".join(["fer-jax", *map(storage.redact_secrets, sys.argv[1:])]),
         "data_dir": str(data_dir.resolve()),
         "datasets": {
             name: {

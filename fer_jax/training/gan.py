@@ -20,14 +20,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fer_jax import checkpoints, distributed
+from fer_jax import checkpoints, distributed, storage
 from fer_jax.config import (
     Config,
     check_fields,
-    check_links,
-    check_values,
     default_config,
-    default_generator,
     fields,
     from_json,
     read_config,
@@ -39,6 +36,7 @@ from fer_jax.data.augment import normalize
 from fer_jax.data.records import as_source
 from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, Preempted, did_you_mean
+from fer_jax.fields import GENERATOR
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig, MappingConfig
 from fer_jax.models.xception import grey
 from fer_jax.schema import TASKS
@@ -89,28 +87,7 @@ def check_generator(config: Config) -> Config:
     Raises:
       InputError: names the field, its value and what is accepted.
     """
-    check_fields(config, default_generator)
-    check_values(
-        config,
-        choices={
-            "task": tuple(TASKS),
-            "model.dtype": ("float32", "bfloat16"),
-            "input": ("stream", "memmap", "device"),
-            "corrupt_records": ("stop", "skip"),
-        },
-        ranges={
-            "at least 1": (
-                *("batch_size", "num_images", "log_every_steps", "r1_interval", "path_interval"),
-                *("measure.every_images", "model.latent_dim", "model.mapping_layers"),
-            ),
-            "above 0": ("learning_rate", "average_images", "augment.images"),
-            "at least 0": (
-                *("seed", "r1_gamma", "path_weight", "average_rampup", "freeze_blocks"),
-                "class_weight",
-            ),
-            "in [0, 1]": ("style_mixing", "augment.target"),
-        },
-    )
+    check_fields(config, GENERATOR)
     for name in config.augment.groups:
         if name not in ada.GROUPS:
             hint = did_you_mean(name, ada.GROUPS)
@@ -221,7 +198,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
         and a loss that is not finite, with its step.
       Preempted: a signal came; what was done is saved.
     """
-    check_links(workdir)
+    storage.check_links(workdir)
     with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
         return _train(config, workdir, data_dir, notice, dog)
 
