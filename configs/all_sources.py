@@ -1,4 +1,4 @@
-r"""Every source's training part together, drawn equally often by source and class.
+r"""The training parts of all datasets, sampled equally often by dataset and class.
 
     fer-jax build face_folder/given --name=fer2013 --source=fer2013.zip
     fer-jax build face_folder/grouped --name=ck48 --namespace=ck --source=ck48.zip
@@ -14,9 +14,9 @@ r"""Every source's training part together, drawn equally often by source and cla
       --config.exclusions=runs/all_exclusions.csv
     fer-jax evaluate --workdir=runs/all_sources
 
-The recipe is that of configs/fer2013.py. Sets that are framed otherwise than FER2013 go through the
-detector, which aligns them to its framing. configs/study_leave_one_out.py says what each source is
-worth.
+The recipe is that of configs/fer2013.py. Datasets with another framing than FER2013 go through the
+face detector, which aligns them to it. configs/study_leave_one_out.py measures the contribution of
+each dataset.
 """
 
 from pathlib import Path
@@ -25,11 +25,11 @@ from fer_jax.config import Config, load_config
 
 
 def get_config() -> Config:
-    """The config."""
+    """Returns the config."""
     config = load_config(str(Path(__file__).with_name("fer2013.py")))
     folds = {"train": "fold_0+fold_1+fold_2", "validation": "fold_3", "test": "fold_4"}
     config.sources = (
-        # FER2013's own validation part is the test here, so another part chooses.
+        # FER2013's validation part is the test here, so checkpoints are selected on another part.
         {
             "name": "fer2013/given",
             "train": "train[:95%]",
@@ -44,7 +44,6 @@ def get_config() -> Config:
         {"name": "synth_sd/grouped"},
     )
     config.test_sets = config.sources
-    config.mixture.balance_sources = True
-    config.mixture.balance_classes = True
+    config.mixture.update(balance_sources=True, balance_classes=True)
     config.selection_metric = "validation_balanced_accuracy"
     return config

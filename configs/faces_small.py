@@ -1,4 +1,4 @@
-r"""Five real collections together, small enough for 2 CPU cores; each is tested on its own.
+r"""Five datasets together, small enough for 2 CPU cores; each is tested separately.
 
     fer-jax build face_folder/folds --name=jaffe --source=jaffe.zip
     fer-jax build face_folder/folds --name=yale --source=yale.zip
@@ -11,19 +11,19 @@ r"""Five real collections together, small enough for 2 CPU cores; each is tested
       --config.exclusions=runs/faces_exclusions.csv
     fer-jax evaluate --workdir=runs/faces_small
 
-Trained on three of five folds of the laboratory sets and the training parts of the others,
-sources drawn equally often, 72 px through a narrow Xception. The exclusions are FER2013's copies
-of its own pictures; the audit ends with exit code 1 because it finds them.
+Trains on three of five folds of the laboratory datasets and the training parts of the others, all
+sampled equally often, at 72 px with a narrow Xception. The exclusions are near-duplicates within
+FER2013; the audit ends with exit code 1 because it finds them.
 """
 
 from fer_jax.config import Config, default_config
 
 
 def get_config() -> Config:
-    """The config."""
+    """Returns the config."""
     config = default_config()
     folds = {"train": "fold_0+fold_1+fold_2", "validation": "fold_3", "test": "fold_4"}
-    # FER2013's own validation part is the test here, so checkpoints are chosen on other images.
+    # FER2013's validation part is the test here, so checkpoints are selected on other images.
     official = {"train": "train[:95%]", "validation": "train[95%:]", "test": "validation"}
     config.sources = (
         {"name": "jaffe/folds", **folds},
@@ -36,20 +36,14 @@ def get_config() -> Config:
     config.mixture.balance_sources = True
     config.batch_size = 64
     config.num_epochs = 5.0
-    config.model.image_size = 72
-    config.model.width = 0.25
-    config.model.num_middle_blocks = 2
-    config.model.dropout = 0.3
-    config.model.batch_norm_momentum = 0.95
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.weight_decay = 1e-2
+    config.model.update(
+        image_size=72, width=0.25, num_middle_blocks=2, dropout=0.3, batch_norm_momentum=0.95
+    )
+    config.optimizer.update(learning_rate=2e-3, weight_decay=1e-2)
     config.schedule.warmup_epochs = 0.2
-    config.augment.rotation_degrees = 15.0
-    config.augment.shift = 0.1
-    config.augment.shear = 0.1
-    config.augment.zoom = 0.15
-    config.augment.brightness = 0.2
-    config.augment.contrast = 0.2
+    config.augment.update(
+        rotation_degrees=15.0, shift=0.1, shear=0.1, zoom=0.15, brightness=0.2, contrast=0.2
+    )
     config.loss.label_smoothing = 0.1
     config.ema_decay = 0.99
     config.log_every_steps = 50

@@ -1,13 +1,14 @@
-r"""Every content against every content: is it the new advertisement that costs, or the new people?
+r"""Train on each kind of advertisement, test on every kind: what does unseen content cost?
 
     fer-jax build neurobiosense/folds --source=NeuroBioSense
     fer-jax study --config=configs/study_contents.py --workdir=runs/study_contents
-    fer-jax build demo/controlled                                    # without a collection
+    fer-jax build demo/controlled                                    # without NeuroBioSense
     fer-jax study --config=configs/study_contents.py:demo/controlled --workdir=runs/study_contents
 
-The variant is the dataset. A model learns from the people of one content group and is tested on
-other people of every group: (train A -> unseen people of A) - (train A -> B) is what new content
-costs beside new people, whom both sides have. Sized for 2 CPU cores: 72 px, a narrow Xception.
+The variant is the dataset. A model is trained on people of one content group and tested on other
+people of every group. The difference (train A, test unseen people of A) - (train A, test B) is the
+cost of unseen content, because both test on unseen people. For 2 CPU cores: 72 px, a narrow
+Xception.
 """
 
 from fer_jax.config import Config, default_study
@@ -16,12 +17,12 @@ CONTENTS = ("food_market", "cosmetics_fashion", "car_tech")
 
 
 def get_config(dataset: str = "neurobiosense/folds") -> Config:
-    """The study; the variant is a dataset whose parts are people."""
+    """Returns the study; the variant is a dataset that is split by people."""
     config = default_study()
-    config.question = "Does a model hold on advertisements of a kind it has never seen?"
+    config.question = "Does a model generalize to advertisements of an unseen kind?"
     config.protocol = (
-        "train, validation and test are different people of each content group; a model is chosen "
-        "on the group that it learns from"
+        "train, validation and test are different people of each content group; checkpoints are "
+        "selected on the group that is trained on"
     )
     parts = {"train": "train", "validation": "validation", "test": "test"}
     if dataset.endswith("/folds"):
@@ -41,18 +42,12 @@ def get_config(dataset: str = "neurobiosense/folds") -> Config:
     run.num_epochs = 20.0
     run.validate_every_epochs = 4.0
     run.mixture.balance_classes = True
-    run.model.image_size = 72
-    run.model.width = 0.25
-    run.model.num_middle_blocks = 0
-    run.model.dropout = 0.3
-    run.model.batch_norm_momentum = 0.95
-    run.optimizer.learning_rate = 2e-3
-    run.optimizer.weight_decay = 1e-2
-    run.augment.rotation_degrees = 15.0
-    run.augment.shift = 0.1
-    run.augment.shear = 0.1
-    run.augment.zoom = 0.15
-    run.augment.brightness = 0.2
-    run.augment.contrast = 0.2
+    run.model.update(
+        image_size=72, width=0.25, num_middle_blocks=0, dropout=0.3, batch_norm_momentum=0.95
+    )
+    run.optimizer.update(learning_rate=2e-3, weight_decay=1e-2)
+    run.augment.update(
+        rotation_degrees=15.0, shift=0.1, shear=0.1, zoom=0.15, brightness=0.2, contrast=0.2
+    )
     run.ema_decay = 0.99
     return config

@@ -1,4 +1,4 @@
-r"""What is each source worth? All together, without each in turn, and the largest alone.
+r"""What does each dataset contribute? All together, without each in turn, the largest alone.
 
 The datasets are built as configs/all_sources.py says.
 
@@ -7,9 +7,9 @@ The datasets are built as configs/all_sources.py says.
     fer-jax study --config=configs/study_leave_one_out.py --workdir=DIR \
       --config.run.exclusions=leave_out.csv
 
-Every run takes as many steps as the mixture of all. Three seeds are 27 runs: one a job, by --run=N.
-Reduced, for 47 minutes of two busy CPU cores: `"--config.seeds=(0,)" --config.run.model.width=0.25
---config.run.num_epochs=2 --config.run.ema_decay=0.99`; README has what came of it.
+All runs take equal steps. Three seeds give 27 runs; --run=N runs one of them, for one job each.
+Reduced to 47 minutes on two CPU cores by `"--config.seeds=(0,)" --config.run.model.width=0.25
+--config.run.num_epochs=2 --config.run.ema_decay=0.99`; configs/README.md has its results.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from fer_jax.config import Config, default_study, load_config
 
 
 def get_config() -> Config:
-    """The study."""
+    """Returns the study."""
     everything = load_config(str(Path(__file__).with_name("all_sources.py")))
     config = default_study()
-    config.question = "What does each source add to a mixture of all?"
+    config.question = "What does each dataset add to a mixture of all?"
     config.protocol = (
-        "train, validation and test parts by person where people are named; fer2013: the last "
-        "twentieth of its training part validates, and the official validation part tests"
+        "parts by person where people are known; fer2013: the last twentieth of its training part "
+        "for validation, the official validation part as the test"
     )
     short = {source["name"].split("/")[0]: source for source in everything.sources}
     config.scenarios = (

@@ -1,4 +1,4 @@
-r"""Which method makes a mixture of real sources hold on sources that it has never seen?
+r"""Which method makes a mixture of datasets generalize to unseen datasets?
 
 The datasets are built as configs/study_sources.py and configs/faces_small.py say.
 
@@ -6,9 +6,9 @@ The datasets are built as configs/study_sources.py and configs/faces_small.py sa
     fer-jax study --config=configs/study_methods.py --workdir=DIR \
       --config.run.exclusions=leave_out.csv
 
-Laboratory, press and web faces are learned from, drawn equally often by source and class; generated
-portraits, stock photos and a laboratory that was not among them are only tested on. Every scenario
-is the baseline and one word more, or less. Sized for 2 CPU cores.
+Trains on laboratory, press and web faces, sampled equally often by dataset and class. Synthetic
+portraits, stock photos and another laboratory's faces are only tested on. Each scenario changes one
+field of the baseline. For 2 CPU cores.
 """
 
 from fer_jax.config import Config, default_study
@@ -17,12 +17,11 @@ BALANCED = {"mixture.balance_sources": True, "mixture.balance_classes": True}
 
 
 def get_config() -> Config:
-    """The study."""
+    """Returns the study."""
     config = default_study()
-    config.question = "Which method makes a mixture of sources hold on sources it has never seen?"
+    config.question = "Which method makes a mixture of datasets generalize to unseen datasets?"
     config.protocol = (
-        "train, validation and test parts by person where people are named; yale, web96 and "
-        "synth_sd are only tested on, whole"
+        "parts by person where people are known; all of yale, web96 and synth_sd are only tested on"
     )
     sources = (
         {
@@ -63,19 +62,17 @@ def get_config() -> Config:
     run = config.run
     run.batch_size = 64
     run.num_epochs = 8.0
-    run.model.image_size = 48
-    run.model.stem_stride = 1
-    run.model.grayscale = True
-    run.model.width = 0.25
-    run.model.num_middle_blocks = 2
-    run.model.dropout = 0.3
-    run.model.batch_norm_momentum = 0.95
-    run.optimizer.learning_rate = 2e-3
-    run.optimizer.weight_decay = 1e-2
-    run.augment.rotation_degrees = 12.0
-    run.augment.shift = 0.08
-    run.augment.shear = 0.08
-    run.augment.zoom = 0.15
-    run.augment.brightness = 0.2
-    run.augment.contrast = 0.2
+    run.model.update(
+        image_size=48,
+        stem_stride=1,
+        grayscale=True,
+        width=0.25,
+        num_middle_blocks=2,
+        dropout=0.3,
+        batch_norm_momentum=0.95,
+    )
+    run.optimizer.update(learning_rate=2e-3, weight_decay=1e-2)
+    run.augment.update(
+        rotation_degrees=12.0, shift=0.08, shear=0.08, zoom=0.15, brightness=0.2, contrast=0.2
+    )
     return config

@@ -1,29 +1,29 @@
-"""The published protocol: train on food advertisements, choose on cosmetics, test on cars.
+"""The published protocol: train on food advertisements, validate on cosmetics, test on cars.
 
     fer-jax build neurobiosense/content --source=NeuroBioSense
     fer-jax build youtube/grouped --source=videos
-    fer-jax build synthetic/grouped --source=made
+    fer-jax build synthetic/grouped --source=synthetic
     fer-jax study --config=configs/study_published.py:interest --workdir=runs/study_published
 
-The variant is the label space, "emotion" or "interest". Laboratory video alone is the baseline;
-the others add social media, generated faces, or both. Xception with the published head, batch 16,
-Adam at 1e-3 that halves after 20 validations without a gain, up to 300 epochs; start it from
-ImageNet with --config.run.init_from=FILE.h5. Twelve runs: one a job with --run=N.
+The variant is the task, "emotion" or "interest". The baseline is trained on laboratory video; the
+others add social media, synthetic faces, or both. Xception with the published head, batch 16, Adam
+at 1e-3, halved after 20 validations without improvement, up to 300 epochs.
+--config.run.init_from=FILE.h5 starts from ImageNet weights. --run=N runs one of the twelve runs.
 """
 
 from fer_jax.config import Config, default_study
 
 
 def get_config(task: str = "interest") -> Config:
-    """The study; the variant is the label space."""
+    """Returns the study; the variant is the task."""
     config = default_study()
     config.question = (
-        "Does adding social media or generated faces to laboratory video make the model hold on "
-        "advertisements of a kind it has never seen?"
+        "Does adding social media or synthetic faces to laboratory video make the model generalize "
+        "to advertisements of an unseen kind?"
     )
     config.protocol = (
         "train food_market, validation cosmetics_fashion, test car_tech; every person is in one "
-        "category, so the test is of new people and of new content"
+        "category, so the test has unseen people and unseen content"
     )
     lab, social, synthetic = "neurobiosense/content", "youtube/grouped", "synthetic/grouped"
     config.scenarios = (
@@ -34,22 +34,20 @@ def get_config(task: str = "interest") -> Config:
     )
     config.test_sets = (lab, social)
     config.seeds = (0, 1, 2)
-    # As published: the epochs are each scenario's own, until its validation stops it.
+    # As published: each scenario runs until its own early stopping.
     config.equal_steps = False
     if task == "interest":
-        config.published.pr_auc = 0.94
-        config.published.roc_auc = 0.94
-        config.published.source = "reported with the published protocol"
+        config.published.update(
+            pr_auc=0.94, roc_auc=0.94, source="reported with the published protocol"
+        )
     run = config.run
     run.task = task
     run.batch_size = 16
     run.num_epochs = 300.0
     run.early_stopping_patience = 50
     run.model.head = "mlp"
-    run.optimizer.name = "adam"
-    run.optimizer.weight_decay = 0.0
-    run.schedule.name = "plateau"
-    run.schedule.warmup_epochs = 0.0
+    run.optimizer.update(name="adam", weight_decay=0.0)
+    run.schedule.update(name="plateau", warmup_epochs=0.0)
     run.selection_metric = "validation_loss"
     run.loss.class_weights = "balanced"
     return config

@@ -1,11 +1,11 @@
-r"""What does each ingredient of configs/fer2013.py bring? The recipe, and the recipe without it.
+r"""What does each ingredient of configs/fer2013.py contribute? The recipe without each in turn.
 
     fer-jax study --config=configs/study_recipe.py --workdir=DIR --write_exclusions=leave_out.csv
     fer-jax study --config=configs/study_recipe.py --workdir=DIR \
       --config.run.exclusions=leave_out.csv
 
-Scored on FER2013's validation part (the official PublicTest), on which the recipe was chosen; a
-twentieth of its training part chooses the checkpoints here. One seed, ten runs.
+Tests on FER2013's validation part (the official PublicTest), on which the recipe was selected; a
+twentieth of the training part selects the checkpoints. One seed, ten runs.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ WITHOUT = {
 
 
 def get_config() -> Config:
-    """The study."""
+    """Returns the study."""
     recipe = load_config(str(Path(__file__).with_name("fer2013.py")))
     source = {
         "name": "fer2013/given",
@@ -40,10 +40,10 @@ def get_config() -> Config:
         "test": "validation",
     }
     config = default_study()
-    config.question = "What does each ingredient of the recipe for FER2013 bring?"
+    config.question = "What does each ingredient of the recipe for FER2013 contribute?"
     config.protocol = (
-        "the first 95 % of FER2013's training part train, the rest chooses the checkpoint, the "
-        "official validation part tests"
+        "train on the first 95 % of FER2013's training part, select checkpoints on the rest, test "
+        "on the official validation part"
     )
     config.scenarios = (
         {"name": "recipe", "sources": (source,)},

@@ -1,4 +1,4 @@
-"""Every source against every source: what does a model of one kind of face know of another?
+"""Train on each dataset, test on every dataset: how well does each generalize to the others?
 
     fer-jax build face_folder/folds --name=jaffe --source=jaffe.zip
     fer-jax build face_folder/folds --name=yale --source=yale.zip
@@ -10,22 +10,22 @@
     fer-jax study --config=configs/study_sources.py --workdir=DIR \
       --config.run.exclusions=leave_out.csv
 
-FER2013 shows the same pictures in its official parts, so the copies are left out of training
-first. Sized for 2 CPU cores: an eighth of FER2013, 72 px, a narrow Xception, as many steps for
-every source. yale and ck48 lack classes, so happiness, sadness and surprise are what is scored.
+FER2013 has near-duplicates across its official parts; the first command leaves them out of
+training. For 2 CPU cores: an eighth of FER2013, 72 px, a narrow Xception, equal steps. yale and
+ck48 lack classes, so only happiness, sadness and surprise are evaluated.
 """
 
 from fer_jax.config import Config, default_study
 
 
 def get_config() -> Config:
-    """The study."""
+    """Returns the study."""
     config = default_study()
-    config.question = "What does a model that learned from one source know of the others?"
+    config.question = "How well does a model of one dataset generalize to the others?"
     config.protocol = (
-        "train, validation and test parts by person where people are named; jaffe and yale: two "
-        "folds train, one validates, two test; fer2013: an eighth of its training part trains, "
-        "and the official validation part tests"
+        "parts by person where people are known; jaffe and yale: two folds for training, one for "
+        "validation, two for the test; fer2013: an eighth of its training part for training, the "
+        "official validation part as the test"
     )
     folds = {"train": "fold_0+fold_1", "validation": "fold_2", "test": "fold_3+fold_4"}
     sources = (
@@ -53,21 +53,13 @@ def get_config() -> Config:
     run.batch_size = 32
     run.num_epochs = 3.0
     run.mixture.balance_classes = True
-    run.model.image_size = 72
-    run.model.width = 0.25
-    run.model.num_middle_blocks = 0
-    run.model.dropout = 0.3
-    run.model.batch_norm_momentum = 0.95
-    run.optimizer.learning_rate = 2e-3
-    run.optimizer.weight_decay = 1e-2
-    run.augment.rotation_degrees = 15.0
-    run.augment.shift = 0.1
-    run.augment.shear = 0.1
-    run.augment.zoom = 0.15
-    # The sets are differently lit, and one is in colour: neither must be what is learned.
-    run.augment.brightness = 0.2
-    run.augment.contrast = 0.2
-    run.augment.saturation = 1.0
+    run.model.update(
+        image_size=72, width=0.25, num_middle_blocks=0, dropout=0.3, batch_norm_momentum=0.95
+    )
+    run.optimizer.update(learning_rate=2e-3, weight_decay=1e-2)
+    run.augment.update(rotation_degrees=15.0, shift=0.1, shear=0.1, zoom=0.15)
+    # The datasets differ in light, and one has colour; the model must not learn these.
+    run.augment.update(brightness=0.2, contrast=0.2, saturation=1.0)
     run.loss.label_smoothing = 0.1
     run.ema_decay = 0.99
     return config

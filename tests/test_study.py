@@ -55,7 +55,7 @@ def people(name: str, count: int, emotions: range = range(7)) -> list[tuple[str,
 def quick_compilation() -> Iterator[None]:
     """One device and hardly an optimization."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training.train", "evaluation.evaluate"):
+        for module in ("training.classifier", "evaluation.evaluate"):
             patch.setattr(f"fer_jax.{module}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
         jax.config.update("jax_disable_most_optimizations", True)
         yield
