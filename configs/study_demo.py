@@ -5,8 +5,8 @@
 
 Four runs with one seed and equal steps: the baseline is trained on the controlled faces; the others
 add social faces, synthetic faces, or both. The network is shallower than that of configs/demo.py
-and takes half of its steps. The synthetic faces come from the generator of configs/stylegan_demo.py,
-which was trained on the baseline's training people only.
+and takes half of its steps. The synthetic faces come from the generator of
+configs/stylegan_demo.py, which was trained on the baseline's training people only.
 """
 
 from fer_jax.config import Config, default_study

@@ -6,8 +6,8 @@
     fer-jax evaluate --workdir=runs/synthetic_to_real
 
 The variant names another synthetic dataset: --config=configs/synthetic_to_real.py:synth_sd/grouped.
-The real datasets are built as in configs/faces_small.py and have the same test parts, so results can
-be compared. The teacher must not be trained on these test parts.
+The real datasets are built as in configs/faces_small.py and have the same test parts, which makes
+results comparable. The teacher must not be trained on these test parts.
 """
 
 from fer_jax.config import Config, default_config
