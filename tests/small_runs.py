@@ -4,19 +4,21 @@ import dataclasses
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 from nvidia_files import random_arrays
 from safetensors.numpy import save_file
 
 from fer_jax import checkpoints, schema
 from fer_jax.config import default_config, to_json
-from fer_jax.data.build import write
-from fer_jax.data.plan import Plan
+from fer_jax.data import build
+from fer_jax.data.builder import Inputs, RecordBuilder
 from fer_jax.evaluation import predictions
 from fer_jax.inference.network import model_arguments
 from fer_jax.media.clips import Found
@@ -116,6 +118,35 @@ def image_bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
 
 
+def write_rows(
+    data_dir: Path,
+    name: str,
+    rows: list[dict[str, Any]],
+    find_faces: Callable[[dict[str, Any]], list[Found]],
+    config: str = "grouped",
+) -> Path:
+    """Builds a dataset from rows that have their splits."""
+
+    class Rows(RecordBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)]
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return self.record_info("rows of a test")
+
+        def list_inputs(self) -> Inputs:
+            return Inputs(rows, [], {})
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return self.splits_of_inputs()
+
+        def _generate_examples(self, rows: list[dict[str, Any]]) -> Any:
+            return self.examples(rows, find_faces)
+
+    Rows.name = name
+    return build.write(Rows, config, data_dir)
+
+
 def write_dataset(
     data_dir: Path,
     name: str,
@@ -143,7 +174,7 @@ def write_dataset(
         for number, (split, entries) in enumerate(rows.items())
         for index, (subject, emotion) in enumerate(entries)
     ]
-    return write(Plan(name, "grouped", planned, [], {}, read=read), data_dir)
+    return write_rows(data_dir, name, planned, read)
 
 
 def write_predictions(workdir: Path, cross: str) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from small_runs import picture
+from small_runs import picture, write_rows
 from test_train import TINY
 
 from fer_jax import schema
 from fer_jax.__main__ import main
 from fer_jax.config import default_config
-from fer_jax.data.build import Plan, write
 from fer_jax.data.records import open_records
 from fer_jax.evaluation import predictions
 from fer_jax.media.clips import Found
@@ -57,7 +56,7 @@ def write_spots(data_dir: Path, name: str, parts: dict[str, int], contrast: floa
         for number, (split, count) in enumerate(parts.items())
         for index in range(count)
     ]
-    write(Plan(name, "grouped", rows, [], {}, read=read), data_dir)
+    write_rows(data_dir, name, rows, read)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What stands on two sides is found, named, and can be left out."""
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from small_runs import write_rows
 
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.__main__ import main
 from fer_jax.data.audit import audit
-from fer_jax.data.build import write
-from fer_jax.data.plan import Plan
 from fer_jax.media.clips import Found
 from fer_jax.media.images import decode, encode_jpeg
 
@@ -25,8 +23,8 @@ FACES: dict[int, bytes] = {}
 def face(number: int) -> bytes:
     """A drawn person; the same number is the same picture."""
     if number not in FACES:
-        row = demo.plan("social", None).rows[number * 21 % 1260]  # pyright: ignore[reportArgumentType] (no options)
-        FACES[number] = demo._render(row)[0].faces[0]["image"]
+        row = demo.list_rows("social")[number * 21 % 1260]
+        FACES[number] = demo.render(row)[0].faces[0]["image"]
     return FACES[number]
 
 
@@ -42,7 +40,7 @@ def dataset(data_dir: Path, rows: list[dict[str, Any]], name: str = "x", config:
         data = picture if isinstance(picture, bytes) else face(picture)
         return [Found(row["record_id"], [{"image": data}])]
 
-    write(Plan(name, config, whole, [], {}, read=read), data_dir)
+    write_rows(data_dir, name, whole, read, config)
 
 
 def run(tmp_path: Path, *words: str) -> tuple[int, dict[str, Any]]:
@@ -147,8 +145,7 @@ def test_photographs_of_one_person_are_no_copies(shared: Path, tmp_path: Path):
 
 def test_the_drawn_people_are_told_apart(tmp_path: Path):
     for source in ("controlled", "social"):
-        plan = demo.plan(source, None)  # pyright: ignore[reportArgumentType] (no options)
-        write(dataclasses.replace(plan, rows=plan.rows[::8]), tmp_path)
+        write_rows(tmp_path, "demo", demo.list_rows(source)[::8], demo.render, source)
     # The name alone stands for both.
     code, found = run(tmp_path, "demo")
     assert (code, found["leaks"]) == (0, {})

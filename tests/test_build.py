@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from fer_jax.__main__ import main
-from fer_jax.data import shards
-from fer_jax.data.plan import files_in
+from fer_jax.data import builder
+from fer_jax.data.builder import files_in
 from fer_jax.data.records import build_summary, open_records
 from fer_jax.errors import InputError
 
@@ -117,10 +117,10 @@ def test_records_carry_what_is_known_and_the_counts_add_up(source: Path, tmp_pat
     by_clip = {row["clip"]: row for row in table(tmp_path / "data", "clips.csv")}
     assert len(by_clip) == 7
     whole = by_clip[f"{NAME}/car_tech/p00/clip_0"]
-    counts = [whole[k] for k in ("frames_claimed", "frames_decoded", "frames_wanted")]
+    counts = [whole[k] for k in ("frames_claimed", "frames_decoded", "frames_requested")]
     assert counts == ["12", "12", "4"] and whole["frames_with_faces"] == "4"
     broken = by_clip[f"{NAME}/food_market/p04/pointer"]
-    assert (broken["frames_decoded"], broken["frames_wanted"], broken["frames_with_faces"]) == (
+    assert (broken["frames_decoded"], broken["frames_requested"], broken["frames_with_faces"]) == (
         ("0", "1", "0")
     )
     measured = table(tmp_path / "data", "quality.csv")
@@ -367,8 +367,8 @@ def without_one(things: Iterator[Any]) -> Iterator[Any]:
 def test_a_row_that_is_lost_on_the_way_is_noticed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = shards._in_threads
-    monkeypatch.setattr(shards, "_in_threads", lambda *rest: without_one(run(*rest)))
+    run = builder._in_threads
+    monkeypatch.setattr(builder, "_in_threads", lambda *rest: without_one(run(*rest)))
     with pytest.raises(RuntimeError, match="of 6 rows 3 were lost and 0 came twice"):
         main(words(source, tmp_path / "data"))
     assert nothing_prepared(tmp_path / "data")
@@ -377,14 +377,14 @@ def test_a_row_that_is_lost_on_the_way_is_noticed(
 def test_a_row_that_comes_twice_is_noticed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = shards._in_threads
+    run = builder._in_threads
 
     def doubled(*rest: Any) -> Iterator[Any]:
         for outcome, records in run(*rest):
             yield outcome, records
             yield outcome, []
 
-    monkeypatch.setattr(shards, "_in_threads", doubled)
+    monkeypatch.setattr(builder, "_in_threads", doubled)
     with pytest.raises(RuntimeError, match="of 6 rows 0 were lost and 6 came twice"):
         main(words(source, tmp_path / "data"))
 
@@ -392,23 +392,23 @@ def test_a_row_that_comes_twice_is_noticed(
 def test_a_record_that_is_lost_or_doubled_is_noticed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = shards._in_threads
+    run = builder._in_threads
 
     def shortened(*rest: Any) -> Iterator[Any]:
         return ((outcome, records[1:]) for outcome, records in run(*rest))
 
-    monkeypatch.setattr(shards, "_in_threads", shortened)
+    monkeypatch.setattr(builder, "_in_threads", shortened)
     with pytest.raises(RuntimeError, match="test: 8 records made, 6 in the shards"):
         main(words(source, tmp_path / "data"))
-    make = shards.make_records
+    make = builder.make_records
 
-    def alike(row: Any, read: Any) -> Any:
-        outcome, records = make(row, read)
+    def alike(row: Any, find_faces: Any) -> Any:
+        outcome, records = make(row, find_faces)
         same = [record | {"record_id": "same"} for record in outcome.records]
         return outcome._replace(records=same), records
 
-    monkeypatch.setattr(shards, "_in_threads", run)
-    monkeypatch.setattr(shards, "make_records", alike)
+    monkeypatch.setattr(builder, "_in_threads", run)
+    monkeypatch.setattr(builder, "make_records", alike)
     with pytest.raises(RuntimeError, match="the record same came twice"):
         main(words(source, tmp_path / "data"))
     assert nothing_prepared(tmp_path / "data")
@@ -429,7 +429,7 @@ def test_files_are_those_of_the_folder_and_what_is_not_read_has_its_reason(tmp_p
     (folder / "notes").symlink_to(outside / "secret.mp4")
     expected = [
         ("linked", "a link to a folder"),
-        ("nothing.mp4", "a link to nothing"),
+        ("nothing.mp4", "a broken link"),
         ("out.mp4", "a link out of the folder"),
         ("up.mp4", "a link out of the folder"),
     ]

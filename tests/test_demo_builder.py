@@ -1,6 +1,5 @@
-"""The rendered faces: deterministic, balanced, with expressions where they belong."""
+"""The rendered faces: deterministic, balanced as documented, expressions where they belong."""
 
-import argparse
 import collections
 
 import numpy as np
@@ -10,12 +9,10 @@ from data_builders.demo import demo_dataset_builder as demo
 from data_builders.demo import draw
 from fer_jax.media import images
 
-NOTHING = argparse.Namespace()
-
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, list[dict]]:
-    return {source: demo.plan(source, NOTHING).rows for source in demo.CONFIGS}
+    return {source: demo.list_rows(source) for source in demo.SOURCES}
 
 
 def test_people_are_in_one_source_one_content_and_one_split(plans: dict[str, list[dict]]):
@@ -41,7 +38,7 @@ def test_interest_is_as_frequent_as_published(plans: dict[str, list[dict]]):
 
 
 def rendered(row: dict) -> np.ndarray:
-    (found,) = demo._render(row)
+    (found,) = demo.render(row)
     return images.decode(found.faces[0]["image"])
 
 
@@ -60,7 +57,7 @@ def test_sources_differ_at_a_glance(plans: dict[str, list[dict]]):
         clutter = pictures[:, :40, :16].std(axis=(1, 2)).mean()
         return float(saturation), float(clutter)
 
-    controlled, social = (look(source) for source in demo.CONFIGS)
+    controlled, social = (look(source) for source in demo.SOURCES)
     assert social[1] > 2 * controlled[1]
     assert social[0] > controlled[0]
 

@@ -1,6 +1,5 @@
 """The demo's committed generator: small, of known people, and its faces show what is asked."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def test_it_is_small_and_says_where_it_comes_from():
     config = load_config(str(ROOT / "configs" / "stylegan_demo.py"), check_generator)
     assert about["training"] == json.loads(to_json(config))
     assert about["saw"] == [{"dataset": "demo/controlled", "split": "train"}]
-    rows = demo.plan("controlled", argparse.Namespace()).rows
+    rows = demo.list_rows("controlled")
     people = {row["subject_id"] for row in rows if row["split"] == "train"}
     assert set(about["subjects"]) == people
 
@@ -49,8 +48,8 @@ def features(faces: list[np.ndarray]) -> np.ndarray:
 
 def test_its_faces_show_the_asked_emotion(faces: Path):
     """By ridge regression on the drawn people that the network has seen."""
-    rows = demo.plan("controlled", argparse.Namespace()).rows
-    pictures = [images.decode(demo._render(row)[0].faces[0]["image"]) for row in rows]
+    rows = demo.list_rows("controlled")
+    pictures = [images.decode(demo.render(row)[0].faces[0]["image"]) for row in rows]
     drawn = features([images.resized(picture, SIDE) for picture in pictures])
     emotions = np.asarray([row["emotion"] for row in rows])
     seen = np.asarray([row["split"] == "train" for row in rows])

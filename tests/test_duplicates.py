@@ -23,8 +23,8 @@ def apart(groups: np.ndarray) -> duplicates.Wanted:
 @pytest.fixture(scope="module")
 def faces() -> list[np.ndarray]:
     """Forty drawn people, RGB."""
-    rows = demo.plan("social", None).rows[::31][:40]  # pyright: ignore[reportArgumentType] (no options)
-    return [images.decode(demo._render(row)[0].faces[0]["image"]) for row in rows]
+    rows = demo.list_rows("social")[::31][:40]
+    return [images.decode(demo.render(row)[0].faces[0]["image"]) for row in rows]
 
 
 def changed(face: np.ndarray, how: str) -> np.ndarray:

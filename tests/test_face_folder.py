@@ -195,10 +195,10 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["build", "face_foldr/grouped"], "did you mean 'face_folder'"),
         (["build", "face_folder/group", "--source=.", "--name=x"], "did you mean 'grouped'"),
-        (["build", "face_folder", "--source=.", "--name=x"], "say how to split"),
+        (["build", "face_folder", "--source=.", "--name=x"], "name the protocol"),
         (["build", "face_folder/grouped", "--source=nowhere", "--name=x"], "does not exist"),
         (["build", "face_folder/grouped", "--source=.", "--name=../x"], "lower case"),
-        (["build", "face_folder/grouped", "--name=x"], "required: --source"),
+        (["build", "face_folder/grouped", "--name=x"], "needs --source"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]):
@@ -216,7 +216,7 @@ def test_bad_sources_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     files, rows = people(6)
     for path in ("../x.png", "happy/../../x.png", "/tmp/x.png", "happy\\..\\..\\x.png"):
         refused({path: picture(0)}, "a path that leaves it")
-    refused({"x.png": picture(0)}, "no image stands in a folder named after an emotion")
+    refused({"x.png": picture(0)}, "no image is in a folder named after an emotion")
     refused(files | {"manifest.csv": b"a,b\n1,2\n"}, "needs the columns path and label")
     refused(files | {"manifest.csv": manifest(rows + rows[:1])}, "names 1 files twice")
     other = [row | {"dataset": "xx"} for row in rows]

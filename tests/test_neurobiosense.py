@@ -18,7 +18,7 @@ import pytest
 
 from data_builders.neurobiosense import neurobiosense_dataset_builder as neurobiosense
 from fer_jax.__main__ import main
-from fer_jax.data.plan import Plan
+from fer_jax.data.builder import Inputs
 from fer_jax.data.records import build_summary, open_records
 from fer_jax.errors import InputError
 from fer_jax.schema import EMOTIONS
@@ -29,14 +29,15 @@ TABLE = "Participant_demographic_information.xlsx"
 HEADER = ("Participant ID", "Gender", "Age", "INTERESTED IN")
 
 
-def planned(source: Path, *words: str, protocol: str = "folds") -> Plan:
+def planned(source: Path, *words: str, protocol: str = "folds") -> Inputs:
     parser = argparse.ArgumentParser()
-    neurobiosense.add_arguments(parser)
+    neurobiosense.Builder.add_arguments(parser)
     flags = [f"--source={source}", "--detector=none", "--folds=2", *words]
-    return neurobiosense.plan(protocol, parser.parse_args(flags))
+    options = parser.parse_args(flags)
+    return neurobiosense.Builder(config=protocol, options=options, data_dir=source).inputs
 
 
-def by_clip(plan: Plan) -> dict[str, dict[str, Any]]:
+def by_clip(plan: Inputs) -> dict[str, dict[str, Any]]:
     return {row["record_id"].removeprefix("neurobiosense/"): row for row in plan.rows}
 
 
@@ -301,7 +302,7 @@ def test_what_lies_elsewhere_or_is_named_otherwise_has_its_reason(tmp_path: Path
         "notes/readme.txt",
     )
     plan = planned(source)
-    reasons = dict(plan.refused)
+    reasons = dict(plan.skipped)
     nowhere = "not in folders category/participant/advertisement/letter/"
     assert reasons.pop("Food and Market/P1/Ad 1/Q/x.mp4").startswith("'Q' is not an emotion")
     assert reasons.pop("Sports/P1/Ad 1/J/x.mp4").startswith("'Sports' is no category")
@@ -345,7 +346,7 @@ def test_a_table_of_metadata_instead_of_folders(tmp_path: Path):
         ("z", "Participant 4", "cosmetic_fashion", "interested"),
     )
     plan = planned(source)
-    assert plan.refused == []
+    assert plan.skipped == []
     told = {k: (r.get("interest"), r.get("emotion")) for k, r in by_clip(plan).items()}
     assert told == {
         "food_market/p01/v1": (1, None),
@@ -396,7 +397,7 @@ def test_metadata_and_files_that_disagree_have_their_reasons(tmp_path: Path):
         *(f"food_market/p0{n}/good_{n}" for n in (1, 2)),
         "food_market/p01/same",
     }
-    reasons = collections.Counter(plan.refused)
+    reasons = collections.Counter(plan.skipped)
     assert reasons == collections.Counter(
         {
             (bad[0], "metadata.csv says participant '2'"): 1,
@@ -404,13 +405,13 @@ def test_metadata_and_files_that_disagree_have_their_reasons(tmp_path: Path):
             (bad[2], "reaction_type 'perhaps' is neither an interest nor an emotion"): 1,
             (bad[3], "named twice in metadata.csv"): 1,
             (bad[4], "not in metadata.csv"): 1,
-            next(r for r in plan.refused if r[0] == bad[5]): 1,
+            next(r for r in plan.skipped if r[0] == bad[5]): 1,
             ("metadata.csv: gone", "no such file"): 1,
             ("metadata.csv: same", "no such file"): 1,
             ("metadata.csv: short", "no such file"): 1,
         }
     )
-    assert dict(plan.refused)[bad[5]].startswith("'sports' is no category of the protocol")
+    assert dict(plan.skipped)[bad[5]].startswith("'sports' is no category of the protocol")
 
 
 @pytest.mark.parametrize(
@@ -558,15 +559,15 @@ def test_the_protocol_of_contents(tmp_path: Path):
     }
     # A category outside of the named parts is refused, clip by clip.
     two = planned(source, "--content_parts=train=food_market;test=car_tech", protocol="content")
-    assert len(two.rows) == 8 and len(two.refused) == 4
-    assert {reason.split(";")[0] for _, reason in two.refused} == {
+    assert len(two.rows) == 8 and len(two.skipped) == 4
+    assert {reason.split(";")[0] for _, reason in two.skipped} == {
         "'Cosmetics and Fashion' is no category of the protocol"
     }
     with pytest.raises(InputError, match="validation and test would be empty"):
         planned(people(tmp_path / "y", "P1", "P2"), protocol="content")
     # Options that the protocol reads make another dataset; others do not.
-    assert planned(source, other, protocol="content").options["content_parts"] == other[16:]
-    assert "content_parts" not in planned(source).options
+    assert planned(source, other, protocol="content").settings["content_parts"] == other[16:]
+    assert "content_parts" not in planned(source).settings
 
 
 def test_parts_without_people_are_told(tmp_path: Path):

@@ -1,5 +1,6 @@
 """A folder of generated faces becomes records; the faces of a seed stay together."""
 
+import argparse
 import collections
 import csv
 import json
@@ -249,8 +250,5 @@ def test_training_on_labels_of_a_teacher_that_saw_the_test_people_is_refused(
 
 
 def test_a_builder_refuses_a_name_that_is_no_name(tmp_path: Path):
-    import argparse
-
-    module = find_builder("synthetic")
     with pytest.raises(InputError, match="lower case letters"):
-        module.plan("grouped", argparse.Namespace(name="../x", source=tmp_path))
+        find_builder("synthetic")(options=argparse.Namespace(name="../x", source=tmp_path))

@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_runs import write_rows
 
-from data_builders.demo import demo_dataset_builder
+from data_builders.demo import demo_dataset_builder as demo
 from fer_jax import checkpoints, schema
 from fer_jax.__main__ import main
 from fer_jax.config import default_config, fields, load_config
-from fer_jax.data.build import write
 from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import predictions
 from fer_jax.evaluation.evaluate import evaluate
+from fer_jax.media.clips import Found
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from fer_jax.training import classifier as program
@@ -198,10 +199,9 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tiny datasets: the demo's first people."""
     directory = tmp_path_factory.mktemp("data")
     for source in ("controlled", "social"):
-        plan = demo_dataset_builder.plan(source, None)  # pyright: ignore[reportArgumentType] (the demo has no options)
         people = {f"demo/{source}_{number:03}" for number in (0, 1, 24, 27)}
-        rows = [row for row in plan.rows if row["subject_id"] in people]
-        write(dataclasses.replace(plan, rows=rows), directory)
+        rows = [row for row in demo.list_rows(source) if row["subject_id"] in people]
+        write_rows(directory, "demo", rows, demo.render, source)
         if source == "social":
             # The same pictures under another name; some of the test part are unlabelled, and
             # all of the validation part.
@@ -210,10 +210,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if row["split"] == "validation" or (row["split"] == "test" and number % 4 == 0):
                     row["emotion"] = schema.UNKNOWN
 
-            def read(row: dict[str, Any], draw: Any = plan.read) -> dict[str, Any]:
-                return draw(row | {"emotion": row["_shown"]})
+            def render(row: dict[str, Any]) -> list[Found]:
+                return demo.render(row | {"emotion": row["_shown"]})
 
-            write(dataclasses.replace(plan, name="partly", rows=rows, read=read), directory)
+            write_rows(directory, "partly", rows, render, source)
     return directory
 
 

@@ -109,7 +109,7 @@ def test_faces_of_real_videos(shared: Path, site: Site, tmp_path: Path):
 
 
 def row(number: int, video: str, subject: str = "", content: str = "a", **known: str) -> Any:
-    """A row as `plan` makes it before the splits."""
+    """A row of the inputs before the splits."""
     return {
         "record_id": f"youtube/{video}/{number}-end",
         "clip_id": f"youtube/{video}/{number}-end",
@@ -135,7 +135,7 @@ def options(**flags: str) -> argparse.Namespace:
 def test_no_video_and_no_person_is_on_two_sides(pairs: list[tuple[int, int]], random: Any):
     rows = [row(n, f"v{v}", f"p{p}" if p < 6 else "") for n, (v, p) in enumerate(pairs)]
     try:
-        kept, refused = assign(rows, "folds", options(folds="2"))
+        kept, refused = assign(rows, "folds", "youtube", options(folds="2"))
     except InputError:
         return  # all hang together
     assert len(kept) == len(rows) and not refused
@@ -148,7 +148,7 @@ def test_no_video_and_no_person_is_on_two_sides(pairs: list[tuple[int, int]], ra
         assert all(len(parts) == 1 for parts in sides.values())
     # What stands together does not depend on the order of the list.
     shuffled = random.sample(rows, len(rows))
-    again, _ = assign(shuffled, "folds", options(folds="2"))
+    again, _ = assign(shuffled, "folds", "youtube", options(folds="2"))
     assert {r["record_id"]: r["split"] for r in again} == {r["record_id"]: r["split"] for r in kept}
 
 
@@ -158,7 +158,7 @@ def test_one_video_under_two_addresses_is_on_one_side(same: str):
         (row(2 * n, f"a{n}", **{same: f"x{n}"}), row(2 * n + 1, f"b{n}", **{same: f"x{n}"}))
         for n in range(40)
     ]
-    kept, _ = assign([one for pair in pairs for one in pair], "grouped", options())
+    kept, _ = assign([one for pair in pairs for one in pair], "grouped", "youtube", options())
     split = {one["record_id"]: one["split"] for one in kept}
     assert all(split[a["record_id"]] == split[b["record_id"]] for a, b in pairs)
     assert set(split.values()) == {"train", "validation", "test"}
@@ -167,27 +167,28 @@ def test_one_video_under_two_addresses_is_on_one_side(same: str):
 def test_a_person_is_on_the_side_of_other_datasets():
     people = [row(n, f"v{n}", f"youtube/p{n}") for n in range(60)]
     elsewhere = [row(n, f"w{n}", f"youtube/p{n}") for n in range(60)]
-    first, second = (assign(rows, "grouped", options())[0] for rows in (people, elsewhere))
+    sets = (people, elsewhere)
+    first, second = (assign(rows, "grouped", "youtube", options())[0] for rows in sets)
     assert [one["split"] for one in first] == [one["split"] for one in second]
 
 
 def test_a_video_of_two_categories_cannot_be_in_two_parts():
     rows = [row(0, "v", content="a"), row(1, "v", content="b")]
     rows += [row(2, "w", content="a"), row(3, "x", content="b"), row(4, "y", content="c")]
-    kept, refused = assign(rows, "content", options())
+    kept, refused = assign(rows, "content", "youtube", options())
     assert [(one["record_id"][8], one["split"]) for one in kept] == [("w", "train"), ("x", "test")]
     assert dict(refused) == {
         **{rows[n]["record_id"]: "its video is in several parts" for n in (0, 1)},
         rows[4]["record_id"]: "content 'c' is in no part; choose one of a, b",
     }
     with pytest.raises(InputError, match="train and test would be empty"):
-        assign(rows[:2], "content", options())
+        assign(rows[:2], "content", "youtube", options())
 
 
 def test_without_a_collection_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert build("grouped", tmp_path, "--detector=none") == 2
     error = capsys.readouterr().err
-    assert "make it with `fer-jax collect`" in error and error.count("\n") == 1
+    assert "write it with `fer-jax collect`" in error and error.count("\n") == 1
 
 
 def test_options_are_remembered(site: Site, clips: list[bytes], tmp_path: Path):

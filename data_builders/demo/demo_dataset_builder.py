@@ -1,20 +1,19 @@
 """The embedded dataset: rendered faces of two sources, so that everything runs without data."""
 
-import argparse
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from data_builders.demo import draw
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.plan import Plan
+from fer_jax.data.builder import Inputs, RecordBuilder
 from fer_jax.media.clips import Found
 from fer_jax.media.images import encode_jpeg
 
-CONFIGS = ("controlled", "social")
-BUILD_ALL = True
-
+SOURCES = ("controlled", "social")
 SEED = 0
 NUM_SUBJECTS = 60  # per source; no person is in both
 TAKES = 3  # images of each person and emotion
@@ -24,17 +23,40 @@ INTERESTED = {"food_market": 0.55, "cosmetics_fashion": 0.65, "car_tech": 0.83}
 INTENSITY = {"controlled": (0.55, 1.1), "social": (0.4, 1.0)}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: this dataset has no options."""
+class Builder(RecordBuilder):
+    """Faces that a program renders from parameters; needs no data."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="controlled", description="Frontal, evenly lit, expressive."),
+        tfds.core.BuilderConfig(name="social", description="Cluttered, tinted, off-centre."),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.record_info(
+            "Rendered faces of 60 people with seven emotions and two levels of interest.",
+            license="Apache-2.0",
+            citation="@software{fer_jax, title = {fer_jax: facial emotion recognition in JAX}}",
+        )
+
+    def list_inputs(self) -> Inputs:
+        """All images of one source."""
+        return Inputs(list_rows(self.protocol), [], {"seed": SEED, "takes": TAKES})
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        del dl_manager  # nothing is downloaded
+        return self.splits_of_inputs()
+
+    def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
+        return self.examples(rows, render)
 
 
-def plan(config: str, options: argparse.Namespace) -> Plan:
-    """Returns all rows of one source; reading a row renders its image."""
-    del options
-    rows = [row for number in range(NUM_SUBJECTS) for row in _subject_rows(config, number)]
-    parts = {row["subject_id"]: row["split"] for row in rows}
-    splits.check_parts(parts.values(), splits.PARTS)
-    return Plan("demo", config, rows, [], {"seed": SEED, "takes": TAKES}, read=_render)
+def list_rows(source: str) -> list[dict[str, Any]]:
+    """The rows of one of `SOURCES`, with their splits."""
+    rows = [row for number in range(NUM_SUBJECTS) for row in _subject_rows(source, number)]
+    splits.check_parts([row["split"] for row in rows], splits.PARTS)
+    return rows
 
 
 def _generator(*names: str) -> np.random.Generator:
@@ -77,7 +99,8 @@ def _split(number: int) -> str:
     return {8: "validation", 9: "test"}.get(turn, "train")
 
 
-def _render(row: dict[str, Any]) -> list[Found]:
+def render(row: dict[str, Any]) -> list[Found]:
+    """Renders the face of a row."""
     rng = _generator(row["record_id"])
     face = draw.expression(
         schema.EMOTIONS[row["emotion"]],

@@ -1,29 +1,26 @@
-"""A folder or a zip of face images, with a manifest or class folders, as records."""
+"""Face images in a folder, a zip or FER2013's CSV, labelled by a manifest or by class folders."""
 
 import argparse
 import collections
 import csv
 import dataclasses
-import functools
 import io
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.plan import Plan, check_name, files_in
+from fer_jax.data.builder import Inputs, RecordBuilder, files_in, protocols
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media import clips, images
-from fer_jax.media.clips import Extraction, Found
-
-CONFIGS = splits.PROTOCOLS
-BUILD_ALL = False
+from fer_jax.media.clips import Found
 
 # Manifest columns that go into the record as they are, and their types.
 PLAIN = {
@@ -44,91 +41,103 @@ FER2013_COLUMNS = {"emotion", "pixels", "Usage"}
 MAX_MANIFEST_BYTES = 512 * 2**20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The builder's own flags."""
-    parser.add_argument("--source", type=Path, required=True, help="folder, .zip, or fer2013.csv")
-    parser.add_argument("--name", required=True, help="of the dataset, such as jaffe")
-    parser.add_argument("--manifest", type=Path, help="CSV; default: manifest.csv in or beside it")
-    parser.add_argument("--namespace", help="datasets of the same people share one; default: name")
-    parser.add_argument("--source_kind", help="controlled, social, ...; default: name")
-    parser.add_argument("--label_source", default="annotated", choices=schema.LABEL_SOURCES)
-    splits.add_arguments(parser)
-    clips.add_arguments(parser, clips=False, detector="none")
-
-
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Image files by path inside the source, and how to read one."""
 
     names: list[str]
-    read: Any  # (name) -> bytes
+    read: Any  # name -> bytes
     unread: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (item, reason)
 
 
-def plan(config: str, options: argparse.Namespace) -> Plan:
-    """Reads the manifest or the class folders and assigns splits; decodes nothing yet."""
-    check_name(options.name)
-    source = Path(options.source)
-    if not source.exists():
-        raise InputError(f"--source '{source}' does not exist")
-    extraction = clips.from_arguments(options)
-    if source.suffix == ".csv":
-        rows, refused = _fer2013_csv(source)
-        read = _read_pixels
-    else:
-        _open.cache_clear()  # the source may have changed since an earlier plan
-        files = _open(source)
-        manifest = _find_manifest(source, options.manifest, files)
-        rows, refused = (
-            _from_manifest(manifest, options.name, files)
-            if manifest is not None
-            else _from_folders(files)
+class Builder(RecordBuilder):
+    """Face images in a folder, a zip or FER2013's CSV."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = protocols("grouped", "folds", "given", "content")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "A folder of images with manifest.csv, or with class folders."
+    SOURCE = "folder, .zip, or fer2013.csv"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds the builder's options."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--manifest", type=Path, help="CSV; default: manifest.csv in or beside the source"
         )
-        refused += files.unread
-        read = functools.partial(_read_file, source=source)
-    namespace = options.namespace or options.name
-    for row in rows:
-        path = PurePosixPath(row["_path"])
-        row["record_id"] = f"{options.name}/{path.with_suffix('')}"
-        row["source"] = options.source_kind or options.name
-        row["label_source"] = options.label_source
-        if row.get("subject_id"):
-            row["subject_id"] = f"{namespace}/{row['subject_id']}"
-        if row.get("clip_id"):
-            row["clip_id"] = f"{namespace}/{row['clip_id']}"
-    # Two files that differ in their ending only keep it.
-    taken = collections.Counter(row["record_id"] for row in rows)
-    for row in rows:
-        if taken[row["record_id"]] > 1:
-            row["record_id"] = f"{options.name}/{row['_path']}"
-    rows, outside = splits.assign(rows, config, namespace, options)
-    recorded = {
-        "source": source.name,
-        "namespace": namespace,
-        "source_kind": options.source_kind or options.name,
-        "label_source": options.label_source,
-        "faces": clips.recorded(extraction),
-    } | splits.recorded(config, options)
-    face = functools.partial(_face, read=read, extraction=extraction)
-    return Plan(options.name, config, rows, refused + outside, recorded, read=face)
+        parser.add_argument("--namespace", help="shared by datasets of the same people")
+        parser.add_argument("--source_kind", help="controlled, social, ...; default: name")
+        parser.add_argument(
+            "--label_source",
+            default="annotated",
+            choices=schema.LABEL_SOURCES,
+            help="how the labels came about",
+        )
+        splits.add_arguments(parser)
+        clips.add_arguments(parser, clips=False, detector="none")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.record_info(f"Face images of {self.name}.")
+
+    def list_inputs(self) -> Inputs:
+        """Reads the manifest or the class folders."""
+        options, source = self.options, Path(self.options.source)
+        if not source.exists():
+            raise InputError(f"--source '{source}' does not exist")
+        if source.suffix == ".csv":
+            rows, skipped = _fer2013_csv(source)
+        else:
+            self._files = _open(source)
+            manifest = _find_manifest(source, options.manifest, self._files)
+            rows, skipped = (
+                _from_manifest(manifest, self.name, self._files)
+                if manifest is not None
+                else _from_folders(self._files)
+            )
+            skipped += self._files.unread
+        known = {
+            "namespace": options.namespace or self.name,
+            "source_kind": options.source_kind or self.name,
+            "label_source": options.label_source,
+        }
+        for row in rows:
+            path = PurePosixPath(row["_path"])
+            row["record_id"] = f"{self.name}/{path.with_suffix('')}"
+            row["source"] = known["source_kind"]
+            row["label_source"] = options.label_source
+            for name in ("subject_id", "clip_id"):
+                if row.get(name):
+                    row[name] = f"{known['namespace']}/{row[name]}"
+        # Two files that differ in their ending only keep it.
+        taken = collections.Counter(row["record_id"] for row in rows)
+        for row in rows:
+            if taken[row["record_id"]] > 1:
+                row["record_id"] = f"{self.name}/{row['_path']}"
+        rows, outside = splits.assign(rows, self.protocol, known["namespace"], options)
+        settings = {"source": source.name, "faces": clips.recorded(self.extraction)} | known
+        settings |= splits.recorded(self.protocol, options)
+        return Inputs(rows, skipped + outside, settings)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        del dl_manager  # nothing is downloaded
+        return self.splits_of_inputs()
+
+    def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
+        return self.examples(rows, self._find_faces)
+
+    def _find_faces(self, row: dict[str, Any]) -> list[Found]:
+        if "_pixels" in row:
+            image = _fer2013_image(row["_pixels"])
+        else:
+            image = images.decode(self._files.read(row["_path"]))
+        if self.extraction.detector != "none":
+            return [clips.faces_in_photo(image, row["record_id"], row["_path"], self.extraction)]
+        face, box = images.square(image)
+        fields = {"image": images.encode_jpeg(face), "box": np.asarray(box, np.float32)}
+        return [Found(row["record_id"], [fields])]
 
 
-def _face(
-    row: dict[str, Any], read: Callable[[dict[str, Any]], np.ndarray], extraction: Extraction
-) -> list[Found]:
-    image = read(row)
-    if extraction.detector != "none":
-        return [clips.faces_in_photo(image, row["record_id"], row["_path"], extraction)]
-    face, box = images.square(image)
-    fields = {"image": images.encode_jpeg(face), "box": np.asarray(box, np.float32)}
-    return [Found(row["record_id"], [fields])]
-
-
-def _read_file(row: dict[str, Any], source: Path) -> np.ndarray:
-    return images.decode(_open(source).read(row["_path"]))
-
-
-@functools.lru_cache(maxsize=1)
 def _open(source: Path) -> Files:
     if source.is_dir():
         names, unread = files_in(source, images.IMAGE_SUFFIXES)
@@ -234,18 +243,18 @@ def _from_manifest(
     if twice:
         raise InputError(f"the manifest names {len(twice)} files twice, such as '{twice[0]}'")
     there = set(files.names)
-    rows, refused = [], []
+    rows, skipped = [], []
     for entry in table:
         if entry["path"] not in there:
-            refused.append((entry["path"], "no such file"))
+            skipped.append((entry["path"], "no such file"))
             continue
         try:
             rows.append({"_path": entry["path"]} | _labels(entry, votes) | _known(entry))
         except InputError as error:
-            refused.append((entry["path"], str(error)))
+            skipped.append((entry["path"], str(error)))
     named = {entry["path"] for entry in table}
-    refused += [(path, "not in the manifest") for path in files.names if path not in named]
-    return rows, refused
+    skipped += [(path, "not in the manifest") for path in files.names if path not in named]
+    return rows, skipped
 
 
 def _vote_columns(columns: set[str]) -> dict[str, int]:
@@ -307,7 +316,7 @@ def _number(text: str, kind: Any, column: str) -> Any:
 
 def _from_folders(files: Files) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """.../[part/]label/image: the label is the folder, a part's name above it is the part."""
-    rows, refused = [], []
+    rows, skipped = [], []
     for path in files.names:
         folders = PurePosixPath(path).parent.parts
         try:
@@ -315,16 +324,16 @@ def _from_folders(files: Files) -> tuple[list[dict[str, Any]], list[tuple[str, s
                 raise InputError("no class folder and no manifest")
             row: dict[str, Any] = {"_path": path, "emotion": schema.emotion_index(folders[-1])}
         except InputError as error:
-            refused.append((path, str(error)))
+            skipped.append((path, str(error)))
             continue
         if len(folders) > 1:
             row["_given"] = folders[-2]
         rows.append(row)
     if not rows:
         raise InputError(
-            "no image stands in a folder named after an emotion, and there is no manifest.csv"
+            "no image is in a folder named after an emotion, and there is no manifest.csv"
         )
-    return rows, refused
+    return rows, skipped
 
 
 def _fer2013_csv(source: Path) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
@@ -339,11 +348,11 @@ def _fer2013_csv(source: Path) -> tuple[list[dict[str, Any]], list[tuple[str, st
             raise InputError(f"'{source}' is not a CSV in UTF-8") from error
     if not known:
         raise InputError(f"'{source}' lacks FER2013's columns emotion, pixels, Usage")
-    rows, refused = [], []
+    rows, skipped = [], []
     for number, entry in enumerate(entries):
         item = f"row_{number:05}"
         if entry["emotion"] not in "0123456" or len(entry["emotion"]) != 1:
-            refused.append((item, f"emotion {entry['emotion']} is not 0 to 6"))
+            skipped.append((item, f"emotion {entry['emotion']} is not 0 to 6"))
             continue
         word = FER2013_EMOTIONS[int(entry["emotion"])]
         rows.append(
@@ -354,12 +363,11 @@ def _fer2013_csv(source: Path) -> tuple[list[dict[str, Any]], list[tuple[str, st
                 "emotion": schema.EMOTIONS.index(word),
             }
         )
+    return rows, skipped
 
-    return rows, refused
 
-
-def _read_pixels(row: dict[str, Any]) -> np.ndarray:
-    values = row["_pixels"].split()
+def _fer2013_image(pixels: str) -> np.ndarray:
+    values = pixels.split()
     if len(values) != 48 * 48 or not all(v.isdecimal() and int(v) < 256 for v in values):
         raise InputError("not 48 x 48 grey values")
     grey = np.asarray(values, np.uint8).reshape(48, 48, 1)

@@ -1,4 +1,4 @@
-"""NeuroBioSense: clips of people watching advertisements, as records of their faces."""
+"""NeuroBioSense: faces in clips of people watching advertisements."""
 
 import argparse
 import collections
@@ -6,21 +6,20 @@ import csv
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import tensorflow_datasets as tfds
+
 from fer_jax import schema
 from fer_jax.data import splits
-from fer_jax.data.plan import Plan, check_name, files_in
+from fer_jax.data.builder import Inputs, RecordBuilder, files_in, protocols
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media import clips
 from fer_jax.media.clips import Job
 from fer_jax.media.video import VIDEO_SUFFIXES
-
-CONFIGS = ("grouped", "content", "folds")
-BUILD_ALL = False
 
 # The folder in which a clip's emotion is written.
 LETTERS = {
@@ -57,70 +56,90 @@ class Person(NamedTuple):
     interested_in: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The builder's own flags."""
-    parser.add_argument("--source", type=Path, required=True, help="folder of the videos")
-    parser.add_argument("--name", default="neurobiosense", help="of the dataset")
-    parser.add_argument("--table", type=Path, help=f"spreadsheet; default: {TABLE_NAME}*.xlsx")
-    parser.add_argument("--order", default="auto", choices=ORDERS, help="of the folders")
-    parser.add_argument(
-        "--numbered_per_category",
-        action="store_true",
-        help="participant 1 of one category is not participant 1 of another",
-    )
-    splits.add_arguments(parser)
-    clips.add_arguments(parser, clips=True, detector="yunet")
+class Builder(RecordBuilder):
+    """Faces in clips of people watching advertisements (NeuroBioSense)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = protocols("grouped", "content", "folds")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The folder of the videos, in one of the layouts of README.md."
+    SOURCE = "folder of the videos"
+    UNIT = "clip"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds the builder's options."""
+        super().add_arguments(parser)
+        parser.add_argument("--table", type=Path, help=f"spreadsheet; default: {TABLE_NAME}*.xlsx")
+        parser.add_argument("--order", default="auto", choices=ORDERS, help="of the folders")
+        parser.add_argument(
+            "--numbered_per_category",
+            action="store_true",
+            help="participant 1 of one category is not participant 1 of another",
+        )
+        splits.add_arguments(parser)
+        clips.add_arguments(parser, clips=True, detector="yunet")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.record_info("Faces of people who watch advertisements.")
+
+    def list_inputs(self) -> Inputs:
+        """Finds the clips and what is known of them."""
+        options, source = self.options, Path(self.options.source)
+        if not source.is_dir():
+            raise InputError(f"--source '{source}' is not a folder")
+        names, unread = files_in(source, VIDEO_SUFFIXES)
+        if not names:
+            raise InputError(f"'{source}' holds no video ({', '.join(VIDEO_SUFFIXES)})")
+        rows, skipped = _labelled_clips([Path(name) for name in names], source, options)
+        # The same name whichever way round the folders are; the path where that is not enough.
+        taken = collections.Counter(row["_clip"] for row in rows)
+        for row in rows:
+            clip = row["_clip"] if taken[row["_clip"]] == 1 else row["_path"].as_posix()
+            who = row["subject_id"]
+            if options.numbered_per_category:
+                who = f"{row['content']}/{who}"
+            row["subject_id"] = f"{self.name}/{who}"
+            row["clip_id"] = row["record_id"] = f"{self.name}/{clip}"
+            row["source"] = "controlled"
+            row["_job"] = Job(str((source / row["_path"]).resolve()), row["record_id"])
+        _note_shared_people(rows)
+        rows, outside = splits.assign(rows, self.protocol, self.name, options)
+        settings = {
+            "source": source.name,
+            "numbered_per_category": options.numbered_per_category,
+            "faces": clips.recorded(self.extraction),
+        } | splits.recorded(self.protocol, options)
+        return Inputs(rows, skipped + unread + outside, settings)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        del dl_manager  # nothing is downloaded
+        return self.splits_of_inputs()
+
+    def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
+        return self.examples(rows, self.faces_in_clip)
 
 
-def plan(config: str, options: argparse.Namespace) -> Plan:
-    """Finds the clips and what is known of them; decodes nothing yet."""
-    check_name(options.name)
-    source = Path(options.source)
-    if not source.is_dir():
-        raise InputError(f"--source '{source}' is not a folder")
-    extraction = clips.from_arguments(options)
-    categories = [
-        group for part in splits.content_parts(options.content_parts).values() for group in part
-    ]
-    names, unread = files_in(source, VIDEO_SUFFIXES)
-    files = [Path(name) for name in names]
-    if not files:
-        raise InputError(f"'{source}' holds no video ({', '.join(VIDEO_SUFFIXES)})")
+def _labelled_clips(
+    files: list[Path], source: Path, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """The clips with what metadata.csv, or the folders and the spreadsheet, say of them."""
+    parts = splits.content_parts(options.content_parts)
+    categories = [group for groups in parts.values() for group in groups]
     metadata = source / "metadata.csv"
     if metadata.is_file():
-        rows, refused = _from_metadata(files, metadata, categories)
-    else:
-        people = _people(source, options.table)
-        if options.numbered_per_category and not any(
-            entry.category for entries in people.values() for entry in entries
-        ):
-            if people:
-                print(
-                    "note: the spreadsheet has no column for the category, so whose rows are whose "
-                    "is not known; gender, age and interest stay unknown"
-                )
-            people = {}
-        rows, refused = _from_folders(files, people, options.order, categories)
-    # The same name whichever way round the folders are; the path where that is not enough.
-    taken = collections.Counter(row["_clip"] for row in rows)
-    for row in rows:
-        clip = row["_clip"] if taken[row["_clip"]] == 1 else row["_path"].as_posix()
-        who = row["subject_id"]
-        if options.numbered_per_category:
-            who = f"{row['content']}/{who}"
-        row["subject_id"] = f"{options.name}/{who}"
-        row["clip_id"] = row["record_id"] = f"{options.name}/{clip}"
-        row["source"] = "controlled"
-        row["_job"] = Job(str((source / row["_path"]).resolve()), row["record_id"])
-    _note_shared_people(rows)
-    rows, outside = splits.assign(rows, config, options.name, options)
-    recorded = {
-        "source": source.name,
-        "numbered_per_category": options.numbered_per_category,
-        "faces": clips.recorded(extraction),
-    } | splits.recorded(config, options)
-    refused += unread + outside
-    return Plan(options.name, config, rows, refused, recorded, extraction=extraction)
+        return _from_metadata(files, metadata, categories)
+    people = _people(source, options.table)
+    if options.numbered_per_category and not any(
+        entry.category for entries in people.values() for entry in entries
+    ):
+        if people:
+            print(
+                "note: the spreadsheet has no column for the category, so its rows cannot be "
+                "matched to participants; gender, age and interest stay unknown"
+            )
+        people = {}
+    return _from_folders(files, people, options.order, categories)
 
 
 def _note_shared_people(rows: list[dict[str, Any]]) -> None:
@@ -177,7 +196,7 @@ def _from_folders(
     files: list[Path], people: Mapping[str, list[Person]], order: str, categories: list[str]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """[Advertisement Categories/]category/participant/ad/letter/clip, or ad/participant."""
-    refused: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
     known = []
     for path in files:
         folders = path.parent.parts
@@ -187,7 +206,7 @@ def _from_folders(
             known.append((path, folders))
         else:
             wanted = "category/participant/advertisement/letter/"
-            refused.append((path.as_posix(), f"not in folders {wanted}"))
+            skipped.append((path.as_posix(), f"not in folders {wanted}"))
     if not known:
         raise InputError(
             "no clip lies in category/participant/advertisement/letter/, and there is no "
@@ -208,7 +227,7 @@ def _from_folders(
                 "emotion": _emotion(letter),
             }
         except InputError as error:
-            refused.append((path.as_posix(), str(error)))
+            skipped.append((path.as_posix(), str(error)))
             continue
         row["stimulus_id"] = f"{row['content']}/{_plain(ad)}"
         words = [row["content"], row["subject_id"], _plain(ad), letter.lower(), path.stem]
@@ -216,7 +235,7 @@ def _from_folders(
         if row["subject_id"] in people:
             row |= _known(people[row["subject_id"]], ad, row["content"], names)
         rows.append(row)
-    return rows, refused
+    return rows, skipped
 
 
 def _participant_first(
@@ -417,7 +436,7 @@ def _from_metadata(
     for entry in entries:
         file = Path(entry["video_id"])
         by_name[file.stem if file.suffix.lower() in VIDEO_SUFFIXES else file.name].append(entry)
-    rows, refused, used = [], [], set()
+    rows, skipped, used = [], [], set()
     for path in files:
         candidates = by_name.get(path.stem, [])
         # The same name may occur once per participant, and per category.
@@ -435,13 +454,13 @@ def _from_metadata(
                 raise InputError("named twice in metadata.csv")
             rows.append({"_path": path} | _labelled(path, candidates[0], categories))
         except InputError as error:
-            refused.append((path.as_posix(), str(error)))
-    refused += [
+            skipped.append((path.as_posix(), str(error)))
+    skipped += [
         (f"metadata.csv: {entry['video_id']}", "no such file")
         for entry in entries
         if id(entry) not in used
     ]
-    return rows, refused
+    return rows, skipped
 
 
 def _labelled(path: Path, entry: dict[str, str], categories: list[str]) -> dict[str, Any]:

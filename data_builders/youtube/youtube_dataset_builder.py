@@ -1,62 +1,76 @@
-"""Videos that `collect` downloaded, from YouTube or anywhere else, as records of their faces."""
+"""Faces in videos that `collect` downloaded, from YouTube or any other site."""
 
 import argparse
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import tensorflow_datasets as tfds
 
 from fer_jax import schema
 from fer_jax.collect import manifest
 from fer_jax.collect.links import video_key
 from fer_jax.data import splits
-from fer_jax.data.plan import Plan, check_name
+from fer_jax.data.builder import Inputs, RecordBuilder, protocols
 from fer_jax.errors import InputError
 from fer_jax.media import clips
 from fer_jax.media.clips import Job
 
-CONFIGS = ("grouped", "content", "folds")
-BUILD_ALL = False
+
+class Builder(RecordBuilder):
+    """Faces in videos that `fer-jax collect` downloaded."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    BUILDER_CONFIGS = protocols("grouped", "content", "folds")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The folder that `fer-jax collect --output` wrote."
+    SOURCE = "folder that `fer-jax collect --output` wrote"
+    UNIT = "clip"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Adds the builder's options."""
+        super().add_arguments(parser)
+        parser.add_argument("--source_kind", default="social", help="of the records: social, ...")
+        splits.add_arguments(parser)
+        clips.add_arguments(parser, clips=True, detector="yunet")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.record_info("Faces in videos from the web.")
+
+    def list_inputs(self) -> Inputs:
+        """Reads the manifest."""
+        options, source = self.options, Path(self.options.source)
+        links = manifest.read(source)
+        if not links:
+            raise InputError(
+                f"'{source}' has no {manifest.MANIFEST}; write it with `fer-jax collect`"
+            )
+        rows, skipped = [], []
+        for link in links:
+            try:
+                rows.append(_row(link, source, self.name, options.source_kind))
+            except InputError as error:
+                item = " ".join(filter(None, (link["url"], _window(link))))
+                skipped.append((item, str(error)))
+        rows, outside = assign(rows, self.protocol, self.name, options)
+        settings = {
+            "source": source.name,
+            "source_kind": options.source_kind,
+            "faces": clips.recorded(self.extraction),
+        } | splits.recorded(self.protocol, options)
+        return Inputs(rows, skipped + outside, settings)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        del dl_manager  # `fer-jax collect` has downloaded everything
+        return self.splits_of_inputs()
+
+    def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
+        return self.examples(rows, self.faces_in_clip)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The builder's own flags."""
-    parser.add_argument("--source", type=Path, required=True, help="what collect --output made")
-    parser.add_argument("--name", default="youtube", help="of the dataset")
-    parser.add_argument("--source_kind", default="social", help="of the records: social, ...")
-    splits.add_arguments(parser)
-    clips.add_arguments(parser, clips=True, detector="yunet")
-
-
-def plan(config: str, options: argparse.Namespace) -> Plan:
-    """Reads the manifest and assigns splits; decodes nothing yet."""
-    check_name(options.name)
-    source = Path(options.source)
-    links = manifest.read(source)
-    if not links:
-        raise InputError(f"'{source}' has no {manifest.MANIFEST}; make it with `fer-jax collect`")
-    extraction = clips.from_arguments(options)
-    rows, refused = [], []
-    for link in links:
-        try:
-            rows.append(_row(link, source, options))
-        except InputError as error:
-            refused.append((" ".join(filter(None, (link["url"], _window(link)))), str(error)))
-    rows, outside = assign(rows, config, options)
-    recorded = {
-        "source": source.name,
-        "source_kind": options.source_kind,
-        "faces": clips.recorded(extraction),
-    } | splits.recorded(config, options)
-    return Plan(options.name, config, rows, refused + outside, recorded, extraction=extraction)
-
-
-def _row(link: Mapping[str, str], source: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """A link of the manifest as a row of the plan.
-
-    Raises:
-      InputError: its video was not downloaded, or is not there any more; or a damaged row.
-    """
+def _row(link: Mapping[str, str], source: Path, name: str, source_kind: str) -> dict[str, Any]:
     if link["status"] == manifest.UNLISTED:
         raise InputError("no longer on the list")
     if link["status"] != manifest.DONE:
@@ -68,13 +82,13 @@ def _row(link: Mapping[str, str], source: Path, options: argparse.Namespace) -> 
         end_s = float(link["end_s"] or "inf")
     except ValueError as error:
         raise InputError("start_s or end_s is not a number of seconds") from error
-    clip = "/".join(filter(None, (options.name, video_key(link["url"]), _window(link))))
+    clip = "/".join(filter(None, (name, video_key(link["url"]), _window(link))))
     row: dict[str, Any] = {
         "record_id": clip,
         "clip_id": clip,
-        "source": options.source_kind,
+        "source": source_kind,
         "content": link["category"],
-        "subject_id": f"{options.name}/{link['subject_id']}" if link["subject_id"] else "",
+        "subject_id": f"{name}/{link['subject_id']}" if link["subject_id"] else "",
         "url": link["url"],
         "_job": Job(str((source / link["file"]).resolve()), clip, start_s, end_s),
         "_site_id": link["site_id"],
@@ -95,20 +109,11 @@ def _window(link: Mapping[str, str]) -> str:
 
 
 def assign(
-    rows: list[dict[str, Any]], protocol: str, options: argparse.Namespace
+    rows: list[dict[str, Any]], protocol: str, namespace: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Gives every row its split; windows of one video and videos of one person stay together.
+    """Gives every row its split as `splits.assign` does.
 
-    Args:
-      rows: of `plan`, without their splits.
-      protocol: one of `CONFIGS`.
-      options: the flags of `splits.add_arguments`, and "name".
-
-    Returns:
-      (rows with "split", those that belong to none: (record_id, reason)).
-
-    Raises:
-      InputError: a part would be empty, or the flags make no sense.
+    Windows of one video and videos of one person stay together.
     """
     videos = _videos(rows)
     leaders = _leaders(rows, videos)
@@ -116,21 +121,21 @@ def assign(
         row | {"subject_id": subject, "clip_id": video}
         for row, (subject, video) in zip(rows, leaders, strict=True)
     ]
-    kept, refused = splits.assign(keyed, protocol, options.name, options)
+    kept, skipped = splits.assign(keyed, protocol, namespace, options)
     part = {row["record_id"]: row["split"] for row in kept}
     assigned = [row | {"split": part[row["record_id"]]} for row in rows if row["record_id"] in part]
     if protocol != "content":
-        return assigned, refused
+        return assigned, skipped
     # Only windows of different categories can lie in several parts: none of them can be used.
     parts: dict[str, set[str]] = collections.defaultdict(set)
     for row in assigned:
         parts[videos[row["record_id"]]].add(row["split"])
     torn = [row for row in assigned if len(parts[videos[row["record_id"]]]) > 1]
-    refused += [(row["record_id"], "its video is in several parts") for row in torn]
+    skipped += [(row["record_id"], "its video is in several parts") for row in torn]
     assigned = [row for row in assigned if len(parts[videos[row["record_id"]]]) == 1]
-    wanted = list(splits.content_parts(options.content_parts))
-    splits.check_parts([row["split"] for row in assigned], wanted)
-    return assigned, refused
+    parts_of_protocol = list(splits.content_parts(options.content_parts))
+    splits.check_parts([row["split"] for row in assigned], parts_of_protocol)
+    return assigned, skipped
 
 
 def _videos(rows: list[dict[str, Any]]) -> dict[str, str]:

@@ -1,105 +1,151 @@
-"""What is written beside the shards: ledger.csv, quality.csv, clips.csv, build.json, the table."""
+"""What lies beside a dataset's shards: ledger.csv, quality.csv, clips.csv and build.json."""
 
 import collections
-import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fer_jax import schema
-from fer_jax.data.plan import Outcome, Plan, listing, reasons
 from fer_jax.media import clips, faces
-from fer_jax.media.clips import Extraction
+from fer_jax.storage import write_atomically, write_table
+
+SUMMARY = "build.json"
 
 
-def summary(plan: Plan, outcomes: list[Outcome], ledger: list[tuple[str, str]]) -> dict[str, Any]:
-    """What build.json says: counts that add up, classes by split, options, a fingerprint."""
-    by_split = _records_by_split(outcomes)
-    records = [record for of_split in by_split.values() for record in of_split]
-    inputs = len(plan.refused) + sum(outcome.num_inputs for outcome in outcomes)
-    digests = sorted((record["record_id"], record["digest"]) for record in records)
-    return {
-        "inputs": inputs,
-        "inputs_with_faces": inputs - len(ledger),
-        "records": len(records),
-        "skipped": dict(collections.Counter(reason for _, reason in ledger)),
-        "splits": {split: len(of_split) for split, of_split in by_split.items()},
-        "classes": {
-            split: {task: _class_counts(of_split, task) for task in schema.TASKS}
-            for split, of_split in by_split.items()
-        },
-        "subjects": len({record["subject_id"] for record in records} - {""}),
-        "options": plan.options,
-        "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
-    }
+def counts_in_line(counts: Mapping[str, int]) -> str:
+    """Counts by name, as "a 1, b 2"."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
-def _records_by_split(outcomes: list[Outcome]) -> dict[str, list[dict[str, Any]]]:
+def reasons_in_line(skipped: Sequence[tuple[str, str]]) -> str:
+    """How often inputs were skipped for which reason, as " (a 1, b 2)", or ""."""
+    counts = collections.Counter(reason for _, reason in skipped)
+    return f" ({counts_in_line(counts)})" if counts else ""
+
+
+def reasons(counts: Mapping[str, int]) -> str:
+    """The same in lines, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+    lines = [f"    {count} x {reason}" for reason, count in ordered]
+    return "\n".join([f"  skipped: {sum(counts.values())}", *lines])
+
+
+def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Writes ledger.csv: a row for every input that gave no record, with the reason."""
+    rows = [{"item": item, "reason": reason} for item, reason in skipped]
+    write_table(folder / "ledger.csv", ("item", "reason"), rows)
+
+
+def write_quality(folder: Path, outcomes: Sequence[Any]) -> None:
+    """Writes quality.csv if the faces were measured: a row for every record."""
+    measured = [record for one in outcomes for record in one.records if record["measured"]]
+    if measured:
+        columns = ("record_id", *measured[0]["measured"])
+        rows = [
+            {"record_id": record["record_id"]}
+            | {name: f"{value:.1f}" for name, value in record["measured"].items()}
+            for record in sorted(measured, key=lambda record: record["record_id"])
+        ]
+        write_table(folder / "quality.csv", columns, rows)
+
+
+def write_clips(
+    folder: Path, inputs: Sequence[Mapping[str, Any]], extraction: clips.Extraction, kept: Path
+) -> None:
+    """Writes clips.csv: for every clip, what its container claims and what was found in it."""
+    rows = []
+    for row in inputs:
+        clip = clips.read_clip(clips.finished_file(row["_job"], extraction, kept))
+        read = {"frames_requested": len(clip.found)}
+        read["frames_with_faces"] = sum(bool(found.faces) for found in clip.found)
+        claimed = {name: str(getattr(clip, name)) for name in clips.Clip._fields[1:]}
+        rows.append({"clip": row["record_id"], "file": row["_job"].path} | claimed | read)
+    write_table(folder / "clips.csv", list(rows[0]), rows)
+
+
+def write_summary(
+    folder: Path, inputs: Any, outcomes: Sequence[Any], skipped: Sequence[tuple[str, str]]
+) -> None:
+    """Writes build.json: counts that add up, classes by split, settings, and a fingerprint."""
     by_split: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for outcome in outcomes:
         by_split[outcome.split] += outcome.records
-    return dict(sorted(by_split.items()))
+    records = [record for of_split in by_split.values() for record in of_split]
+    num_inputs = len(inputs.skipped) + sum(outcome.num_inputs for outcome in outcomes)
+    digests = sorted((record["record_id"], record["digest"]) for record in records)
+    summary = {
+        "inputs": num_inputs,
+        "inputs_with_faces": num_inputs - len(skipped),
+        "records": len(records),
+        "skipped": dict(collections.Counter(reason for _, reason in skipped)),
+        "splits": {split: len(by_split[split]) for split in sorted(by_split)},
+        "classes": {
+            split: {task: _class_counts(by_split[split], task) for task in schema.TASKS}
+            for split in sorted(by_split)
+        },
+        "subjects_by_split": {split: _subjects(by_split[split]) for split in sorted(by_split)},
+        "subjects": _subjects(records),
+        "below_published": _below_published(records),
+        "options": inputs.settings,
+        "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
+        "inputs_digest": inputs_digest(inputs),
+    }
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / SUMMARY, text)
 
 
-def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table for a spreadsheet."""
-    with file.open("w", newline="", encoding="utf-8") as text:
-        csv.writer(text).writerows([header, *rows])
+def _subjects(records: Sequence[Mapping[str, Any]]) -> int:
+    return len({record["subject_id"] for record in records} - {""})
 
 
-def write_measured(file: Path, outcomes: list[Outcome]) -> None:
-    """quality.csv, where a detector measured the faces: a line per record."""
-    measured = [r for outcome in outcomes for r in outcome.records if r["measured"]]
-    if measured:
-        names = list(measured[0]["measured"])
-        rows = [
-            [record["record_id"], *(f"{record['measured'][name]:.1f}" for name in names)]
-            for record in sorted(measured, key=lambda record: record["record_id"])
-        ]
-        write_csv(file, ("record_id", *names), rows)
-
-
-def write_clips(file: Path, plan: Plan, extraction: Extraction, folder: Path) -> None:
-    """A line per clip: what it claims to hold, what it held, and what was made of it."""
-    rows = []
-    for row in plan.rows:
-        clip = clips.read_clip(clips.finished_file(row["_job"], extraction, folder))
-        with_faces = sum(bool(found.faces) for found in clip.found)
-        rows.append([row["record_id"], row["_job"].path, *clip[1:], len(clip.found), with_faces])
-    header = ("clip", "file", *clips.Clip._fields[1:], "frames_wanted", "frames_with_faces")
-    write_csv(file, header, rows)
-
-
-def _class_counts(rows: list[dict[str, Any]], task: str) -> dict[str, int]:
-    indices = collections.Counter(row.get(task, schema.UNKNOWN) for row in rows)
+def _class_counts(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, int]:
+    indices = collections.Counter(record[task] for record in records)
     counts = {name: indices[i] for i, name in enumerate(schema.TASKS[task]) if indices[i]}
     return counts | ({"unknown": indices[schema.UNKNOWN]} if indices[schema.UNKNOWN] else {})
 
 
-def table(label: str, plan: Plan, outcomes: list[Outcome], ledger: list[tuple[str, str]]) -> str:
-    """The same for a terminal."""
-    by_split = _records_by_split(outcomes)
-    num_records = sum(map(len, by_split.values()))
-    lines = [f"{label}: {num_records} records"]
-    if plan.extraction:
-        frames = sum(outcome.num_inputs for outcome in outcomes)
-        lines[0] += f" from {frames} frames of {len(plan.rows)} clips"
-    for split, records in by_split.items():
-        subjects = len({record["subject_id"] for record in records} - {""})
-        people = f"{subjects} subjects" if subjects else "no subjects named"
-        lines.append(f"  {split}: {len(records)} images, {people}")
-        for task in schema.TASKS:
-            counts = _class_counts(records, task)
+def _below_published(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many measured faces are below the published limits."""
+    limits = {"contrast": faces.PUBLISHED_CONTRAST, "sharpness": faces.PUBLISHED_SHARPNESS}
+    measured = [record["measured"] for record in records if record["measured"]]
+    return {
+        f"{name} below {limit:g}": sum(one[name] < limit for one in measured)
+        for name, limit in limits.items()
+        if measured
+    }
+
+
+def inputs_digest(inputs: Any) -> str:
+    """A digest of the rows that are read: other files, labels or splits give another one."""
+    rows = []
+    for row in inputs.rows:
+        known = {key: value for key, value in row.items() if not key.startswith("_")}
+        if "_job" in row:
+            # The size and not the time: copies of the same source are the same.
+            known["bytes"] = os.stat(row["_job"].path).st_size
+        rows.append(json.dumps(known, default=np.ndarray.tolist))
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+
+
+def table(label: str, summary: Mapping[str, Any], num_clips: int = 0) -> str:
+    """A summary for a terminal."""
+    lines = [f"{label}: {summary['records']} records"]
+    if num_clips:
+        lines[0] += f" from {summary['inputs']} frames of {num_clips} clips"
+    for split, count in summary["splits"].items():
+        subjects = summary["subjects_by_split"][split]
+        people = f"{subjects} subjects" if subjects else "no named subjects"
+        lines.append(f"  {split}: {count} images, {people}")
+        for task, counts in summary["classes"][split].items():
             if set(counts) != {"unknown"}:
-                lines.append(f"    {task}: {listing(counts)}")
-    measured = [r["measured"] for records in by_split.values() for r in records if r["measured"]]
-    if measured:
-        limits = {"contrast": faces.PUBLISHED_CONTRAST, "sharpness": faces.PUBLISHED_SHARPNESS}
-        below = {
-            f"{name} below {limit:g}": sum(one[name] < limit for one in measured)
-            for name, limit in limits.items()
-        }
-        lines.append(f"  of the records the published gates would refuse: {listing(below)}")
-    return "\n".join([*lines, reasons(ledger)])
+                lines.append(f"    {task}: {counts_in_line(counts)}")
+    if summary["below_published"]:
+        lines.append(
+            f"  below the published limits: {counts_in_line(summary['below_published'])} records"
+        )
+    return "\n".join([*lines, reasons(summary["skipped"])])

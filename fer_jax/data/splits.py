@@ -1,4 +1,4 @@
-"""Which side of a split a face is on: a pure function of its group, never of its frame.
+"""Which part of a split a record is in: a pure function of its group, never of its frame.
 
 The group is the person within a namespace (so that two datasets of the same people agree),
 else the clip, else the image itself.
@@ -12,7 +12,12 @@ from typing import Any
 
 from fer_jax.errors import InputError, did_you_mean
 
-PROTOCOLS = ("grouped", "folds", "given", "content")
+PROTOCOLS = {
+    "grouped": "80 % of the people (else clips, else images) train, 10 % validate, 10 % test",
+    "folds": "people (else clips, else images) dealt into folds",
+    "given": "the collection's own training, validation and test parts",
+    "content": "content groups named for each part",
+}
 PARTS = ("train", "validation", "test")
 DEFAULT_FOLDS = 5
 # The published protocol of the laboratory videos.
