@@ -21,7 +21,7 @@ from fer_jax.data import build
 from fer_jax.data.builder import Inputs, RecordBuilder
 from fer_jax.evaluation import predictions
 from fer_jax.inference.network import model_arguments
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Found
 from fer_jax.media.images import encode_jpeg
 from fer_jax.models import stylegan2, xception
 from fer_jax.synthesis.generator import Generator

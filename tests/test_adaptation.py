@@ -16,7 +16,7 @@ from fer_jax.__main__ import main
 from fer_jax.config import default_config
 from fer_jax.data.records import open_records
 from fer_jax.evaluation import predictions
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Found
 from fer_jax.media.images import encode_jpeg
 from fer_jax.methods import adaptation
 from fer_jax.models import xception

@@ -14,7 +14,7 @@ from small_runs import write_rows
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.__main__ import main
 from fer_jax.data.audit import audit
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Found
 from fer_jax.media.images import decode, encode_jpeg
 
 FACES: dict[int, bytes] = {}

@@ -19,7 +19,9 @@ import pytest
 
 from fer_jax.errors import InputError
 from fer_jax.media import clips, faces
-from fer_jax.media.clips import Clip, Extraction, Job
+from fer_jax.media import extraction as extractions
+from fer_jax.media.clips import Clip, Job
+from fer_jax.media.extraction import Extraction, Found
 
 WriteVideo = Callable[..., Path]
 WHOLE = Extraction(detector="none", frames=4)
@@ -42,7 +44,7 @@ def picture(jpeg: bytes) -> np.ndarray:
 
 def options(*words: str, of_clips: bool = True) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    clips.add_arguments(parser, clips=of_clips, detector="none")
+    extractions.add_arguments(parser, clips=of_clips, detector="none")
     return parser.parse_args(words)
 
 
@@ -77,7 +79,7 @@ def test_a_face_is_rgb(tmp_path: Path, write_video: WriteVideo):
     path = write_video(tmp_path / "x.avi", [red] * 3)
     image = picture(done(Job(str(path), "x"), WHOLE, tmp_path).found[0].faces[0]["image"])
     assert image[24, 24, 0] > 180 and image[24, 24, 2] < 30
-    found = clips.faces_in_photo(red[..., ::-1].copy(), "x", "x.jpg", WHOLE)
+    found = extractions.faces_in_image(red[..., ::-1].copy(), "x", "x.jpg", WHOLE)
     assert picture(found.faces[0]["image"])[24, 24, 0] > 180
 
 
@@ -86,7 +88,7 @@ def test_the_window_of_a_job_is_kept_to(tmp_path: Path, write_video: WriteVideo)
     clip = done(Job(path, "x", 0.5, 1.0), WHOLE, tmp_path)
     assert [found.item for found in clip.found] == [f"x/{n:06}" for n in (5, 6, 8, 9)]
     late = done(Job(path, "x", 5.0, 9.0), WHOLE, tmp_path)
-    assert late.found == [clips.Found("x", [], "no frame in the clip's window")]
+    assert late.found == [Found("x", [], "no frame in the clip's window")]
 
 
 def test_every_wanted_frame_is_a_face_or_a_reason(tmp_path: Path, write_video: WriteVideo):
@@ -108,7 +110,7 @@ def test_every_wanted_frame_is_a_face_or_a_reason(tmp_path: Path, write_video: W
     none = "no face"
     assert sides("largest") == {0: [20], 1: [50], 2: [50], 3: none, 4: [20], 5: [30]}
     assert sides("all") == {0: [20], 1: [50, 20], 2: [50, 20], 3: none, 4: [20], 5: [30]}
-    absent = "the followed person is not there"
+    absent = "the tracked person is not in this frame"
     assert sides("tracked") == {0: [20], 1: [20], 2: [20], 3: none, 4: [20], 5: absent}
     small = "size below 25"
     assert sides("largest", min_size=25) == {0: small, 1: [50], 2: [50], 3: none, 4: small, 5: [30]}
@@ -172,13 +174,13 @@ def test_a_box_outside_the_picture_is_no_face(tmp_path: Path):
     for x, y, reason in (
         (79, 49, ""),
         (-9, 0, ""),
-        (80, 0, "the box is outside the picture"),
-        (0, 50, "the box is outside the picture"),
-        (-10, 0, "the box is outside the picture"),
-        (0, -10, "the box is outside the picture"),
+        (80, 0, "the box is outside the image"),
+        (0, 50, "the box is outside the image"),
+        (-10, 0, "the box is outside the image"),
+        (0, -10, "the box is outside the image"),
     ):
         extraction = write_boxes(tmp_path / f"{x}_{y}.csv", [("a/x.jpg", 0, x, y, 10, 10)])
-        found = clips.faces_in_photo(image, "set/x", "a/x.jpg", extraction)
+        found = extractions.faces_in_image(image, "set/x", "a/x.jpg", extraction)
         assert (found.item, found.reason, len(found.faces)) == ("set/x", reason, not reason)
 
 
@@ -189,7 +191,7 @@ def test_of_a_photo_one_face_or_all_are_taken(tmp_path: Path):
 
     def found(**options: Any) -> tuple[list[tuple[int | None, tuple[int, ...]]], str]:
         chosen = dataclasses.replace(extraction, **options)
-        one = clips.faces_in_photo(image, "x", "x.jpg", chosen)
+        one = extractions.faces_in_image(image, "x", "x.jpg", chosen)
         return [(f["_number"], picture(f["image"]).shape) for f in one.faces], one.reason
 
     assert found() == ([(None, (50, 50, 3))], "")
@@ -220,16 +222,16 @@ def test_small_faces_are_searched_where_they_count(
         return []
 
     monkeypatch.setattr(faces, "make_detector", lambda name, model: detect)
-    clips.faces_in_photo(np.zeros((9, 9, 3), np.uint8), "x", "x.jpg", Extraction(**wanted))
+    extractions.faces_in_image(np.zeros((9, 9, 3), np.uint8), "x", "x.jpg", Extraction(**wanted))
     assert sizes == [size]
 
 
 def test_a_file_that_cannot_be_opened_is_one_reason(tmp_path: Path):
     (tmp_path / "x.mp4").write_text("no video")
     clip = done(Job(str(tmp_path / "x.mp4"), "set/x"), WHOLE, tmp_path)
-    assert clip == Clip([clips.Found("set/x", [], "not a video, or damaged")], 0, 0, 0.0, 0, 0)
+    assert clip == Clip([Found("set/x", [], "not a video, or damaged")], 0, 0, 0.0, 0, 0)
     gone = done(Job(str(tmp_path / "gone.mp4"), "set/gone"), WHOLE, tmp_path)
-    assert gone.found == [clips.Found("set/gone", [], "no such file")]
+    assert gone.found == [Found("set/gone", [], "no such file")]
 
 
 def test_frames_that_are_only_claimed_have_their_reason(tmp_path: Path, write_video: WriteVideo):
@@ -286,7 +288,7 @@ def test_what_is_kept_is_for_this_file_and_this_extraction_only(
     keys.append(key(extraction=boxes))
     with Path(boxes.boxes).open("a") as text:
         text.write("\nx.avi,1,1,1,9,9\n")
-    clips.from_arguments(options("--detector=boxes", f"--boxes={boxes.boxes}"))
+    extractions.from_arguments(options("--detector=boxes", f"--boxes={boxes.boxes}"))
     keys.append(key(extraction=boxes))
     assert len(set(keys)) == len(keys)
     # Where a table or a network lies does not matter.
@@ -311,7 +313,7 @@ def test_a_clip_that_was_stopped_half_way_is_not_taken_for_whole(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ):
     job = Job(str(write_video(tmp_path / "x.avi", grey(20))), "x")
-    cut = clips._cut
+    cut = clips.crop_face
     calls = iter(range(2))
 
     def stopped(*words: object) -> object:
@@ -319,7 +321,7 @@ def test_a_clip_that_was_stopped_half_way_is_not_taken_for_whole(
             raise KeyboardInterrupt
         return cut(*words)  # pyright: ignore[reportArgumentType] (passed on as it came)
 
-    monkeypatch.setattr(clips, "_cut", stopped)
+    monkeypatch.setattr(clips, "crop_face", stopped)
     with pytest.raises(KeyboardInterrupt):
         clips.finish_clip(job, WHOLE, tmp_path / "kept")
     assert not clips.finished_file(job, WHOLE, tmp_path / "kept").exists()
@@ -361,7 +363,7 @@ def test_a_decoder_that_crashes_harms_no_other_clip(tmp_path: Path, write_video:
     for job in jobs:
         clip = clips.read_clip(clips.finished_file(job, WHOLE, kept))
         if "crash" in job.item:
-            assert clip.found == [clips.Found(job.item, [], "its decoder crashed")]
+            assert clip.found == [Found(job.item, [], "its decoder crashed")]
         else:
             assert len(clip.found) == 4 and all(found.faces for found in clip.found)
     # What is known of them is known the next time, without a process.
@@ -379,9 +381,9 @@ def test_processes_that_cannot_start_are_no_clips_fault(
 
 
 def test_flags_become_an_extraction(tmp_path: Path, yunet_model: Path):
-    assert clips.from_arguments(options()) == Extraction(detector="none")
+    assert extractions.from_arguments(options()) == Extraction(detector="none")
     words = ["--every=3", "--choice=tracked", "--margin=0.3", "--min_contrast=20", "--one_face"]
-    assert clips.from_arguments(options(*words)) == Extraction(
+    assert extractions.from_arguments(options(*words)) == Extraction(
         frames=0,
         every=3,
         detector="none",
@@ -390,13 +392,15 @@ def test_flags_become_an_extraction(tmp_path: Path, yunet_model: Path):
         min_contrast=20.0,
         one_face=True,
     )
-    assert clips.from_arguments(options("--seconds=0.5")).frames == 0
+    assert extractions.from_arguments(options("--seconds=0.5")).frames == 0
     # Photos have no frames to choose.
-    photo = clips.from_arguments(options("--choice=all", of_clips=False))
+    photo = extractions.from_arguments(options("--choice=all", of_clips=False))
     assert photo == Extraction(detector="none", choice="all")
-    given = clips.from_arguments(options("--detector=yunet", f"--detector_model={yunet_model}"))
+    given = extractions.from_arguments(
+        options("--detector=yunet", f"--detector_model={yunet_model}")
+    )
     assert given.detector_model == str(yunet_model)
-    remembered = clips.recorded(given)
+    remembered = extractions.recorded(given)
     assert remembered["detector_model"] == faces.YUNET_SHA256[:16]
     assert json.loads(json.dumps(remembered)) == remembered
 
@@ -405,22 +409,22 @@ def test_flags_become_an_extraction(tmp_path: Path, yunet_model: Path):
     ("words", "says"),
     [
         (["--frames=0"], "--frames must be at least 1"),
-        (["--frames=-1"], "--frames must be at least 0, not -1"),
-        (["--every=-2"], "--every must be at least 0, not -2"),
-        (["--seconds=nan"], "--seconds must be at least 0, not nan"),
-        (["--seconds=inf"], "--seconds must be at least 0, not inf"),
+        (["--frames=-1"], "--frames must be at least 0, got -1"),
+        (["--every=-2"], "--every must be at least 0, got -2"),
+        (["--seconds=nan"], "--seconds must be at least 0, got nan"),
+        (["--seconds=inf"], "--seconds must be at least 0, got inf"),
         (["--min_size=-1"], "--min_size must be at least 0"),
-        (["--margin=-0.6"], "--margin must be in -0.5 to 4, not -0.6"),
-        (["--margin=nan"], "--margin must be in -0.5 to 4, not nan"),
-        (["--boxes=x.csv"], "--detector=boxes and --boxes=FILE belong together"),
-        (["--detector=boxes"], "--detector=boxes and --boxes=FILE belong together"),
+        (["--margin=-0.6"], "--margin must be in -0.5 to 4, got -0.6"),
+        (["--margin=nan"], "--margin must be in -0.5 to 4, got nan"),
+        (["--boxes=x.csv"], "--detector=boxes and --boxes=FILE need each other"),
+        (["--detector=boxes"], "--detector=boxes and --boxes=FILE need each other"),
         (["--detector=boxes", "--boxes=gone.csv"], "--boxes 'gone.csv' does not exist"),
         (["--detector=yunet", "--detector_model=gone.onnx"], "'gone.onnx' does not exist"),
     ],
 )
-def test_flags_that_make_no_sense_are_told_before_work_starts(words: list[str], says: str):
+def test_wrong_options_are_refused_before_work_starts(words: list[str], says: str):
     with pytest.raises(InputError, match=says):
-        clips.from_arguments(options(*words))
+        extractions.from_arguments(options(*words))
 
 
 def test_without_the_detectors_file_no_other_detector_is_used(
@@ -430,8 +434,8 @@ def test_without_the_detectors_file_no_other_detector_is_used(
     monkeypatch.setattr(faces, "YUNET_URL", "http://127.0.0.1:9/nobody.onnx")
     faces.make_detector.cache_clear()
     with pytest.raises(InputError, match="could not be fetched .*--detector=haar needs no file"):
-        clips.from_arguments(options("--detector=yunet"))
-    assert clips.from_arguments(options("--detector=haar")).detector == "haar"
+        extractions.from_arguments(options("--detector=yunet"))
+    assert extractions.from_arguments(options("--detector=haar")).detector == "haar"
 
 
 def test_a_jobs_window_defaults_to_the_whole_clip():
@@ -458,7 +462,7 @@ def test_real_videos_side_by_side(shared: Path, tmp_path: Path, yunet_model: Pat
         row = rows[job.item]
         clip = clips.read_clip(clips.finished_file(job, extraction, tmp_path))
         if job.item.startswith("broken"):
-            assert clip.found == [clips.Found(job.item, [], "not a video, or damaged")]
+            assert clip.found == [Found(job.item, [], "not a video, or damaged")]
             continue
         claimed, decoded = int(row["frames_claimed"]), int(row["frames_decoded"])
         assert (clip.frames_claimed, clip.frames_decoded) == (claimed, decoded)

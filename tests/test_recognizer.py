@@ -19,7 +19,7 @@ from fer_jax.export.export import FILES, export
 from fer_jax.inference.load import load
 from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, ahead
 from fer_jax.media import images
-from fer_jax.media.clips import Extraction, faces_in_photo
+from fer_jax.media.extraction import Extraction, faces_in_image
 from fer_jax.schema import EMOTIONS
 
 
@@ -280,7 +280,7 @@ def test_faces_are_cut_out_as_build_cut_them(
     (run / "environment.json").write_text(json.dumps(about))
     image = images.read(shared / "data" / "photos" / "photo_01.jpg")
     built = Extraction(detector_model=str(yunet_model), choice="all", margin=margin)
-    crops = [images.decode(face["image"]) for face in faces_in_photo(image, "", "", built).faces]
+    crops = [images.decode(face["image"]) for face in faces_in_image(image, "", "", built).faces]
     (answer,) = fer_jax.load(run, detector_model=str(yunet_model)).stream([image])
     assert len(answer.found) == len(crops) == 8
     for found, crop in zip(answer.found, crops, strict=True):

@@ -25,7 +25,7 @@ from fer_jax.config import default_config, fields, load_config
 from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import predictions
 from fer_jax.evaluation.evaluate import evaluate
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Found
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
 from fer_jax.training import classifier as program

@@ -10,7 +10,7 @@ from data_builders.demo import draw
 from fer_jax import schema
 from fer_jax.data import splits
 from fer_jax.data.builder import Inputs, RecordBuilder
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Found
 from fer_jax.media.images import encode_jpeg
 
 SOURCES = ("controlled", "social")

@@ -19,8 +19,8 @@ from fer_jax import schema
 from fer_jax.data import splits
 from fer_jax.data.builder import Inputs, RecordBuilder, files_in, protocols
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.media import clips, images
-from fer_jax.media.clips import Found
+from fer_jax.media import extraction, images
+from fer_jax.media.extraction import Found
 
 # Manifest columns that go into the record as they are, and their types.
 PLAIN = {
@@ -75,7 +75,7 @@ class Builder(RecordBuilder):
             help="how the labels came about",
         )
         splits.add_arguments(parser)
-        clips.add_arguments(parser, clips=False, detector="none")
+        extraction.add_arguments(parser, clips=False, detector="none")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.record_info(f"Face images of {self.name}.")
@@ -115,7 +115,7 @@ class Builder(RecordBuilder):
             if taken[row["record_id"]] > 1:
                 row["record_id"] = f"{self.name}/{row['_path']}"
         rows, outside = splits.assign(rows, self.protocol, known["namespace"], options)
-        settings = {"source": source.name, "faces": clips.recorded(self.extraction)} | known
+        settings = {"source": source.name, "faces": extraction.recorded(self.extraction)} | known
         settings |= splits.recorded(self.protocol, options)
         return Inputs(rows, skipped + outside, settings)
 
@@ -132,7 +132,9 @@ class Builder(RecordBuilder):
         else:
             image = images.decode(self._files.read(row["_path"]))
         if self.extraction.detector != "none":
-            return [clips.faces_in_photo(image, row["record_id"], row["_path"], self.extraction)]
+            return [
+                extraction.faces_in_image(image, row["record_id"], row["_path"], self.extraction)
+            ]
         face, box = images.square(image)
         fields = {"image": images.encode_jpeg(face), "box": np.asarray(box, np.float32)}
         return [Found(row["record_id"], [fields])]

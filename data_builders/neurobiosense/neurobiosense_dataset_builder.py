@@ -17,7 +17,7 @@ from fer_jax import schema
 from fer_jax.data import splits
 from fer_jax.data.builder import Inputs, RecordBuilder, files_in, protocols
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.media import clips
+from fer_jax.media import extraction
 from fer_jax.media.clips import Job
 from fer_jax.media.video import VIDEO_SUFFIXES
 
@@ -78,7 +78,7 @@ class Builder(RecordBuilder):
             help="participant 1 of one category is not participant 1 of another",
         )
         splits.add_arguments(parser)
-        clips.add_arguments(parser, clips=True, detector="yunet")
+        extraction.add_arguments(parser, clips=True, detector="yunet")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.record_info("Faces of people who watch advertisements.")
@@ -108,7 +108,7 @@ class Builder(RecordBuilder):
         settings = {
             "source": source.name,
             "numbered_per_category": options.numbered_per_category,
-            "faces": clips.recorded(self.extraction),
+            "faces": extraction.recorded(self.extraction),
         } | splits.recorded(self.protocol, options)
         return Inputs(rows, skipped + unread + outside, settings)
 

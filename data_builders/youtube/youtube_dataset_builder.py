@@ -14,7 +14,7 @@ from fer_jax.collect.links import video_key
 from fer_jax.data import splits
 from fer_jax.data.builder import Inputs, RecordBuilder, protocols
 from fer_jax.errors import InputError
-from fer_jax.media import clips
+from fer_jax.media import extraction
 from fer_jax.media.clips import Job
 
 
@@ -34,7 +34,7 @@ class Builder(RecordBuilder):
         super().add_arguments(parser)
         parser.add_argument("--source_kind", default="social", help="of the records: social, ...")
         splits.add_arguments(parser)
-        clips.add_arguments(parser, clips=True, detector="yunet")
+        extraction.add_arguments(parser, clips=True, detector="yunet")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.record_info("Faces in videos from the web.")
@@ -58,7 +58,7 @@ class Builder(RecordBuilder):
         settings = {
             "source": source.name,
             "source_kind": options.source_kind,
-            "faces": clips.recorded(self.extraction),
+            "faces": extraction.recorded(self.extraction),
         } | splits.recorded(self.protocol, options)
         return Inputs(rows, skipped + outside, settings)
 

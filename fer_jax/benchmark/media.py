@@ -18,7 +18,8 @@ from tqdm import tqdm
 from fer_jax.benchmark.benchmark import Row, compare, cpu_seconds, single, skipped
 from fer_jax.errors import InputError
 from fer_jax.media import clips, faces
-from fer_jax.media.clips import Extraction, Job
+from fer_jax.media.clips import Job
+from fer_jax.media.extraction import Extraction
 from fer_jax.media.video import VIDEO_SUFFIXES, Video
 
 NUM_CLIPS = 8

@@ -11,7 +11,7 @@ from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.data import build as builds
 from fer_jax.data.builder import Inputs
 from fer_jax.data.splits import position
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Found
 from fer_jax.media.images import decode, encode_jpeg, resized
 
 DATASET = "photographed"

@@ -28,7 +28,7 @@ from fer_jax import schema
 from fer_jax.data import ledger, splits
 from fer_jax.errors import InputError
 from fer_jax.media import clips
-from fer_jax.media.clips import Found
+from fer_jax.media.extraction import Extraction, Found, from_arguments
 
 NUM_THREADS = max(1, min(16, os.cpu_count() or 1))
 
@@ -189,9 +189,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return inputs
 
     @functools.cached_property
-    def extraction(self) -> clips.Extraction:
+    def extraction(self) -> Extraction:
         """How faces are taken out of images and clips."""
-        return clips.from_arguments(self.options)
+        return from_arguments(self.options)
 
     def splits_of_inputs(self) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         """The generator of each split, for `_split_generators`."""

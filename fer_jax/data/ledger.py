@@ -12,6 +12,7 @@ import numpy as np
 
 from fer_jax import schema
 from fer_jax.media import clips, faces
+from fer_jax.media.extraction import Extraction
 from fer_jax.storage import write_atomically, write_table
 
 SUMMARY = "build.json"
@@ -55,7 +56,7 @@ def write_quality(folder: Path, outcomes: Sequence[Any]) -> None:
 
 
 def write_clips(
-    folder: Path, inputs: Sequence[Mapping[str, Any]], extraction: clips.Extraction, kept: Path
+    folder: Path, inputs: Sequence[Mapping[str, Any]], extraction: Extraction, kept: Path
 ) -> None:
     """Writes clips.csv: for every clip, what its container claims and what was found in it."""
     rows = []

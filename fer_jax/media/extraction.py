@@ -1,0 +1,218 @@
+"""Images to aligned faces, or the reason why there is none, as the options of a build say."""
+
+import argparse
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from fer_jax import storage
+from fer_jax.errors import InputError
+from fer_jax.media import faces, images
+
+
+class Found(NamedTuple):
+    """The faces of one image or one frame.
+
+    Attributes:
+      item: its name in the ledger.
+      faces: the fields that each face adds to a record: "image" (JPEG bytes), "box",
+        "detection_score" and, in clips, "frame_index" and "timestamp"; "_measured" for
+        quality.csv; and, where all faces are used, "_number", its rank by size in the image.
+      reason: why there is no face; empty where there is one.
+    """
+
+    item: str
+    faces: list[dict[str, Any]]
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """How faces are extracted from clips and images; the options of `add_arguments`.
+
+    Attributes:
+      frames: per clip, at equal intervals; 0 where `every` or `seconds` is set.
+      every: take every k-th frame of a clip.
+      seconds: take one frame of a clip in so many seconds.
+      detector: one of `faces.DETECTORS`.
+      detector_model: YuNet's file; "" for the cached or downloaded one.
+      boxes: the CSV for the detector "boxes".
+      choice: one of `faces.CHOICES`.
+      margin: share by which the tight crop is widened.
+      min_size: of a face, pixels a side; 0 for any, as in the two below.
+      min_contrast: standard deviation of its grey levels.
+      min_sharpness: variance of its Laplacian.
+      one_face: use only frames with exactly one face.
+    """
+
+    frames: int = 10
+    every: int = 0
+    seconds: float = 0.0
+    detector: str = "yunet"
+    detector_model: str = ""
+    boxes: str = ""
+    choice: str = "largest"
+    margin: float = 0.0
+    min_size: float = 0.0
+    min_contrast: float = 0.0
+    min_sharpness: float = 0.0
+    one_face: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, clips: bool, detector: str) -> None:
+    """Adds the options of an `Extraction` to a builder of clips or of images."""
+    group = parser.add_argument_group("faces")
+    if clips:
+        which = group.add_mutually_exclusive_group()
+        which.add_argument("--frames", type=int, default=10, help="per clip, at equal intervals")
+        which.add_argument("--every", type=int, default=0, help="every k-th frame instead")
+        which.add_argument("--seconds", type=float, default=0.0, help="one frame in so many")
+    group.add_argument(
+        "--detector", default=detector, choices=faces.DETECTORS, help="none: already cropped"
+    )
+    group.add_argument("--detector_model", default="", help="YuNet's file; default: downloaded")
+    group.add_argument(
+        "--boxes", default="", help="CSV for --detector=boxes: file,x,y,width,height"
+    )
+    choices = faces.CHOICES if clips else faces.CHOICES[:2]
+    group.add_argument("--choice", default="largest", choices=choices, help="which faces are used")
+    group.add_argument("--margin", type=float, default=0.0, help="widens the crop by this share")
+    group.add_argument("--min_size", type=float, default=0.0, help="pixels a side")
+    published = f"published: {faces.PUBLISHED_CONTRAST:g}"
+    group.add_argument("--min_contrast", type=float, default=0.0, help=f"grey levels; {published}")
+    published = f"published: {faces.PUBLISHED_SHARPNESS:g}"
+    group.add_argument("--min_sharpness", type=float, default=0.0, help=f"Laplacian; {published}")
+    group.add_argument("--one_face", action="store_true", help="refuse frames with several faces")
+
+
+def from_arguments(options: argparse.Namespace) -> Extraction:
+    """Returns the extraction of parsed options; finds or downloads the detector's file.
+
+    Raises:
+      InputError: a value out of range, or the detector's file is not available.
+    """
+    names = [field.name for field in dataclasses.fields(Extraction)]
+    extraction = Extraction(**{name: getattr(options, name) for name in names if name in options})
+    if extraction.every or extraction.seconds:
+        extraction = dataclasses.replace(extraction, frames=0)
+    for name in ("frames", "every", "seconds", "min_size", "min_contrast", "min_sharpness"):
+        value = getattr(extraction, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"--{name} must be at least 0, got {value}")
+    if not (extraction.frames or extraction.every or extraction.seconds):
+        raise InputError("--frames must be at least 1, got 0")
+    if not -0.5 <= extraction.margin <= 4:
+        raise InputError(f"--margin must be in -0.5 to 4, got {extraction.margin}")
+    if (extraction.detector == "boxes") != bool(extraction.boxes):
+        raise InputError("--detector=boxes and --boxes=FILE need each other")
+    # Files may have changed since they were read for an earlier build.
+    recorded.cache_clear()
+    _boxes.cache_clear()
+    if extraction.boxes:
+        _boxes(extraction.boxes)
+    if extraction.detector in ("yunet", "haar"):
+        # Now, so that a missing file does not stop a build half-way.
+        if extraction.detector == "yunet":
+            try:
+                model = faces.detector_model(extraction.detector_model)
+            except InputError as error:
+                remedy = "--detector=haar needs no file, but misses more faces"
+                raise InputError(f"{error}; {remedy}") from error
+            extraction = dataclasses.replace(extraction, detector_model=str(model))
+        faces.make_detector(extraction.detector, extraction.detector_model)
+    return extraction
+
+
+@functools.lru_cache(maxsize=8)
+def recorded(extraction: Extraction) -> dict[str, Any]:
+    """Returns the extraction as build.json records it: files by checksum instead of path."""
+    known = dataclasses.asdict(extraction)
+    for name in ("detector_model", "boxes"):
+        if known[name]:
+            known[name] = storage.sha256(Path(known[name]))[:16]
+    return known
+
+
+@functools.lru_cache(maxsize=1)
+def _boxes(path: str) -> dict[tuple[str, int], list[faces.Face]]:
+    return faces.read_boxes(Path(path))
+
+
+def detect_faces(
+    image: np.ndarray, name: str, frame: int, extraction: Extraction
+) -> list[faces.Face]:
+    """Returns the faces of a BGR image, the largest first.
+
+    `name` is its path, which ends as the CSV of boxes names it, and `frame` its index in a clip.
+    """
+    if extraction.detector == "none":
+        left, top, side = images.centre_square(*image.shape[:2])
+        return [faces.Face((left, top, side, side), 1.0, None)]
+    if extraction.detector == "boxes":
+        boxes, parts = _boxes(extraction.boxes), name.split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        found = next((boxes[end, frame] for end in ends if (end, frame) in boxes), [])
+    else:
+        find = faces.make_detector(extraction.detector, extraction.detector_model)
+        small_ones_matter = extraction.choice == "all" or extraction.one_face
+        found = find(image, faces.ALL_FACES if small_ones_matter else faces.LARGE_FACES)
+    return sorted(found, key=lambda face: -face.box[2] * face.box[3])
+
+
+def crop_face(
+    image: np.ndarray, face: faces.Face, number: int, extraction: Extraction
+) -> dict[str, Any]:
+    """Returns the fields of a face in a BGR image; "_reason" says why it is refused, or None."""
+    x, y, width, height = face.box
+    outside = x >= image.shape[1] or y >= image.shape[0] or x + width <= 0 or y + height <= 0
+    pixels = cv2.cvtColor(faces.align(image, face, margin=extraction.margin), cv2.COLOR_BGR2RGB)
+    measured = faces.measure(pixels)
+    return {
+        "image": images.encode_jpeg(pixels),
+        "box": [float(value) for value in face.box],
+        "detection_score": face.score,
+        "_measured": measured,
+        "_number": number if extraction.choice == "all" else None,
+        "_reason": "the box is outside the image"
+        if outside
+        else faces.gate(
+            measured,
+            size=extraction.min_size,
+            contrast=extraction.min_contrast,
+            sharpness=extraction.min_sharpness,
+        ),
+    }
+
+
+def accepted_faces(
+    item: str, crops: Sequence[dict[str, Any]], num_faces: int, extraction: Extraction
+) -> Found:
+    """Returns the crops of an image that pass the gates, or the reason why none does."""
+    if not num_faces:
+        return Found(item, [], "no face")
+    if extraction.one_face and num_faces > 1:
+        return Found(item, [], "several faces")
+    good = [
+        {key: value for key, value in face.items() if key != "_reason"}
+        for face in crops
+        if face["_reason"] is None
+    ]
+    return Found(item, good, "" if good else crops[0]["_reason"])
+
+
+def faces_in_image(image: np.ndarray, item: str, name: str, extraction: Extraction) -> Found:
+    """Extracts the faces of one image, uint8 RGB [height, width, 3].
+
+    `item` is its name in the ledger, `name` its path, which ends as the CSV of boxes names it.
+    """
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    found = detect_faces(bgr, name, 0, extraction)
+    used = found if extraction.choice == "all" else found[:1]
+    crops = [crop_face(bgr, face, number, extraction) for number, face in enumerate(used)]
+    return accepted_faces(item, crops, len(found), extraction)
