@@ -162,16 +162,14 @@ def detect_faces(
         find = faces.make_detector(extraction.detector, extraction.detector_model)
         small_ones_matter = extraction.choice == "all" or extraction.one_face
         found = find(image, faces.ALL_FACES if small_ones_matter else faces.LARGE_FACES)
-    return sorted(found, key=lambda face: -face.box[2] * face.box[3])
+    return faces.largest_first(found)
 
 
 def crop_face(
     image: np.ndarray, face: faces.Face, number: int, extraction: Extraction
 ) -> dict[str, Any]:
     """Returns the fields of a face in a BGR image; "_reason" says why it is refused, or None."""
-    x, y, width, height = face.box
-    outside = x >= image.shape[1] or y >= image.shape[0] or x + width <= 0 or y + height <= 0
-    pixels = cv2.cvtColor(faces.align(image, face, margin=extraction.margin), cv2.COLOR_BGR2RGB)
+    pixels = faces.crop(image, face, margin=extraction.margin)
     measured = faces.measure(pixels)
     return {
         "image": images.encode_jpeg(pixels),
@@ -180,7 +178,7 @@ def crop_face(
         "_measured": measured,
         "_number": number if extraction.choice == "all" else None,
         "_reason": "the box is outside the image"
-        if outside
+        if faces.is_outside(image, face)
         else faces.gate(
             measured,
             size=extraction.min_size,

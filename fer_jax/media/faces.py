@@ -12,7 +12,7 @@ import http.client
 import os
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -293,6 +293,22 @@ def align(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
+
+
+def crop(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
+    """Aligns a face of a uint8 BGR picture as `align` does and returns it in RGB."""
+    return cv2.cvtColor(align(image, face, margin=margin), cv2.COLOR_BGR2RGB)
+
+
+def largest_first(found: Iterable[Face]) -> list[Face]:
+    """Sorts faces by the area of their boxes."""
+    return sorted(found, key=lambda face: -face.box[2] * face.box[3])
+
+
+def is_outside(image: np.ndarray, face: Face) -> bool:
+    """Whether no part of a face's box lies inside the picture."""
+    x, y, width, height = face.box
+    return x >= image.shape[1] or y >= image.shape[0] or x + width <= 0 or y + height <= 0
 
 
 def _turned(unit: np.ndarray, x: float, y: float) -> np.ndarray:
