@@ -1,6 +1,7 @@
 """Folders, zips and CSVs of faces become records; what does not is in the ledger, counted."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -450,3 +451,28 @@ def test_real_press_photos_are_aligned(shared: Path, tmp_path: Path, yunet_model
         assert found is not None
         eyes.append(found[0, 4:8] / 256)
     np.testing.assert_allclose(np.median(eyes, axis=0), [0.31, 0.38, 0.69, 0.38], atol=0.03)
+
+
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("tensorflow", "mlcroissant"))),
+    reason="the command `tfds` needs tensorflow and mlcroissant",
+)
+def test_the_command_of_tfds_builds_the_same(tmp_path: Path):
+    source = tmp_path / "faces"
+    files, rows = people()
+    for name, data in (files | {"manifest.csv": manifest(rows)}).items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(data)
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "tensorflow_datasets.scripts.cli.main", "build"]
+    command += [str(root / "data_builders" / "face_folder"), "--config=grouped"]
+    command += [f"--data_dir={tmp_path / 'tfds'}", f"--manual_dir={source}"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert build(source, tmp_path / "ours", "--name=face_folder") == 0
+    one, other = (build_summary("face_folder", tmp_path / place) for place in ("tfds", "ours"))
+    assert one == other and one["records"] == 40
+    ids = [
+        open_records("face_folder", "train", tmp_path / place).columns["record_id"].tolist()
+        for place in ("tfds", "ours")
+    ]
+    assert ids[0] == ids[1]
