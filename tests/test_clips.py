@@ -433,7 +433,7 @@ def test_without_the_detectors_file_no_other_detector_is_used(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(faces, "YUNET_URL", "http://127.0.0.1:9/nobody.onnx")
     faces.make_detector.cache_clear()
-    with pytest.raises(InputError, match="could not be fetched .*--detector=haar needs no file"):
+    with pytest.raises(InputError, match="could not be downloaded .*--detector=haar needs no file"):
         extractions.from_arguments(options("--detector=yunet"))
     assert extractions.from_arguments(options("--detector=haar")).detector == "haar"
 

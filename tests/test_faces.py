@@ -258,12 +258,15 @@ def test_boxes_are_read_by_file_and_frame(tmp_path: Path):
         (b"file,x,y,width,height\na,1,2,3,4\na,1,2,3,\n", "line 3: not a box"),
         (b"file,x,y,width,height\na,1\n", "line 2: not a box"),
         (b"file,x,y,width,height,frame_index\na,1,2,3,4,one\n", "line 2: not a box"),
-        (b"file,x,y,width,height\na,1,2,0,4\n", "line 2: a box without area"),
-        (b"file,x,y,width,height\na,1,2,3,-4\n", "line 2: a box without area"),
-        (b"file,x,y,width,height\na,1,2,3,nan\n", "line 2: a box without area"),
-        (b"file,x,y,width,height\na,1,2,inf,4\n", "line 2: a box without area, or without end"),
-        (b"file,x,y,width,height\na,nan,2,3,4\n", "line 2: a box nowhere"),
-        (b"file,x,y,width,height\na,1e300,2,3,4\n", "line 2: a box nowhere"),
+        (b"file,x,y,width,height\na,1,2,0,4\n", "line 2: box width and height must be positive"),
+        (b"file,x,y,width,height\na,1,2,3,-4\n", "line 2: box width and height must be positive"),
+        (b"file,x,y,width,height\na,1,2,3,nan\n", "line 2: box width and height must be positive"),
+        (
+            b"file,x,y,width,height\na,1,2,inf,4\n",
+            "line 2: box width and height must be positive and finite",
+        ),
+        (b"file,x,y,width,height\na,nan,2,3,4\n", "line 2: box coordinates are out of range"),
+        (b"file,x,y,width,height\na,1e300,2,3,4\n", "line 2: box coordinates are out of range"),
         (b"file,x,y,width,height\n\xff\xfe,1,2,3,4\n", "is not a CSV in UTF-8"),
         (b'file,x,y,width,height\n"' + b"a" * 1_100_000, "is not a CSV in UTF-8"),
     ],
@@ -346,7 +349,7 @@ def test_another_file_than_the_known_detector_is_refused(
         "page": b"<html>not here</html>",
         "longer": bytes(data) + b"\0",
     }[change]
-    with pytest.raises(InputError, match="is not the known detector; fetch .* by hand into"):
+    with pytest.raises(InputError, match="has another file than the known detector; download"):
         faces.detector_model("")
     assert not (tmp_path / "cache").exists()
 
@@ -354,7 +357,7 @@ def test_another_file_than_the_known_detector_is_refused(
 def test_a_detector_that_cannot_be_had_is_an_error_and_not_another_detector(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, yunet_model: Path
 ):
-    says = "could not be fetched .*; fetch .* by hand into .*, or name it with --detector_model"
+    says = "could not be downloaded .*; download .* to .*, or name it with --detector_model"
     for status in (404, 503, 0):
         zoo.status = status
         with pytest.raises(InputError, match=says):
@@ -404,7 +407,7 @@ def test_a_file_that_is_no_yunet_is_refused(tmp_path: Path):
 
 
 def test_a_misspelled_detector_is_told():
-    with pytest.raises(InputError, match="no detector 'yunett'; did you mean 'yunet'"):
+    with pytest.raises(InputError, match="unknown detector 'yunett'; did you mean 'yunet'"):
         faces.make_detector("yunett", "")
 
 

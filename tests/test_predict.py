@@ -254,14 +254,14 @@ def test_a_camera_is_watched_until_its_end(
     clip = write_video(tmp_path / "clip.avi", [scene(n) for n in range(20)])
     opened = cv2.VideoCapture
     monkeypatch.setattr(camera.cv2, "VideoCapture", lambda number: opened(str(clip)))
-    monkeypatch.setattr(camera, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(camera, "FRAME_TIMEOUT_S", 0.2)
     assert (
         main(["predict", "webcam", f"--model={run}", f"--out={tmp_path / 'out'}", "--end=60"]) == 0
     )
     (row,) = table(tmp_path / "out" / "ledger.csv")
     # Frames that came while others were looked at are let go; the end of it is said.
     assert row["file"] == "webcam" and 1 <= int(row["pictures"]) <= 20
-    assert row["reason"] == "camera 0 gives no pictures"
+    assert row["reason"] == "camera 0 sends no frames"
 
 
 @pytest.mark.parametrize(

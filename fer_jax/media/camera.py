@@ -1,4 +1,4 @@
-"""A camera of this machine, as frames: always the newest, those that came before it are let go."""
+"""Frames of a camera of this machine: always the newest one, older ones are skipped."""
 
 import threading
 import time
@@ -10,16 +10,13 @@ import numpy as np
 from fer_jax.errors import InputError
 from fer_jax.media.video import Frame
 
-PATIENCE_S = 5.0  # that a camera may take for a frame
+FRAME_TIMEOUT_S = 5.0
 
 
 def frames(number: int, *, fps: float, end_s: float) -> Iterator[Frame]:
-    """Frames of a camera, with the seconds since the first; closes it when it is let go.
+    """Yields frames of a camera, at most `fps` per second, for `end_s` seconds.
 
-    Args:
-      number: which camera, from 0.
-      fps: at most so many a second.
-      end_s: after so many seconds it ends.
+    Cameras are numbered from 0; timestamps start at the first frame.
 
     Raises:
       InputError: there is no such camera, or it stopped.
@@ -52,8 +49,8 @@ def _newest(capture: cv2.VideoCapture, number: int, fps: float, end_s: float) ->
     try:
         began = None
         while True:
-            if not arrived.wait(PATIENCE_S):
-                raise InputError(f"camera {number} gives no pictures")
+            if not arrived.wait(FRAME_TIMEOUT_S):
+                raise InputError(f"camera {number} sends no frames")
             arrived.clear()
             index, taken, image = newest[0]
             began = taken if began is None else began

@@ -1,6 +1,6 @@
-"""Pictures to faces: found, chosen, aligned to one framing, measured.
+"""Faces in images: detection, alignment to one framing, gates, tracking.
 
-The framing is that of the published sets of tight crops, so that all sources look alike to the
+The framing is that of published datasets of tight crops, so that all datasets look alike to the
 network. On FER2013 and CK+ (48 px) the median distance between the eyes is 0.38 of the crop's
 side, and the eyes lie at 0.38 of its height.
 """
@@ -19,13 +19,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from fer_jax import storage
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.schema import MAX_IMAGE_SIZE
 
 DETECTORS = ("yunet", "haar", "boxes", "none")
 CHOICES = ("largest", "all", "tracked")
 
-# The detector of OpenCV's zoo (MIT), where it is published, and what it must be.
+# The detector of OpenCV's zoo (MIT).
 YUNET_FILE = "face_detection_yunet_2023mar.onnx"
 YUNET_URL = (
     "https://media.githubusercontent.com/media/opencv/opencv_zoo/main/models/"
@@ -33,15 +34,14 @@ YUNET_URL = (
 )
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 YUNET_MAX_BYTES = 4 * 2**20
-FETCH_TIMEOUT_S = 30
+DOWNLOAD_TIMEOUT_S = 30
 
 MIN_SCORE = 0.6
 MAX_OVERLAP = 0.3  # of two faces (intersection over union)
-FARTHEST = 1e6  # pixels; a box that somebody drew ends before
-# Pictures are searched with so many pixels at their longer side: in smaller ones faces are missed
-# (48 px crops: 0.75 against 0.96), larger ones cost time that only small faces are worth. At 640
-# all 23 faces of the press photos are found, at 1024 a face of a fiftieth of the picture is, for
-# 2.7 times the time.
+MAX_BOX_COORDINATE = 1e6  # pixels
+# Images are searched with this many pixels at their longer side. Smaller images are enlarged,
+# because faces are missed there (48 px crops: 0.75 against 0.96). At 640 all 23 faces of the press
+# photos are found; 1024 also finds faces of a fiftieth of the image, in 2.7 times the time.
 SEARCHED_SIZE = 256
 LARGE_FACES, ALL_FACES = 640, 1024
 
@@ -57,13 +57,13 @@ PUBLISHED_SHARPNESS = 100.0
 
 
 class Face(NamedTuple):
-    """A face that was found.
+    """A detected face.
 
     Attributes:
-      box: (x, y, width, height) in pixels of the picture.
-      score: the detector's, 0 to 1; 1 where it gives none.
-      landmarks: float32 [5, 2], eyes, nose, corners of the mouth as (x, y) in pixels, the
-        picture's left ones first; None where the detector gives none.
+      box: (x, y, width, height) in pixels of the image.
+      score: of the detector, 0 to 1; 1 if it has none.
+      landmarks: float32 [5, 2], eyes, nose, corners of the mouth as (x, y) in pixels, the left
+        ones of the image first; None if the detector has none.
     """
 
     box: tuple[float, float, float, float]
@@ -71,41 +71,38 @@ class Face(NamedTuple):
     landmarks: np.ndarray | None
 
 
-# (a picture, the longer side it is searched at) -> its faces
+# (uint8 BGR image, pixels of the longer side at which it is searched) -> faces
 Detector = Callable[[np.ndarray, int], list[Face]]
 
 
 def detector_model(given: str) -> Path:
-    """The file of the YuNet detector: the given one, the one kept from before, or fetched.
+    """Returns the file of the YuNet detector: the given one, the cached one, or downloads it.
 
-    Args:
-      given: a path, or "" for ~/.cache/fer_jax (XDG_CACHE_HOME), which is filled once from
-        OpenCV's zoo and checked against the known SHA-256.
+    The cache is ~/.cache/fer_jax (XDG_CACHE_HOME). A download is checked by its SHA-256.
 
     Raises:
-      InputError: no such file; or it could not be fetched, or what came is another file.
+      InputError: no such file, or it could not be downloaded.
     """
     if given:
         if not Path(given).is_file():
             raise InputError(f"--detector_model '{given}' does not exist")
         return Path(given)
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fer_jax"
-    file = kept / YUNET_FILE
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fer_jax"
+    file = cache / YUNET_FILE
     if file.is_file() and _is_yunet(file.read_bytes()):
         return file
-    remedy = f"fetch {YUNET_FILE} by hand into {kept}, or name it with --detector_model=FILE"
+    remedy = f"download {YUNET_FILE} to {cache}, or name it with --detector_model=FILE"
     try:
-        with urllib.request.urlopen(YUNET_URL, timeout=FETCH_TIMEOUT_S) as answer:
-            data = answer.read(YUNET_MAX_BYTES)
+        with urllib.request.urlopen(YUNET_URL, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            data = response.read(YUNET_MAX_BYTES)
         if not _is_yunet(data):
-            raise InputError(f"what {YUNET_URL} sent is not the known detector; {remedy}")
-        kept.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(file)
+            raise InputError(f"{YUNET_URL} has another file than the known detector; {remedy}")
+        storage.write_atomically(file, data)
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
-        raise InputError(f"the face detector could not be fetched ({reason}); {remedy}") from error
+        raise InputError(
+            f"the face detector could not be downloaded ({reason}); {remedy}"
+        ) from error
     return file
 
 
@@ -114,10 +111,10 @@ def _is_yunet(data: bytes) -> bool:
 
 
 def yunet(model: Path) -> Detector:
-    """The YuNet detector (Wu et al. 2023) through OpenCV; one network per thread.
+    """Returns the YuNet detector (Wu et al. 2023) in OpenCV; one network per thread.
 
     Raises:
-      InputError: the file is no such network.
+      InputError: the file is not this network.
     """
     networks = threading.local()
 
@@ -149,8 +146,8 @@ def yunet(model: Path) -> Detector:
 
 
 def haar() -> Detector:
-    """The cascade of frontal faces that comes with OpenCV (Viola and Jones 2001)."""
-    # Its folder is an attribute that the type stubs of OpenCV do not know.
+    """Returns OpenCV's cascade of frontal faces (Viola and Jones 2001)."""
+    # OpenCV's type stubs lack this attribute.
     folder = getattr(cv2, "data").haarcascades  # noqa: B009 (see above)
     cascades = threading.local()
 
@@ -168,14 +165,9 @@ def haar() -> Detector:
 
 
 def searched(image: np.ndarray, largest: int) -> tuple[np.ndarray, float]:
-    """A picture at the size at which it is searched.
+    """Returns an image at the size at which it is searched, and its scale.
 
-    Args:
-      image: uint8 [height, width, 3].
-      largest: pixels of the longer side at most; smaller ones than `SEARCHED_SIZE` are enlarged.
-
-    Returns:
-      (uint8 [h, w, 3], h / height).
+    The longer side has at most `largest` pixels; it is enlarged to at least `SEARCHED_SIZE`.
     """
     longest = max(image.shape[:2])
     scale = min(max(longest, SEARCHED_SIZE), largest) / longest
@@ -187,15 +179,15 @@ def searched(image: np.ndarray, largest: int) -> tuple[np.ndarray, float]:
 
 
 def read_boxes(file: Path) -> dict[tuple[str, int], list[Face]]:
-    """Boxes drawn by somebody: (file, frame) -> faces.
+    """Reads annotated boxes: {(file, frame): faces}.
 
     Args:
       file: a CSV with file (its name, or the end of its path where names occur twice), x, y,
-        width, height in pixels, and frame_index for videos (0 where it is absent); a row whose
-        `ignore` is 1 is left out.
+        width, height in pixels, and frame_index for videos (default 0); rows whose `ignore` is 1
+        are left out.
 
     Raises:
-      InputError: no CSV, missing columns, or a row that is no box; names the line.
+      InputError: not a CSV, missing columns, or an invalid box; names the line.
     """
     if not file.is_file():
         raise InputError(f"--boxes '{file}' does not exist")
@@ -210,65 +202,65 @@ def read_boxes(file: Path) -> dict[tuple[str, int], list[Face]]:
     if missing:
         raise InputError(f"'{file}' lacks the columns {', '.join(sorted(missing))}")
     for number, row in enumerate(rows, 2):
+        where = f"{file}, line {number}"
         if row.get("ignore") == "1":
             continue
         try:
             x, y, width, height = (float(row[key]) for key in ("x", "y", "width", "height"))
             frame = int(row.get("frame_index") or 0)
         except ValueError as error:
-            raise InputError(f"{file}, line {number}: not a box") from error
-        if not (0 < width < FARTHEST and 0 < height < FARTHEST):
-            raise InputError(f"{file}, line {number}: a box without area, or without end")
-        if not (abs(x) < FARTHEST and abs(y) < FARTHEST):
-            raise InputError(f"{file}, line {number}: a box nowhere")
+            raise InputError(f"{where}: not a box") from error
+        if not (0 < width < MAX_BOX_COORDINATE and 0 < height < MAX_BOX_COORDINATE):
+            raise InputError(f"{where}: box width and height must be positive and finite")
+        if not (abs(x) < MAX_BOX_COORDINATE and abs(y) < MAX_BOX_COORDINATE):
+            raise InputError(f"{where}: box coordinates are out of range")
         boxes.setdefault((row["file"], frame), []).append(Face((x, y, width, height), 1.0, None))
     return boxes
 
 
 @functools.lru_cache(maxsize=4)
 def make_detector(name: str, model: str) -> Detector:
-    """The detector of a name; `boxes` and `none` need no picture and are not made here.
+    """Returns the detector "yunet" or "haar".
 
     Raises:
-      InputError: no such detector, or its file is not to be had.
+      InputError: unknown detector, or its file is not available.
     """
     if name == "yunet":
         return yunet(detector_model(model))
     if name == "haar":
         return haar()
-    raise InputError(f"no detector '{name}'{did_you_mean(name, DETECTORS)}")
+    raise InputError(f"unknown detector '{name}'{did_you_mean(name, DETECTORS)}")
 
 
 def align(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
-    """Cuts a face out, upright and in the one framing; it is reduced, never enlarged.
+    """Crops a face, upright and in the one framing; it is reduced, never enlarged.
 
-    With landmarks by the similarity that brings them closest to the mean face (least squares,
-    Umeyama 1991); without, the square about the box's centre with the box's longer side, which
-    for YuNet's and Haar's boxes is about the same framing.
+    Landmarks are mapped to the mean face by the similarity with the least squares (Umeyama 1991).
+    Without landmarks, the crop is the square about the box's centre with the box's longer side,
+    which is about the same framing for boxes of YuNet and Haar.
 
     Args:
       image: uint8 [height, width, 3].
-      face: in it.
-      margin: the crop's side grows by this share.
+      margin: share by which the side of the crop grows.
 
     Returns:
-      uint8 [s, s, 3], s at most 256 and at most the crop's side in pixels of the picture;
-      beyond the picture its border goes on.
+      uint8 [s, s, 3], s at most 256 and at most the crop's side in pixels of the image; the
+      border is repeated outside the image.
     """
     if face.landmarks is None:
         x, y, width, height = face.box
-        # One axis of the crop in the picture, as long as its side, and its centre.
+        # An axis of the crop in the image, as long as its side, and its centre.
         axis = np.array([max(width, height), 0.0])
-        # Of pixels counted from 0 at their centres: the box's edges lie half a pixel further out.
+        # Coordinates are of pixel centres; the edges of a box are half a pixel further out.
         centre = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
     else:
         unit, origin = _similarity(MEAN_FACE, face.landmarks)
         axis = unit * CROP_SIDE
-        centre = origin + _turned(unit, *CROP_CENTRE)
+        centre = origin + _rotated(unit, *CROP_CENTRE)
     axis = axis * (1 + margin)
     side = float(np.hypot(*axis))
     size = max(1, min(MAX_IMAGE_SIZE, round(side)))
-    # A coarse picture of the surroundings first: a warp alone would alias what it reduces.
+    # The surroundings are reduced first, because a warp alone would alias.
     reduction = max(1, int(side / size))
     if reduction > 1:
         reach = side * 0.75 + reduction
@@ -279,7 +271,7 @@ def align(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
             height, width = (max(1, length // reduction) for length in part.shape[:2])
             part = part[: height * reduction, : width * reduction]
             image = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
-            # Pixel centres: of a block of r pixels the middle is (r - 1) / 2 from the first.
+            # The centre of a block of r pixels is (r - 1) / 2 from its first pixel centre.
             centre = (centre - (left, top) - (reduction - 1) / 2) / reduction
             axis = axis / reduction
     step = axis / size
@@ -311,33 +303,30 @@ def is_outside(image: np.ndarray, face: Face) -> bool:
     return x >= image.shape[1] or y >= image.shape[0] or x + width <= 0 or y + height <= 0
 
 
-def _turned(unit: np.ndarray, x: float, y: float) -> np.ndarray:
-    """(x, y) in the frame whose first axis is `unit`."""
+def _rotated(unit: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Maps (x, y) to the frame whose first axis is `unit`."""
     return np.array([x * unit[0] - y * unit[1], x * unit[1] + y * unit[0]])
 
 
 def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares without mirroring: where (1, 0) goes, without and (0, 0) with the shift."""
+    """Fits a similarity without mirroring; returns the images of the axis (1, 0) and of (0, 0)."""
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
     s, t = source - source_mean, target - target_mean
     unit = np.array(
         [np.sum(s * t), np.sum(s[:, 0] * t[:, 1] - s[:, 1] * t[:, 0])], np.float64
     ) / np.sum(s * s)
-    return unit, target_mean - _turned(unit, *source_mean)
+    return unit, target_mean - _rotated(unit, *source_mean)
 
 
 def measure(crop: np.ndarray) -> dict[str, float]:
-    """What the gates look at.
-
-    Args:
-      crop: uint8 [s, s, 3].
+    """Measures a crop, uint8 [s, s, 3], for the gates.
 
     Returns:
       `size` (pixels a side), `contrast` (standard deviation of the grey levels) and
       `sharpness` (variance of the Laplacian).
     """
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-    # In 16 bits, which hold every value of the Laplacian, and by OpenCV: 15 times as fast.
+    # 16 bits hold every value of the Laplacian; OpenCV's function is 15 times as fast as NumPy's.
     contrast, deviation = (
         float(cv2.meanStdDev(values)[1][0, 0]) for values in (grey, cv2.Laplacian(grey, cv2.CV_16S))
     )
@@ -347,7 +336,7 @@ def measure(crop: np.ndarray) -> dict[str, float]:
 def gate(
     measured: Mapping[str, float], *, size: float, contrast: float, sharpness: float
 ) -> str | None:
-    """Why a face is not good enough, or None; a limit of 0 lets everything through."""
+    """Returns why a face is refused, or None; a limit of 0 accepts everything."""
     for name, limit in (("size", size), ("contrast", contrast), ("sharpness", sharpness)):
         if measured[name] < limit:
             return f"{name} below {limit:g}"
@@ -355,16 +344,15 @@ def gate(
 
 
 def track(frames: list[list[Face]]) -> list[int | None]:
-    """Follows faces through a clip and picks the one that is there most.
+    """Tracks faces through a clip by `follow` and selects the track with the most frames.
 
-    A face goes on in the next frame as `follow` says. Among the tracks the one in the most frames
-    wins, of equals the one with the larger faces.
+    Of tracks with equal length the one with the larger faces is selected.
 
     Args:
-      frames: the faces found in each frame, in order.
+      frames: the faces of each frame, in order.
 
     Returns:
-      For each frame the number of the picked face among its faces, or None.
+      For each frame the index of the selected face, or None.
     """
     tracks: list[dict[int, int]] = []  # frame -> face
     for frame, found in enumerate(frames):
@@ -382,22 +370,22 @@ def track(frames: list[list[Face]]) -> list[int | None]:
 
 
 def follow(before: Sequence[Face], found: Sequence[Face]) -> dict[int, int]:
-    """Which faces are the same as earlier ones.
+    """Matches faces to earlier ones.
 
-    A face goes on as the nearest one no further away than its own size and of less than twice or
-    half that size; the nearest pairs come first, and none is used twice.
+    A face matches the nearest earlier one within that one's size, if neither is twice as large as
+    the other. The nearest pairs are matched first, and no face is matched twice.
 
     Args:
-      before: where each was when it was last seen.
+      before: where each face was last.
       found: where faces are now.
 
     Returns:
-      {number in `found`: number in `before`}; those that are new are not in it.
+      {index in `found`: index in `before`}, without new faces.
     """
     pairs = []
     for number, old in enumerate(before):
         for index, face in enumerate(found):
-            distance = _apart(old.box, face.box)
+            distance = _distance(old.box, face.box)
             if distance < 1:
                 pairs.append((distance, number, index))
     followed: dict[int, int] = {}
@@ -407,8 +395,8 @@ def follow(before: Sequence[Face], found: Sequence[Face]) -> dict[int, int]:
     return followed
 
 
-def _apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Distance of two boxes' centres in sizes of the first; infinite if their sizes differ."""
+def _distance(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Distance of two boxes' centres in sizes of the first; infinite if the sizes differ by 2."""
     size, other = (max(box[2], box[3]) for box in (a, b))
     if not 0.5 < other / size < 2:
         return float("inf")

@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB arrays and back, with sizes capped before anything is decoded."""
+"""Image files to uint8 RGB arrays and back; sizes are checked before anything is decoded."""
 
 from pathlib import Path
 
@@ -14,22 +14,18 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes an image file's bytes.
+    """Decodes JPEG, PNG, BMP, WebP, TIFF or PNM to uint8 RGB [height, width, 3].
 
-    Args:
-      data: JPEG, PNG, BMP, WebP, TIFF or PNM; grey, colour, with alpha, 8 or 16 bits.
-
-    Returns:
-      uint8 RGB [height, width, 3]; alpha is dropped.
+    Grey and 16-bit images are converted; alpha is dropped.
 
     Raises:
-      InputError: empty, too large, truncated, or no image; the reason in a few words.
+      InputError: empty, too large, truncated, or not an image; the reason in a few words.
     """
     if not data:
         raise InputError("empty file")
     if len(data) > MAX_FILE_BYTES:
         raise InputError(TOO_LARGE)
-    # OpenCV fills what is missing of a JPEG with grey and says nothing.
+    # OpenCV fills the missing part of a JPEG with grey, without an error.
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
         raise InputError("truncated JPEG")
     try:
@@ -44,15 +40,15 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def read(path: Path) -> np.ndarray:
-    """Decodes an image file, as `decode`.
+    """Decodes an image file, see `decode`.
 
     Raises:
-      InputError: no such file, or as `decode`; the reason in a few words.
+      InputError: no such file, or see `decode`; the reason in a few words.
     """
     try:
         if not path.is_file():
             raise InputError("is a folder" if path.is_dir() else "no such file")
-        # Looked at before it is read: what cannot be used need not fit into memory.
+        # Checked before the file is read into memory.
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(TOO_LARGE)
         return decode(path.read_bytes())
@@ -61,7 +57,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:
-    """Encodes uint8 RGB [height, width, 3] as a record's JPEG, without chroma subsampling."""
+    """Encodes uint8 RGB [height, width, 3] as JPEG for a record, without chroma subsampling."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
@@ -71,16 +67,13 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def centre_square(height: int, width: int) -> tuple[int, int, int]:
-    """The largest square in the middle of a picture: (left, top, side) in pixels."""
+    """Returns the largest square in the middle of an image: (left, top, side) in pixels."""
     side = min(height, width)
     return (width - side) // 2, (height - side) // 2, side
 
 
 def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
-    """The centre square of an image, reduced to what a record holds; never enlarged.
-
-    Args:
-      image: uint8 [height, width, 3].
+    """Crops the centre square of a uint8 image [height, width, 3], reduced to a record's size.
 
     Returns:
       (uint8 [s, s, 3] with s <= 256, its box (x, y, width, height) in pixels of the input).
@@ -93,12 +86,9 @@ def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, fl
 
 
 def resized(face: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
-    """A face at the network's size: averaged where it shrinks, linear where it grows.
+    """Resizes a uint8 face [height, width, 3] to `size` pixels a side, into `out` if given.
 
-    Args:
-      face: uint8 [height, width, 3].
-      size: pixels a side.
-      out: uint8 [size, size, 3] that receives it.
+    Averages to reduce, interpolates linearly to enlarge.
     """
     interpolation = cv2.INTER_AREA if face.shape[0] > size else cv2.INTER_LINEAR
     return cv2.resize(face, (size, size), dst=out, interpolation=interpolation)

@@ -1,7 +1,7 @@
-"""Video files to frames: which frames are wanted, when each was shown, and what is missing.
+"""Video files to frames with their timestamps; missing frames are reported.
 
-Frames are decoded from the first to the last in order: seeking lands on other frames in many
-containers, and only counting tells how many there really are.
+Frames are decoded in order from the first: seeking leads to other frames in many containers, and
+only counting shows how many there are.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from fer_jax.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 MAX_FRAME_PIXELS = 64_000_000
-DEFAULT_FPS = 25.0  # of a container that names none; only where its timestamps fail, too
+DEFAULT_FPS = 25.0  # of a container without a rate; used only where timestamps are missing, too
 ROUNDING_S = 0.0005  # Matroska's timestamps are whole milliseconds
 
 
 class Frame(NamedTuple):
-    """One wanted frame.
+    """One chosen frame.
 
     Attributes:
       index: counted from 0 in the file.
-      timestamp_s: when it is shown, in seconds from the start, as the container says.
-      image: uint8 BGR [height, width, 3]; None where the file ended before it.
+      timestamp_s: in seconds from the start, from the container.
+      image: uint8 BGR [height, width, 3]; None if the file ends before it.
     """
 
     index: int
@@ -36,22 +36,20 @@ class Frame(NamedTuple):
 
 
 class Video:
-    """An opened video file; close it, or use it in a `with`.
+    """An open video file, a context manager.
 
     Attributes:
-      claimed: how many frames the container says it holds; 0 where it does not say, or what
-        cannot be.
-      decoded: how many frames there were, known after `frames` has come to its end.
-      fps: frames per second as the container says.
-      width: of a frame, pixels.
-      height: of a frame, pixels.
+      claimed: number of frames by the container; 0 if unknown or impossible.
+      decoded: number of frames that were decoded, known when `frames` is exhausted.
+      fps: frames per second by the container.
+      width, height: of a frame, in pixels.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens a file with one decoding thread.
 
         Raises:
-          InputError: missing, empty, or nothing that FFmpeg can decode a picture from.
+          InputError: missing, empty, or FFmpeg cannot decode a frame of it.
         """
         self._path = path
         if not path.is_file():
@@ -60,7 +58,7 @@ class Video:
             raise InputError("empty file")
         self._open()
         claimed = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        # More frames than bytes is what a header says that was never completed.
+        # The header of an incomplete file may claim more frames than it has bytes.
         self.claimed = claimed if 0 < claimed <= path.stat().st_size else 0
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
@@ -72,7 +70,7 @@ class Video:
             raise InputError(f"frames of {self.width} x {self.height} pixels are too large")
 
     def _open(self) -> None:
-        # An absolute path is never read as a URL. One thread: clips are worked on side by side.
+        # An absolute path is not taken for a URL. One thread, because clips run in parallel.
         options = [cv2.CAP_PROP_N_THREADS, 1]
         self._capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG, options)
         if not self._capture.isOpened():
@@ -97,51 +95,49 @@ class Video:
         start_s: float = 0.0,
         end_s: float = math.inf,
     ) -> Iterator[Frame]:
-        """The wanted frames in order; exactly one of `count`, `every` and `seconds` is given.
+        """Yields frames in order; exactly one of `count`, `every` and `seconds` is given.
+
+        Frames that the container claims but lacks come last, without an image.
 
         Args:
-          count: so many frames at equal intervals, each in the middle of its interval; all of
-            them where the clip is shorter.
+          count: so many frames, each in the middle of one of as many equal intervals; all frames
+            of a shorter clip.
           every: every k-th frame, from the first.
-          seconds: the first frame of each stretch of so many seconds.
-          start_s: nothing earlier.
-          end_s: nothing from here on.
-
-        Yields:
-          `Frame`s. What the container claims to hold and does not comes last, without an
-          image: as many frames come as were to be expected.
+          seconds: the first frame of each interval of so many seconds.
+          start_s: no earlier frame.
+          end_s: no frame from here on.
         """
         if not (count or every or seconds > 0):
             raise ValueError("one of count, every and seconds must be above 0")
         planned = self._equal_intervals(count, start_s, end_s) if count else []
-        taken, last, last_stretch = 0, -1, -1.0
+        num_chosen, last, last_interval = 0, -1, -1.0
         for index, timestamp_s, exists in self._expected():
             reached_s = timestamp_s + ROUNDING_S
-            stretch = (reached_s - start_s) // seconds if seconds else 0.0
+            interval = (reached_s - start_s) // seconds if seconds else 0.0
             if count:
-                wanted = taken < len(planned) and index == planned[taken]
+                chosen = num_chosen < len(planned) and index == planned[num_chosen]
             elif not start_s <= reached_s < end_s:
-                wanted = False
+                chosen = False
             elif every:
-                wanted = not taken or index == last + every
+                chosen = not num_chosen or index == last + every
             else:
-                wanted = stretch > last_stretch
-            if wanted:
-                taken, last, last_stretch = taken + 1, index, stretch
+                chosen = interval > last_interval
+            if chosen:
+                num_chosen, last, last_interval = num_chosen + 1, index, interval
                 done, image = self._capture.retrieve() if exists else (False, None)
                 yield Frame(index, timestamp_s, image if done else None)
 
     def _expected(self) -> Iterator[tuple[int, float, bool]]:
-        """(index, seconds, whether it is there) of each frame that is there or claimed to be.
+        """Yields (index, seconds, whether it exists) of each frame that exists or is claimed.
 
-        The one that is there was just decoded; time never stands still among them. Those that
-        are only claimed follow at the container's rate.
+        An existing frame was just grabbed, and its time is later than the one before. Claimed
+        frames follow at the container's rate.
         """
         index, timestamp = 0, -math.inf
         while self._capture.grab():
-            told = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            # Frames without a timestamp say 0: they follow the one before.
-            timestamp = told if told > timestamp else timestamp + 1 / self.fps
+            stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            # Frames without a timestamp state 0; they follow the one before at the rate.
+            timestamp = stated if stated > timestamp else timestamp + 1 / self.fps
             yield index, timestamp, True
             index += 1
         self.decoded = index
@@ -149,11 +145,11 @@ class Video:
             yield index, index / self.fps, False
 
     def _equal_intervals(self, count: int, start_s: float, end_s: float) -> Sequence[int]:
-        """The indices in the middles of `count` intervals."""
+        """Returns the frames in the middles of `count` intervals."""
         inside: Sequence[int] = range(self.claimed)
         if not self.claimed or start_s > 0 or end_s < math.inf:
-            # The container does not say how many there are (streams, cut recordings), or which
-            # ones are in the window (rates vary): all are looked at once before.
+            # The container does not state how many frames there are (streams, cut recordings), or
+            # which ones are in the window (rates vary): a first pass reads all timestamps.
             before_end = itertools.takewhile(
                 lambda frame: frame[1] + ROUNDING_S < end_s, self._expected()
             )
