@@ -309,4 +309,6 @@ def test_a_file_in_a_folders_place_is_one_line_too(
 ):
     (tmp_path / "taken").write_text("")
     assert main(["build", "demo/controlled", f"--data_dir={tmp_path / 'taken'}"]) == 2
-    assert capsys.readouterr().err == f"fer-jax: File exists: {tmp_path / 'taken'}\n"
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"fer-jax: Not a directory: {tmp_path / 'taken'}")
+    assert printed.count("\n") == 1

@@ -173,7 +173,7 @@ def _finished(output: Path, url: str, result: dict[str, Any], attempts: str) -> 
         state = manifest.new_state(
             url, FAILED, reason=reason, detail=result["detail"], attempts=attempts
         )
-        # A partial file is of no use once the same request is not made again.
+        # A partial file is kept only if the download may be resumed by itself.
         leftovers = leftovers if REASONS[reason].retry == ON_REQUEST else []
     else:
         file = f"videos/{video_key(url)}{result['suffix']}"

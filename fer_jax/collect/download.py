@@ -79,10 +79,10 @@ def run(channel: connection.Connection, url: str, stem: Path, limits: DownloadLi
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # A crash leaves no core file in the user's folder.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w") as devnull:
         # Decoders write to the descriptors directly.
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+        os.dup2(devnull.fileno(), 1)
+        os.dup2(devnull.fileno(), 2)
     reported = time.monotonic()
 
     def report(downloaded: int) -> None:

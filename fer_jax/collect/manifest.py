@@ -49,8 +49,8 @@ def read(output: Path) -> list[State]:
     if not file.is_file():
         return []
     header = ",".join(LINK_COLUMNS + STATE_COLUMNS).encode()
-    with file.open("rb") as opened:
-        if opened.readline().rstrip() != header:
+    with file.open("rb") as stream:
+        if stream.readline().rstrip() != header:
             raise InputError(f"'{file}' has other columns than collect writes; move it away")
     try:
         rows = storage.read_table(file)
