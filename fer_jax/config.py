@@ -37,7 +37,7 @@ def default_config() -> Config:
     """Returns the fields of a classifier's training with their defaults.
 
     Blocks are keyword arguments. `sources` and `test_sets` hold dataset names, or blocks for
-    `fer_jax.data.records.Source` (name, train, validation, test, weight) where the parts are not
+    `fer_jax.data.experiment.Source` (name, train, validation, test, weight) where the parts are not
     the usual three.
     """
     return _with_defaults(CLASSIFIER)

@@ -13,7 +13,7 @@ from small_runs import write_rows
 
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.__main__ import main
-from fer_jax.data.audit import audit
+from fer_jax.data.audit import findings
 from fer_jax.media.extraction import Found
 from fer_jax.media.images import decode, encode_jpeg
 
@@ -102,7 +102,7 @@ def test_each_kind_of_leak(
     (finding,) = (f for f in found["findings"] if f["kind"] == kind)
     if kind != "seed_labels":
         assert finding["a"]["side"] != finding["b"]["side"]
-    assert audit.LEAKS[kind] in capsys.readouterr().out
+    assert findings.LEAKS[kind] in capsys.readouterr().out
     page = (tmp_path / "audit" / "audit.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 and "http" not in page
     with exclusions.open() as file:
@@ -241,13 +241,13 @@ def test_what_is_found_only_after_leaving_out_is_left_out_too(
     )
     config, exclusions = tmp_path / "config.py", tmp_path / "leave_out.csv"
     config.write_text(CONFIG.format(test='"x",'))
-    same_pictures = audit.duplicates.same_pictures
+    same_pictures = findings.duplicates.same_pictures
 
     def blind(thumbnails: np.ndarray, *arguments: Any) -> Any:
         found = same_pictures(thumbnails, *arguments)
         return found._replace(pairs=found.pairs[:1])
 
-    monkeypatch.setattr(audit.duplicates, "same_pictures", blind)
+    monkeypatch.setattr(findings.duplicates, "same_pictures", blind)
     words = f"--config={config}", f"--write_exclusions={exclusions}"
     assert run(tmp_path, *words)[0] == 1
     with exclusions.open() as file:

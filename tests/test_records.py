@@ -10,8 +10,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from small_runs import write_dataset
 
 from fer_jax.config import default_config
-from fer_jax.data.audit.audit import open_experiment
 from fer_jax.data.batches import drawn, mix
+from fer_jax.data.experiment import open_experiment
 from fer_jax.data.records import Records, open_records, without
 from fer_jax.errors import InputError
 

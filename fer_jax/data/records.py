@@ -42,51 +42,6 @@ NUMBER_COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """One entry of `config.sources` or `config.test_sets`.
-
-    Attributes:
-      name: a prepared dataset, such as "demo/controlled" or "jaffe/folds".
-      train: TFDS split expression of the training part, such as "fold_0+fold_1".
-      validation: split expression of the part that checkpoints are selected on.
-      test: split expression that `evaluate` scores.
-      weight: share of the training images, relative to the other sources; 0 means "as many
-        as it has".
-    """
-
-    name: str
-    train: str = "train"
-    validation: str = "validation"
-    test: str = "test"
-    weight: float = 0.0
-
-
-def as_source(entry: str | Mapping[str, Any]) -> Source:
-    """A config's entry, a name or a block, as a `Source`.
-
-    Raises:
-      InputError: the block has a field that `Source` does not have, or no name.
-    """
-    if isinstance(entry, str):
-        return Source(entry)
-    if not isinstance(entry, Mapping):
-        raise InputError(f"a source is a dataset's name or a block with one, not {entry!r}")
-    defaults = {field.name: field.default for field in dataclasses.fields(Source)}
-    for key, value in entry.items():
-        if key not in defaults:
-            raise InputError(f"a source has no field '{key}'{did_you_mean(key, defaults)}")
-        kinds, what = ((int, float), "a number") if key == "weight" else ((str,), "a text")
-        if not isinstance(value, kinds):
-            raise InputError(f"the source's {key} must be {what}, not {value!r}")
-    if "name" not in entry:
-        raise InputError(f"a source without a name: {dict(entry)}")
-    source = Source(**entry)
-    if not 0 <= source.weight < float("inf"):
-        raise InputError(f"the weight of '{source.name}' must be at least 0, not {source.weight}")
-    return source
-
-
-@dataclasses.dataclass(frozen=True)
 class Records:
     """One split of one dataset.
 

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax import checkpoints, compilations, distributed
-from fer_jax.config import OneLineParser, default_data_dir, read_config
-from fer_jax.data.audit.audit import Experiment, leaks_into, open_trained
-from fer_jax.data.records import (
-    Records,
+from fer_jax.config import OneLineParser, read_config
+from fer_jax.data.experiment import (
+    Experiment,
     as_source,
-    build_summary,
-    labelled_rows,
-    open_records,
+    leaks_into,
+    open_trained,
+    training_data_dir,
 )
+from fer_jax.data.records import Records, build_summary, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import calibration, compare, predictions, results
 from fer_jax.evaluation.predict import predict, predictions_table
@@ -247,11 +247,3 @@ def main(argv: list[str]) -> None:
     )
     print(results.summary(json.loads(file.read_text())))
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")
-
-
-def training_data_dir(workdir: Path) -> Path:
-    """Where a run trained from; the default data folder, if it does not say."""
-    file = workdir / "environment.json"
-    if not file.is_file():
-        return default_data_dir()
-    return Path(json.loads(file.read_text())["data_dir"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax.config import Config, read_config
-from fer_jax.data.records import as_source
+from fer_jax.data.experiment import as_source
 from fer_jax.errors import InputError
 from fer_jax.evaluation import (
     baselines,

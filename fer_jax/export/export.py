@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from fer_jax import compilations
 from fer_jax.config import OneLineParser
-from fer_jax.data.audit.audit import Experiment, open_trained
-from fer_jax.data.records import as_source, labelled_rows
+from fer_jax.data.experiment import Experiment, as_source, open_trained, training_data_dir
+from fer_jax.data.records import labelled_rows
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import compare, results
-from fer_jax.evaluation.evaluate import INT8, training_data_dir
+from fer_jax.evaluation.evaluate import INT8
 from fer_jax.evaluation.predict import predictions_table
 from fer_jax.export.quantize import NUM_CALIBRATION, crops_of, quantized_graph, quantized_weights
 from fer_jax.inference import runtime

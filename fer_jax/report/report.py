@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from fer_jax import checkpoints, compilations, schema
 from fer_jax.config import OneLineParser
-from fer_jax.data.audit.audit import leaks_in_words
+from fer_jax.data.audit.findings import leaks_in_words
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, results

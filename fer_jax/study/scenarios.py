@@ -17,14 +17,9 @@ from fer_jax.config import (
     from_json,
     to_json,
 )
-from fer_jax.data.audit.audit import Experiment, allowed_leaks, leaks_in_words, open_experiment
-from fer_jax.data.records import (
-    Source,
-    as_source,
-    dataset_directory,
-    labelled_rows,
-    open_records,
-)
+from fer_jax.data.audit.findings import leaks_in_words
+from fer_jax.data.experiment import Experiment, Source, allowed_leaks, as_source, open_experiment
+from fer_jax.data.records import dataset_directory, labelled_rows, open_records
 from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.fields import STUDY

@@ -20,7 +20,9 @@ from fer_jax.config import (
     parse_with_config,
     to_json,
 )
-from fer_jax.data.audit.audit import audit, lasting_exclusions, leaks_in_words, write_exclusions
+from fer_jax.data.audit.audit import audit
+from fer_jax.data.audit.exclusions import exclusions_to_fixed_point, write_exclusions
+from fer_jax.data.audit.findings import leaks_in_words
 from fer_jax.data.records import Records, build_summary, read_exclusions
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import predictions, results
@@ -167,7 +169,7 @@ def exclusions(scenarios: Sequence[Scenario]) -> list[tuple[str, str, str]]:
         for side, records in scenario.experiment.sides:
             parts.setdefault((side, records.name, records.split), records)
     everything, findings, _ = audit([(side, records) for (side, _, _), records in parts.items()])
-    return lasting_exclusions(everything, findings)
+    return exclusions_to_fixed_point(everything, findings)
 
 
 def write_report(workdir: Path, runs: Sequence[Run]) -> Path:

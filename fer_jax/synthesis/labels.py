@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fer_jax.data.records import Records, as_source, labelled_rows, open_records
+from fer_jax.data.experiment import as_source, training_data_dir
+from fer_jax.data.records import Records, labelled_rows, open_records
 from fer_jax.data.synthetic import identities, write_whole
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import metrics
@@ -137,18 +138,6 @@ def is_grey(parts: Sequence[Records]) -> bool:
             if np.ptp(face, axis=2).max() > COLOURLESS:
                 return False
     return True
-
-
-def training_data_dir(workdir: Path) -> Path:
-    """Where the datasets of a run are built.
-
-    Raises:
-      InputError: the run does not say.
-    """
-    file = workdir / "environment.json"
-    if not file.is_file():
-        raise InputError(f"'{workdir}' does not say where its data is; give --data_dir")
-    return Path(json.loads(file.read_text())["data_dir"])
 
 
 def _scored(model: Model, parts: Sequence[Records]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from fer_jax import schema
 from fer_jax.checkpoints import fingerprint
 from fer_jax.config import OneLineParser
 from fer_jax.data import synthetic
+from fer_jax.data.experiment import training_data_dir
 from fer_jax.data.records import open_records
 from fer_jax.data.synthetic import Row
 from fer_jax.errors import InputError
@@ -660,7 +661,7 @@ def main(argv: list[str]) -> None:
         _report(options.out, wanted, tally, generator)
     if options.real:
         model = load(options.features) if options.features or teacher is None else teacher.model
-        data_dir = options.data_dir or labels.training_data_dir(model.workdir)
+        data_dir = options.data_dir or training_data_dir(model.workdir)
         real = request.dataset_and_split(options.real)
         print(measure(options.out, asked, model, real, data_dir, detector))
 

@@ -12,7 +12,7 @@ import jax
 
 import fer_jax
 from fer_jax import storage
-from fer_jax.data.audit.audit import Experiment
+from fer_jax.data.experiment import Experiment
 from fer_jax.data.records import build_summary
 from fer_jax.training.log import write_atomically
 

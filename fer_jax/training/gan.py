@@ -31,9 +31,8 @@ from fer_jax.config import (
     to_json,
 )
 from fer_jax.data import batches
-from fer_jax.data.audit.audit import EXCLUSIONS_FILE, allowed_leaks, open_experiment
 from fer_jax.data.augment import normalize
-from fer_jax.data.records import as_source
+from fer_jax.data.experiment import EXCLUSIONS_FILE, allowed_leaks, as_source, open_experiment
 from fer_jax.data.synthetic import check_teachers
 from fer_jax.errors import InputError, Preempted, did_you_mean
 from fer_jax.fields import GENERATOR

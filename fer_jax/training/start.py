@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fer_jax import checkpoints
 from fer_jax.config import Config, fields, from_json, is_generator, read_config, to_json
-from fer_jax.data.audit.audit import EXCLUSIONS_FILE
+from fer_jax.data.experiment import EXCLUSIONS_FILE
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
 from fer_jax.methods.swad import fresh_average

@@ -10,8 +10,9 @@ import numpy as np
 from clu import parameter_overview
 
 from fer_jax.config import Config
-from fer_jax.data.audit.audit import Experiment, leaks_in_words
+from fer_jax.data.audit.findings import leaks_in_words
 from fer_jax.data.batches import Mixture
+from fer_jax.data.experiment import Experiment
 from fer_jax.data.records import Records
 from fer_jax.training.validation import Part
 
