@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fer_jax.data.batches import NUM_THREADS, Mixture, decode
 from fer_jax.errors import InputError
+from fer_jax.storage import replacing
 
 IMAGES_AT_ONCE = 64
 
@@ -75,11 +76,10 @@ def memory_map(
                 f"config.input=memmap: the images take {size / 2**30:.1f} GiB and "
                 f"{free / 2**30:.1f} GiB are free in '{folder}'; set config.input=stream"
             )
-        partial = file.with_suffix(".npy.partial")
-        images = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        decode_all(mixture, image_size, range(len(mixture)), images)
-        images.flush()
-        partial.rename(file)
+        with replacing(file) as temporary:
+            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            decode_all(mixture, image_size, range(len(mixture)), images)
+            images.flush()
     written()
     return np.load(file, mmap_mode="r")
 
