@@ -384,6 +384,18 @@ def _check_architecture(manager: ocp.CheckpointManager, step: int, network: Any)
             )
 
 
+def inference_arrays(network: dict[str, Any]) -> dict[str, Any]:
+    """Returns {"params", "batch_stats"} for inference: the averaged parameters where there are any.
+
+    Args:
+      network: {"params", "batch_stats", "ema"}, from `restore_network`.
+    """
+    return {
+        "params": network["ema"] or network["params"],
+        "batch_stats": network["batch_stats"],
+    }
+
+
 def fingerprint(tree: Any) -> str:
     """Returns the SHA-256 of a tree's names, shapes and numbers (as float32), in hexadecimal."""
     digest = hashlib.sha256()

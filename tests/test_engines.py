@@ -15,10 +15,13 @@ import fer_jax
 from fer_jax.errors import InputError
 from fer_jax.export import export
 from fer_jax.inference import runtime
-from fer_jax.inference.engines import open_engine
-from fer_jax.inference.load import load
+from fer_jax.inference.load import Network, load
 
 OTHERS = ("onnxruntime", "openvino")
+
+
+def open_network(path: Path, engine: str = "") -> Network:
+    return fer_jax.load(path, engine).network
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +47,11 @@ def pictures(count: int) -> np.ndarray:
 def test_engines_agree(engine: str, run: Path, exported: Path):
     pytest.importorskip(engine)
     images = pictures(5)
-    expected = open_engine(run, "jax").probabilities(images)
+    expected = open_network(run, "jax").probabilities(images)
     assert np.ptp(expected, axis=0).max() > 0.05, "the pictures must differ"
     for path in (run, exported, exported / "model.onnx"):
-        opened = open_engine(path, engine)
-        assert (opened.name, opened.task, opened.image_size) == (engine, "emotion", 71)
+        opened = open_network(path, engine)
+        assert (opened.engine, opened.task, opened.image_size) == (engine, "emotion", 71)
         assert opened.classes == load(run).classes
         np.testing.assert_allclose(opened.probabilities(images), expected, atol=2e-5)
         assert opened.probabilities(images[:0]).shape == (0, 7)
@@ -72,22 +75,22 @@ def test_mirror_images_are_looked_at_where_the_run_says_so(
             one.value = json.dumps(json.loads(one.value) | {"test_time_flip": True})
     onnx.save(model, tmp_path / "flipped.onnx")
     images = pictures(3)
-    plain = open_engine(exported / "model.onnx", engine).probabilities
+    plain = open_network(exported / "model.onnx", engine).probabilities
     expected = (plain(images) + plain(np.ascontiguousarray(images[:, :, ::-1]))) / 2
-    flipped = open_engine(tmp_path / "flipped.onnx", engine).probabilities(images)
+    flipped = open_network(tmp_path / "flipped.onnx", engine).probabilities(images)
     np.testing.assert_allclose(flipped, expected, atol=1e-6)
     assert np.abs(flipped - plain(images)).max() > 1e-3
 
 
 def test_the_kind_of_file_says_the_engine(exported: Path, tmp_path: Path):
-    assert open_engine(exported).name == "jax"
-    assert open_engine(exported / "model.onnx").name == "onnxruntime"
+    assert open_network(exported).engine == "jax"
+    assert open_network(exported / "model.onnx").engine == "onnxruntime"
     (tmp_path / "model.onnx").write_bytes((exported / "model.onnx").read_bytes())
-    assert fer_jax.load(tmp_path).engine.name == "onnxruntime"
+    assert fer_jax.load(tmp_path).network.engine == "onnxruntime"
     with pytest.raises(InputError, match="holds no model.safetensors, which JAX reads"):
-        open_engine(tmp_path, "jax")
+        open_network(tmp_path, "jax")
     with pytest.raises(InputError, match="did you mean 'openvino'"):
-        open_engine(tmp_path, "openvine")
+        open_network(tmp_path, "openvine")
 
 
 @pytest.mark.parametrize("engine, extra", [("onnxruntime", "export"), ("openvino", "openvino")])
@@ -96,7 +99,7 @@ def test_an_absent_engine_names_its_extra(
 ):
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(InputError, match=rf"is not installed; pip install -e '\.\[{extra}\]'"):
-        open_engine(exported / "model.onnx", engine)
+        open_network(exported / "model.onnx", engine)
 
 
 @pytest.mark.parametrize("engine", OTHERS)
@@ -113,8 +116,8 @@ def test_what_is_no_export_is_refused_in_a_line(engine: str, exported: Path, tmp
     contents = (b"", b"<html>", whole[:-500], whole[:50], foreign.SerializeToString())
     for content in contents:
         file.write_bytes(content)
-        with pytest.raises(InputError, match="model.onnx' is (damaged|no network)") as caught:
-            open_engine(file, engine)
+        with pytest.raises(InputError, match="model.onnx' is (damaged|not a network)") as caught:
+            open_network(file, engine)
         assert "\n" not in str(caught.value)
 
 
@@ -122,7 +125,7 @@ def test_openvino_reports_to_nobody(exported: Path, tmp_path: Path):
     pytest.importorskip("openvino")
     # In a process of its own: it would report when it is imported, and count in the home folder.
     program = (
-        "import sys; from pathlib import Path; from fer_jax.evaluation import runtime; "
+        "import sys; from pathlib import Path; from fer_jax.inference import runtime; "
         "runtime.open_onnx(Path(sys.argv[1]).read_bytes(), 'openvino', 'it'); "
         "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
     )

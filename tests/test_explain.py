@@ -12,8 +12,8 @@ from flax import nnx
 from small_runs import picture, write_run
 
 from fer_jax.data.augment import normalize
-from fer_jax.inference.explain import explainer, grad_cam, overlay
-from fer_jax.inference.load import BLOCKS, load
+from fer_jax.inference.explain import grad_cam, overlay
+from fer_jax.inference.load import FEW_FACES, load
 from fer_jax.models import xception
 
 MODEL = {"width": 0.03, "num_middle_blocks": 0, "image_size": 96, "num_classes": 3}
@@ -98,18 +98,17 @@ def test_the_average_is_explained_where_there_is_one(head: str):
 
 def test_a_run_explains_any_number_of_faces(tmp_path: Path):
     model = load(write_run(tmp_path / "run", tmp_path))
-    # A block of each size but the largest.
-    faces = np.stack([picture(seed, 71) for seed in range(sum(BLOCKS[1:]) + 1)])
+    # A batch of each size but the largest.
+    faces = np.stack([picture(seed, 71) for seed in range(sum(FEW_FACES[1:]) + 1)])
     given = model.probabilities(faces).argmax(axis=1)
-    explain = explainer(model)
-    maps, probabilities = explain(faces, given)
+    maps, probabilities = model.explain(faces, given)
     cells = xception.output_size(71)
     assert maps.shape == (len(faces), cells, cells) and (maps >= 0).all()
     np.testing.assert_allclose(probabilities, model.probabilities(faces), atol=1e-5)
     for number in (0, len(faces) - 1):
-        alone, _ = explain(faces[[number]], given[[number]])
+        alone, _ = model.explain(faces[[number]], given[[number]])
         np.testing.assert_allclose(alone[0], maps[number], rtol=1e-4, atol=1e-6)
-    nothing = explain(faces[:0], given[:0])
+    nothing = model.explain(faces[:0], given[:0])
     assert nothing[0].shape == (0, cells, cells) and nothing[1].shape == (0, 7)
 
 

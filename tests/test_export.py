@@ -121,7 +121,7 @@ def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--format cannot be 'onxx'; did you mean 'onnx'" in refused(
         f"--workdir={run}", "--format=onxx"
     )
-    assert "holds no run" in refused(f"--workdir={tmp_path / 'none'}")
+    assert "does not exist" in refused(f"--workdir={tmp_path / 'none'}")
     assert main(["export", f"--workdir={run}", f"--data_dir={tmp_path}"]) == 2
     assert "point --data_dir at them" in capsys.readouterr().err
 
@@ -153,8 +153,10 @@ def test_a_folder_never_holds_two_networks(run: Path, tmp_path: Path):
     export.export(model, out, ("safetensors", "onnx"), crops(71))
     export.export(model, out, ("safetensors",), crops(71))  # of the same network: beside it
     assert (out / "model.onnx").is_file()
-    doubled = jax.tree.map(lambda array: 2 * array, model.network["params"])
-    other = dataclasses.replace(model, step=2, network=model.network | {"params": doubled})
+    doubled = jax.tree.map(lambda array: 2 * array, model.arrays["params"])
+    other = dataclasses.replace(
+        model, about=model.about | {"step": 2}, arrays=model.arrays | {"params": doubled}
+    )
     with pytest.raises(InputError, match=r"holds model.onnx of another network \(step 1\)"):
         export.export(other, out, ("safetensors",), crops(71))
     assert load(out).fingerprint() == model.fingerprint(), "it is as it was"

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -16,7 +17,10 @@ from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predict import predict
 from fer_jax.inference.load import load
+from fer_jax.inference.network import compile_predict_step, model_arguments
+from fer_jax.models import xception
 from fer_jax.schema import EMOTIONS
+from fer_jax.sharding import make_mesh, replicated
 from fer_jax.synthesis import labels
 
 PEOPLE = {
@@ -72,17 +76,21 @@ def test_a_temperature_of_one_changes_nothing_and_rounding_to_zero_is_borne():
 
 
 def test_a_loaded_run_answers_as_evaluation_does(run: Path):
-    model = load(run / "run", batch_size=8)
+    model = load(run / "run", batch_sizes=(8,))
     records = open_records("lab", "validation", run / "data")
     rows = np.arange(len(records))
+    mesh, network = make_mesh(), model.arrays | {"ema": {}}
+    sharding = jax.tree.map(lambda _: replicated(mesh), network)
+    graphdef = xception.graphdef(**model_arguments(model.config))
+    score = compile_predict_step(graphdef, sharding, mesh, flip=False)
     expected = predict(
-        model.score,
-        model.network,
+        score,
+        network,
         records,
         rows,
-        batch_size=model.batch_size,
+        batch_size=8,
         image_size=model.image_size,
-        mesh=model.mesh,
+        mesh=mesh,
     )
     faces = records.images(rows, model.image_size)
     found = model.probabilities(faces)

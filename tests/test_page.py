@@ -212,7 +212,7 @@ def test_the_page_needs_nothing_from_elsewhere(server: Server):
     for address in ("https:", "src=", "@import", "url("):
         assert address not in page.split("<script")[0]
     # What it was trained and tested on, from the run's own files.
-    scored = json.loads((server.recognizer.engine.folder / "results.json").read_text())
+    scored = json.loads((server.recognizer.network.folder / "results.json").read_text())
     for one in scored["sets"]:
         if not one["variant"]:
             assert f"{one['dataset']} {one['split']}" in page

@@ -18,7 +18,7 @@ from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions
 from fer_jax.export import export, quantize
 from fer_jax.inference import runtime
-from fer_jax.inference.load import Model, load
+from fer_jax.inference.load import Network, load
 from fer_jax.inference.network import model_arguments
 from fer_jax.inference.onnx_graph import to_onnx
 
@@ -41,14 +41,14 @@ def run(tmp_path: Path, data_dir: Path) -> Path:
     return write_run(tmp_path / "run", data_dir, sources=("faces",), test_sets=tests)
 
 
-def graph_of(model: Model) -> Any:
-    network = model.network
+def graph_of(model: Network) -> Any:
+    network = model.arrays
     arguments = model_arguments(model.config)
-    return to_onnx(network["params"], network["batch_stats"], arguments, model.about())
+    return to_onnx(network["params"], network["batch_stats"], arguments, model.about)
 
 
 def answers(graph: Any, images: np.ndarray) -> np.ndarray:
-    return runtime.open_onnx(graph.SerializeToString(), "onnxruntime", "graph").run(images)
+    return runtime.open_onnx(graph.SerializeToString(), "onnxruntime", "graph")[1](images)
 
 
 def pictures(size: int, count: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_the_verb_learns_ranges_from_training_faces_alone(
     faces = pictures(71, 6)
     expected = load(run).probabilities(faces)
     weights = load(out).probabilities(faces)
-    static = runtime.open_onnx((out / "model.onnx").read_bytes(), "onnxruntime", "it").run(faces)
+    static = runtime.open_onnx((out / "model.onnx").read_bytes(), "onnxruntime", "it")[1](faces)
     assert 0 < np.abs(weights - expected).max() < 0.03
     assert 0 < np.abs(static - expected).max() < 0.1
 

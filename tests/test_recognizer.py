@@ -17,7 +17,7 @@ import fer_jax
 from fer_jax.errors import InputError
 from fer_jax.export.export import FILES, export
 from fer_jax.inference.load import load
-from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, ahead
+from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, prefetch_map
 from fer_jax.media import images
 from fer_jax.media.extraction import Extraction, faces_in_image
 from fer_jax.schema import EMOTIONS
@@ -104,9 +104,9 @@ def test_a_full_batch_answers_as_single_pictures_do(recognizer: Recognizer):
     [
         ("gone.jpg", "'gone.jpg': no such file"),
         (".", "'.': is a folder"),
-        (np.zeros((9, 9, 3), np.float32), "picture 0: an array of float32, where uint8"),
-        (np.zeros((9, 9), np.uint8), "picture 0: an array .9, 9., where RGB"),
-        ([np.zeros((9, 9, 3), np.uint8), 7], "picture 1: int is no path, PIL image or array"),
+        (np.zeros((9, 9, 3), np.float32), "picture 0: the array must be uint8"),
+        (np.zeros((9, 9), np.uint8), "picture 0: the array must be RGB"),
+        ([np.zeros((9, 9, 3), np.uint8), 7], "picture 1: int is not a path, PIL image or array"),
     ],
 )
 def test_what_is_no_picture_is_named(recognizer: Recognizer, given: object, said: str):
@@ -156,7 +156,7 @@ def test_what_is_worked_out_ahead_keeps_its_order_and_its_errors():
             raise ValueError("five")
         return number * 10
 
-    worked = ahead(range(9), slow_first, depth=3)
+    worked = prefetch_map(range(9), slow_first, depth=3)
     assert [next(worked) for _ in range(5)] == [0, 10, 20, 30, 40]
     with pytest.raises(ValueError, match="five"):
         next(worked)
@@ -165,7 +165,7 @@ def test_what_is_worked_out_ahead_keeps_its_order_and_its_errors():
         yield 1
         raise InputError("the camera stopped")
 
-    worked = ahead(broken(), float, depth=3)
+    worked = prefetch_map(broken(), float, depth=3)
     assert next(worked) == 1
     with pytest.raises(InputError, match="the camera stopped"):
         next(worked)
@@ -179,7 +179,7 @@ def test_nothing_goes_on_after_it_was_let_go():
         time.sleep(0.01)
         return number
 
-    worked = ahead(itertools.count(), note, depth=4)
+    worked = prefetch_map(itertools.count(), note, depth=4)
     next(worked)
     worked.close()
     after = len(began)
@@ -195,8 +195,8 @@ def test_nothing_goes_on_after_it_was_let_go():
     [
         ("gone", "", "'.*gone' does not exist; name a run's workdir or an exported model"),
         (".", "", "holds no run"),
-        ("words.txt", "", "is no network that JAX reads"),
-        (".", "jaxx", "no engine 'jaxx'; did you mean 'jax'"),
+        ("words.txt", "", "JAX cannot read"),
+        (".", "jaxx", "unknown engine 'jaxx'; did you mean 'jax'"),
     ],
 )
 def test_what_is_no_model_is_named(tmp_path: Path, path: str, engine: str, said: str):
@@ -215,7 +215,7 @@ def test_what_another_version_trained_is_named(run: Path, tmp_path: Path):
         text = (run / "config.json").read_text()
         assert old in text
         (folder / "config.json").write_text(text.replace(old, new))
-        with pytest.raises(InputError, match=f"holds no run of this version of fer_jax: {said}"):
+        with pytest.raises(InputError, match=f"was not written by this version of fer_jax: {said}"):
             fer_jax.load(folder)
 
 

@@ -473,7 +473,7 @@ def test_another_request_in_the_same_folder_is_refused(tmp_path: Path):
         (["--count=2", "--directions=fit"], "--directions is for unconditional networks"),
         (["--count=2", "--real=x"], "--real needs features"),
         (["--count=2", "--test_sets=x:test"], "there is none"),
-        (["--count=2", "--teacher=nowhere"], "'nowhere' holds no run"),
+        (["--count=2", "--teacher=nowhere"], "'nowhere' does not exist"),
         (["--count=2", "--face_share=0.5"], "--face_share is LEAST,MOST"),
         (["--sweep=1:x"], "--sweep takes truncations"),
         (["--sweep=1:nan"], "--sweep: every psi must be finite"),

@@ -38,11 +38,11 @@ from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.export.quantize import quantized_graph
 from fer_jax.inference import runtime
-from fer_jax.inference.engines import ENGINES, Engine, open_engine
-from fer_jax.inference.load import ARRAYS, CONFIG, Model, load
+from fer_jax.inference.load import ARRAYS, CONFIG, ENGINES, Network, load
 from fer_jax.inference.network import model_arguments
 from fer_jax.inference.onnx_graph import to_onnx
-from fer_jax.inference.recognizer import Recognizer, ahead
+from fer_jax.inference.recognizer import Recognizer, prefetch_map
+from fer_jax.inference.recognizer import load as load_recognizer
 from fer_jax.media import faces
 from fer_jax.media.video import Frame, Video
 from fer_jax.models import xception
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         raise InputError(f"--batches must be at least 1, not {min(options.batches)}")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        engines: list[tuple[str, Engine]] = []
+        engines: list[tuple[str, Network]] = []
         for dtype in options.dtypes:
             folder = _write(Path(name) / dtype, options, dtype)
             raw = {}
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> list[Row]:
                     rows.append(skipped(f"{engine}, {dtype}", reason))
                     continue
                 try:
-                    engines.append((dtype, open_engine(folder, engine)))
+                    engines.append((dtype, load_recognizer(folder, engine).network))
                 except InputError as error:
                     rows.append(skipped(f"{engine}, {dtype}", str(error)))
                     continue
@@ -112,10 +112,9 @@ def _write(folder: Path, options: argparse.Namespace, dtype: str) -> Path:
     """The network as an exported folder that computes in a dtype."""
     folder.mkdir()
     if options.model:
-        model: Model = load(options.model)
+        model = load(options.model)
         config, step = model.config, model.step
-        arrays = {"params": model.network["ema"] or model.network["params"]}
-        arrays["batch_stats"] = model.network["batch_stats"]
+        arrays = model.arrays
     else:
         config, step = default_config(), 0
         config.model.update({"width": options.width, "image_size": options.image_size})
@@ -170,17 +169,17 @@ RAW = {"onnxruntime": _raw_onnxruntime, "openvino": _raw_openvino}
 
 
 def _alone(
-    engines: list[Engine], raw: dict[str, Callable[[np.ndarray], Any]], *what: Any
+    engines: list[Network], raw: dict[str, Callable[[np.ndarray], Any]], *what: Any
 ) -> Iterator[Row]:
     """Every engine beside its raw self, and JAX beside all of them."""
     dtype, batch, repeats = what
     for engine in engines:
         images = _pictures(batch, engine.image_size)
         for peer, bare in raw.items():
-            if engine.name not in (peer, "jax"):
+            if engine.engine not in (peer, "jax"):
                 continue
             row = compare(
-                f"network alone, {engine.name}",
+                f"network alone, {engine.engine}",
                 lambda engine=engine, images=images: engine.probabilities(images),
                 lambda bare=bare, images=images: bare(images),
                 peer_name=f"raw {runtime.ENGINES[peer][0]}",
@@ -190,11 +189,11 @@ def _alone(
                 dtype=dtype,
                 batch=batch,
             )
-            if engine.name == peer:
+            if engine.engine == peer:
                 row["unit"] += f" ({RAW_BAR})"
             yield row
         yield single(
-            f"network alone, {engine.name} {dtype} {batch}",
+            f"network alone, {engine.engine} {dtype} {batch}",
             _milliseconds(
                 lambda engine=engine, images=images: engine.probabilities(images), repeats
             ),
@@ -211,7 +210,7 @@ def _milliseconds(work: Callable[[], Any], repeats: int) -> float:
     return 1e3 * float(np.median(times[1:]))
 
 
-def _whole_path(engines: list[tuple[str, Engine]], options: argparse.Namespace) -> Iterator[Row]:
+def _whole_path(engines: list[tuple[str, Network]], options: argparse.Namespace) -> Iterator[Row]:
     """Frames per second of a clip, beside the peer; and what it would be without overlap."""
     if options.clip is None:
         yield skipped(PATH, "no clip; name one with --clip")
@@ -228,7 +227,7 @@ def _whole_path(engines: list[tuple[str, Engine]], options: argparse.Namespace) 
     with peer:
         for dtype, engine in engines:
             recognizer = Recognizer(engine, str(detector))
-            what = f"{PATH}, {size}, {engine.name}"
+            what = f"{PATH}, {size}, {engine.engine}"
             work = _through(recognizer, options.clip)
             found = work()
             for mode, name in inference_peer.MODES.items():
@@ -302,14 +301,14 @@ def _overlap(
     def found() -> None:
         with Video(options.clip) as video:
             existing = (frame for frame in _beginning(video) if frame.image is not None)
-            for _ in ahead(existing, search, depth=8):
+            for _ in prefetch_map(existing, search, depth=8):
                 pass
 
-    crops = _pictures(8, recognizer.engine.image_size)
+    crops = _pictures(8, recognizer.network.image_size)
 
     def classified() -> None:
         for start in range(0, num_faces, len(crops)):
-            recognizer.engine.probabilities(crops[: num_faces - start])
+            recognizer.network.probabilities(crops[: num_faces - start])
 
     rates, busy = [], []
     for _ in range(1 + options.repeats):

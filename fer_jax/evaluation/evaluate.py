@@ -24,6 +24,7 @@ from fer_jax.errors import InputError
 from fer_jax.evaluation import calibration, compare, predictions, results
 from fer_jax.evaluation.predict import predict, predictions_table
 from fer_jax.inference import runtime
+from fer_jax.inference.load import load
 from fer_jax.inference.network import (
     PredictStep,
     compile_predict_step,
@@ -157,11 +158,11 @@ def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:
     again = f"run `fer-jax export --workdir={workdir} --quantize=int8` first"
     if not file.is_file():
         raise InputError(f"there is no {file}; {again}")
-    session = runtime.open_onnx(file.read_bytes(), "onnxruntime", str(file))
-    arrays = {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
-    if session.about.get("fingerprint") != checkpoints.fingerprint(arrays):
+    int8 = load(file, engine="onnxruntime")
+    arrays = checkpoints.inference_arrays(network)
+    if int8.about.get("fingerprint") != checkpoints.fingerprint(arrays):
         raise InputError(f"{file} is of another checkpoint; {again}")
-    return lambda _, images: jnp.asarray(session.run(np.asarray(images)))
+    return lambda _, images: jnp.asarray(int8.probabilities(np.asarray(images)), jnp.float32)
 
 
 def _log_opening(workdir: Path, records: Records, step: int, data_dir: Path) -> None:

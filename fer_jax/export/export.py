@@ -17,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from fer_jax.evaluation.evaluate import INT8
 from fer_jax.evaluation.predict import predictions_table
 from fer_jax.export.quantize import NUM_CALIBRATION, crops_of, quantized_graph, quantized_weights
 from fer_jax.inference import runtime
-from fer_jax.inference.load import ARRAYS, CONFIG, Model, dequantized_weights, load
+from fer_jax.inference.load import ARRAYS, CONFIG, Network, dequantized_weights, load
 from fer_jax.inference.network import model_arguments, predict_step
 from fer_jax.inference.onnx_graph import to_onnx
 from fer_jax.models import xception
@@ -53,10 +53,10 @@ INT8_BOUNDS = {"safetensors": 0.03, "onnx": 0.06}
 NUM_CROPS = 64
 TIMED = 5
 
-Answers = Callable[[np.ndarray], np.ndarray]
+Run = runtime.Run
 
 
-class Network(NamedTuple):
+class FloatNetwork(NamedTuple):
     """What the forms are written of.
 
     Attributes:
@@ -72,7 +72,7 @@ class Network(NamedTuple):
     about: dict[str, Any]
     calibration: np.ndarray | None = None
 
-    def answers(self, arrays: dict[str, Any]) -> Answers:
+    def probabilities(self, arrays: dict[str, Any]) -> Run:
         """Class probabilities, with some arrays of the same shapes, in JAX."""
         step = jax.jit(self.step)
         return runtime.in_batches(lambda crops: np.asarray(step(arrays, crops)))
@@ -84,7 +84,7 @@ class Network(NamedTuple):
 
 
 def export(
-    model: Model,
+    model: Network,
     out: Path,
     formats: tuple[str, ...],
     crops: np.ndarray,
@@ -111,19 +111,15 @@ def export(
       InputError: a form whose package is missing or that answers otherwise than the run, or a
         folder that holds something else.
     """
-    arrays = {
-        "params": model.network["ema"] or model.network["params"],
-        "batch_stats": model.network["batch_stats"],
-    }
-    arrays = jax.tree.map(lambda array: np.asarray(array, np.float32), arrays)
+    arrays = jax.tree.map(lambda array: np.asarray(array, np.float32), model.arrays)
     arguments = model_arguments(model.config) | {"dtype": "float32"}
-    about, calibration = model.about(), None
+    about, calibration = model.about | {"fingerprint": model.fingerprint()}, None
     if trained is not None:
         calibration = crops_of(trained.train, trained.task, model.image_size, NUM_CALIBRATION)
         about["quantization"] = INT8
-    network = Network(arrays, arguments, about, calibration)
+    network = FloatNetwork(arrays, arguments, about, calibration)
     check_folder(out, about, formats)
-    in_float = network.answers(arrays)
+    in_float = network.probabilities(arrays)
     expected = in_float(crops)
     write = {"safetensors": _safetensors, "onnx": _onnx, "stablehlo": _stablehlo}
     bounds = BOUNDS if trained is None else INT8_BOUNDS
@@ -131,7 +127,7 @@ def export(
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix=".exporting_", dir=out) as name:
         folder = Path(name)
-        forms: dict[str, Answers] = {}
+        forms: dict[str, Run] = {}
         for form in formats:
             forms[form] = write[form](folder / FILES[form], network)
             apart = np.abs(forms[form](crops) - expected).max(axis=1)
@@ -157,7 +153,7 @@ def export(
         # The config comes last: what was cut short is no export.
         (out / CONFIG).unlink(missing_ok=True)
         (out / SCORES).unlink(missing_ok=True)
-        scores = _scores(model.workdir) if trained is None else None
+        scores = _scores(model.folder) if trained is None else None
         if scores is not None:
             (folder / SCORES).write_text(json.dumps(scores, indent=2) + "\n")
         written = [FILES[form] for form in formats] + ([SCORES] if scores is not None else [])
@@ -199,16 +195,16 @@ def check_folder(out: Path, about: dict[str, Any], formats: Sequence[str]) -> No
         )
 
 
-def _safetensors(file: Path, network: Network) -> Answers:
+def _safetensors(file: Path, network: FloatNetwork) -> Run:
     flat: Any = traverse_util.flatten_dict(network.arrays, sep="/")
     if network.calibration is not None:
         flat = quantized_weights(flat)
     save_file({name: np.ascontiguousarray(array) for name, array in flat.items()}, file)
     back: Any = traverse_util.unflatten_dict(dequantized_weights(load_file(file)), sep="/")
-    return network.answers(back)
+    return network.probabilities(back)
 
 
-def _onnx(file: Path, network: Network) -> Answers:
+def _onnx(file: Path, network: FloatNetwork) -> Run:
     graph = _graph(network)
     if network.calibration is not None:
         graph = quantized_graph(graph, network.calibration)
@@ -216,16 +212,16 @@ def _onnx(file: Path, network: Network) -> Answers:
     return _in_onnxruntime(file.read_bytes())
 
 
-def _graph(network: Network) -> Any:
+def _graph(network: FloatNetwork) -> Any:
     arrays = network.arrays
     return to_onnx(arrays["params"], arrays["batch_stats"], network.arguments, network.about)
 
 
-def _in_onnxruntime(model: bytes) -> Answers:
-    return runtime.open_onnx(model, "onnxruntime", FILES["onnx"], flip=False).run
+def _in_onnxruntime(model: bytes) -> Run:
+    return runtime.open_onnx(model, "onnxruntime", FILES["onnx"], flip=False)[1]
 
 
-def _stablehlo(file: Path, network: Network) -> Answers:
+def _stablehlo(file: Path, network: FloatNetwork) -> Run:
     size = network.arguments["image_size"]
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
@@ -238,7 +234,7 @@ def _stablehlo(file: Path, network: Network) -> Answers:
 
 
 def _scored(
-    model: Model, trained: Experiment, forms: dict[str, Answers]
+    model: Network, trained: Experiment, forms: dict[str, Run]
 ) -> dict[str, dict[str, Any]]:
     """Each form beside "float32" on the validation parts: `compare.compare_on` by form."""
     tables, answers = [], {form: [] for form in forms}
@@ -265,7 +261,7 @@ def _scored(
 
 
 def _beside_float(
-    form: str, run: Answers, network: Network, crops: np.ndarray, folder: Path
+    form: str, run: Run, network: FloatNetwork, crops: np.ndarray, folder: Path
 ) -> dict[str, Any]:
     """The size of the float32 form, and of ONNX how fast both are, in turn."""
     float_file = folder / f"float.{form}"
@@ -275,7 +271,7 @@ def _beside_float(
     float_file.unlink()
     if form != "onnx":  # the arrays are float32 again when they are used
         return found
-    seconds: dict[Answers, list[float]] = {run: [], in_float: []}
+    seconds: dict[Run, list[float]] = {run: [], in_float: []}
     for _ in range(1 + TIMED):
         for side, times in seconds.items():
             started = time.perf_counter()
@@ -288,7 +284,7 @@ def _beside_float(
 
 
 def _card(
-    model: Model, about: dict[str, Any], trained: Experiment | None, report: dict[str, Any]
+    model: Network, about: dict[str, Any], trained: Experiment | None, report: dict[str, Any]
 ) -> str:
     """A model card (Mitchell et al. 2019) from what the run knows of itself."""
     config = model.config
@@ -307,7 +303,7 @@ def _card(
         "| dataset | training | validation | records in all | fingerprint |",
         "| --- | --- | --- | --- | --- |",
     ]
-    environment = model.workdir / "environment.json"
+    environment = model.folder / "environment.json"
     known = json.loads(environment.read_text()).get("datasets", {}) if environment.is_file() else {}
     for source in map(as_source, config.sources):
         of = known.get(source.name, {})
@@ -321,7 +317,7 @@ def _card(
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "## Scores", ""]
-    scores = model.workdir / SCORES
+    scores = model.folder / SCORES
     if scores.is_file():
         scored = json.loads(scores.read_text())
         names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
@@ -398,13 +394,13 @@ def _cost(of: dict[str, Any]) -> str:
     return text
 
 
-def trained_on(model: Model, data_dir: Path) -> Experiment:
+def trained_on(model: Network, data_dir: Path) -> Experiment:
     """What the run was trained and validated on; test sets are not among it.
 
     Raises:
       InputError: the data are not there.
     """
-    trained = open_trained(model.config, data_dir, model.workdir)
+    trained = open_trained(model.config, data_dir, model.folder)
     if trained is None:
         raise InputError(
             "an export is checked on validation faces, which are not here; point --data_dir at them"

@@ -1,12 +1,14 @@
-"""A run's network on the devices: its shapes, and the compiled step that scores a batch."""
+"""The network of a run's config in JAX: its shapes, and what inference computes of a batch."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
+from fer_jax.checkpoints import inference_arrays
 from fer_jax.config import Config
 from fer_jax.data.augment import normalize
 from fer_jax.models import xception
@@ -17,20 +19,15 @@ PredictStep = Callable[[dict[str, Any], jax.Array], jax.Array]
 
 
 def model_arguments(config: Config) -> dict[str, Any]:
-    """The config's model block and task as keyword arguments of `xception.Xception`."""
+    """Returns the config's model and task as keyword arguments of `xception.Xception`."""
     return dict(config.model) | {"num_classes": len(TASKS[config.task])}
 
 
 def network_shapes(config: Config, mesh: Mesh) -> dict[str, Any]:
-    """What a run's network looks like, whole on every device.
+    """Returns the shapes of a run's network, replicated over the mesh.
 
-    Args:
-      config: of the run.
-      mesh: from `make_mesh`.
-
-    Returns:
-      {"params", "batch_stats", "ema"} (the average is empty where the run keeps none), each a
-      nested dict of `jax.ShapeDtypeStruct` with shardings.
+    They are {"params", "batch_stats", "ema"} (the average is empty where the run keeps none), each
+    a nested dict of `jax.ShapeDtypeStruct` with shardings.
     """
     model = model_arguments(config)
     params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
@@ -47,21 +44,20 @@ def network_shapes(config: Config, mesh: Mesh) -> dict[str, Any]:
 def predict_step(
     network: dict[str, Any], images: jax.Array, *, graphdef: Any, flip: bool = False
 ) -> jax.Array:
-    """Class probabilities of one batch.
+    """Computes the class probabilities of a batch, float32 [b, classes]; rows sum to 1.
 
     Args:
       network: {"params", "batch_stats", "ema"}; the average is used where there is one.
       images: uint8 [b, s, s, 3].
       graphdef: the network without its arrays.
-      flip: the probabilities are the mean over each image and its mirror image.
-
-    Returns:
-      float32 [b, classes], rows sum to 1.
+      flip: returns the mean over each image and its mirror image.
     """
+    arrays = inference_arrays(network)
 
     def probabilities(images: jax.Array) -> jax.Array:
-        params = network["ema"] or network["params"]
-        logits, _ = xception.apply(graphdef, params, network["batch_stats"], normalize(images))
+        logits, _ = xception.apply(
+            graphdef, arrays["params"], arrays["batch_stats"], normalize(images)
+        )
         return jax.nn.softmax(logits)
 
     if not flip:
@@ -69,10 +65,17 @@ def predict_step(
     return (probabilities(images) + probabilities(images[:, :, ::-1])) / 2
 
 
+def pooled_features(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> jax.Array:
+    """Averages the last activations over each image, uint8 [b, s, s, 3]: float32 [b, c]."""
+    arrays = inference_arrays(network)
+    merged = nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])
+    return merged.features(normalize(images)).astype("float32").mean(axis=(1, 2))
+
+
 def compile_predict_step(
     graphdef: Any, network_sharding: Any, mesh: Mesh, *, flip: bool
 ) -> PredictStep:
-    """`predict_step`, jitted: images sharded over the mesh, probabilities on every device."""
+    """Jits `predict_step`: images sharded over the mesh, probabilities on every device."""
     return jax.jit(
         functools.partial(predict_step, graphdef=graphdef, flip=flip),
         in_shardings=(network_sharding, batch_sharding(mesh)),

@@ -1,8 +1,8 @@
-"""Pictures to faces with what each shows: the way from any input to a model's answer.
+"""Pictures in, faces with class probabilities out.
 
-A picture is decoded, its faces are found, aligned to the framing of the records and given to the
-network, many pictures' faces together. Decoding and detecting run in threads ahead of the
-network, a fixed number of pictures and no further, so that memory does not grow with the input.
+A picture is decoded, its faces are detected and aligned as in the records, and the faces of many
+pictures form one batch for the network. Threads decode and detect a fixed number of pictures ahead
+of the network, so memory does not grow with the input.
 """
 
 import concurrent.futures
@@ -16,29 +16,31 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
+import jax
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.inference.engines import Engine, open_engine
 from fer_jax.inference.explain import overlay
+from fer_jax.inference.load import FEW_FACES, Network
+from fer_jax.inference.load import load as load_network
 from fer_jax.media import faces, images
 from fer_jax.media.detector import make_detector
 
 FACES = ("detect", "crop")
-BATCH_SIZE = 32  # faces that the network is given at once
-PICTURES_AHEAD = 8  # decoded and searched, or being so, while the network works
+BATCH_SIZE = 32  # faces in one call of the network
+PICTURES_AHEAD = 8  # decoded and searched while the network computes
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Found(NamedTuple):
-    """One face of a picture, before the network has seen it.
+class FaceCrop(NamedTuple):
+    """One aligned face of a picture.
 
     Attributes:
-      face: where it is.
-      crop: uint8 RGB [s, s, 3], aligned, at the network's size.
-      view: uint8 RGB [t, t, 3], the same as the picture has it, as a record would hold it.
+      face: the detection.
+      crop: uint8 RGB [s, s, 3], at the network's size.
+      view: uint8 RGB [t, t, 3], at the picture's own resolution, as a record would hold it.
     """
 
     face: faces.Face
@@ -46,20 +48,20 @@ class Found(NamedTuple):
     view: np.ndarray
 
 
-class Answer(NamedTuple):
-    """A picture's faces and what the network says of them.
+class Prediction(NamedTuple):
+    """The faces of one picture with their class probabilities.
 
     Attributes:
-      item: what came in.
+      item: the input.
       found: the faces, the largest first.
-      probabilities: float32 [faces, classes].
-      reason: why there is no answer; empty where there is one, be it of no face.
-      picture: uint8 BGR, reduced as `stream` was asked to keep it; None where it was not.
-      scale: of `picture`; the boxes are in pixels of the whole one.
+      probabilities: float64 [faces, classes].
+      reason: why the picture could not be read; empty if it was, also if it shows no face.
+      picture: uint8 BGR, reduced to `stream`'s `keep_size`; None without one.
+      scale: of `picture`; boxes are in pixels of the unreduced one.
     """
 
     item: Any
-    found: list[Found]
+    found: list[FaceCrop]
     probabilities: np.ndarray
     reason: str = ""
     picture: np.ndarray | None = None
@@ -71,26 +73,26 @@ class Recognizer:
     """A trained network with a face detector in front of it, from `load`.
 
     Attributes:
-      engine: what runs the network.
-      detector_model: the file of the YuNet detector; "" for the one that is kept or fetched.
+      network: the network.
+      detector_model: the file of the YuNet detector; "" for the downloaded one.
     """
 
-    engine: Engine
+    network: Network
     detector_model: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the probabilities are of, in order."""
-        return self.engine.classes
+        """The classes, in the order of the probabilities."""
+        return self.network.classes
 
     def predict(self, pictures: Any, *, faces: str = "detect") -> list[Any]:
-        """Says what the faces of pictures show.
+        """Predicts the class of every face in pictures.
 
         Args:
           pictures: one picture, or a list or batch of them. A picture is a path, a PIL image or
             an array, uint8 RGB [height, width, 3]; a batch is an array [n, height, width, 3].
-          faces: "detect" finds them; "crop" takes each picture for one tight crop of a face, as
-            published sets of faces hold them, and looks at its centre square.
+          faces: "detect" finds them; "crop" takes the centre square of each picture for the face,
+            as in published sets of tight crops.
 
         Returns:
           A list of the picture's faces, the largest first and empty where there is none; for a
@@ -102,16 +104,19 @@ class Recognizer:
             "probabilities": {class: 0 to 1}, in the order of `classes`, adding up to 1.
 
         Raises:
-          InputError: something is no picture; the message names it. Nothing is answered then:
-            `stream` goes on.
+          InputError: one of them is not a picture; the message names it. `stream` continues
+            after such a picture.
         """
         one = is_picture(pictures)
-        answers = []
-        for answer in self.stream([pictures] if one else pictures, faces=faces):
-            if answer.reason:
-                raise InputError(f"{name_of(answer.item, len(answers))}: {answer.reason}")
-            answers.append(self.described(answer))
-        return answers[0] if one else answers
+        predictions = []
+        for prediction in self.stream([pictures] if one else pictures, faces=faces):
+            if prediction.reason:
+                item = prediction.item
+                is_path = isinstance(item, str | os.PathLike)
+                name = f"'{item}'" if is_path else f"picture {len(predictions)}"
+                raise InputError(f"{name}: {prediction.reason}")
+            predictions.append(self.to_dicts(prediction))
+        return predictions[0] if one else predictions
 
     def stream(
         self,
@@ -121,109 +126,108 @@ class Recognizer:
         decode: Callable[[Any], np.ndarray] | None = None,
         search_size: int = faces.ALL_FACES,
         keep_size: int = 0,
-    ) -> Generator[Answer, None, None]:
-        """`predict` for inputs of any length: an answer per picture, in order, as they come.
+    ) -> Generator[Prediction, None, None]:
+        """Yields a prediction per picture, in order, for inputs of any length.
 
         Args:
           pictures: as in `predict`, also without end.
           faces: likewise.
           decode: turns one of them into uint8 BGR [height, width, 3], or raises InputError; None
             for pictures as in `predict`. Runs in threads.
-          search_size: pixels of the longer side at which a picture is searched for faces.
-          keep_size: the answers hold their pictures, of at most so many pixels at the longer side;
-            0: they do not.
+          search_size: the longer side, in pixels, at which faces are searched for.
+          keep_size: the longer side, in pixels, of the pictures that predictions keep; 0 for none.
 
         Yields:
-          `Answer`s; one that has a `reason` instead of faces could not be read.
+          `Prediction`s; one with a `reason` could not be read.
 
         Raises:
-          InputError: what `pictures` itself raised, after those that it gave.
+          InputError: from `pictures` itself, after the predictions of the pictures before.
         """
         find = self._finder(faces, decode or as_picture, search_size, keep_size)
-        waiting: list[Answer] = []
+        waiting: list[Prediction] = []
         num_faces = 0
         try:
-            for answer in ahead(pictures, find, depth=PICTURES_AHEAD):
-                waiting.append(answer)
-                num_faces += len(answer.found)
+            for prediction in prefetch_map(pictures, find, depth=PICTURES_AHEAD):
+                waiting.append(prediction)
+                num_faces += len(prediction.found)
                 if num_faces >= BATCH_SIZE or len(waiting) >= PICTURES_AHEAD:
-                    yield from self._answered(waiting)
+                    yield from self._predicted(waiting)
                     waiting, num_faces = [], 0
         except InputError:
-            # No more pictures come; those that came are answered.
-            yield from self._answered(waiting)
+            # The pictures before the error still get their predictions.
+            yield from self._predicted(waiting)
             raise
-        yield from self._answered(waiting)
+        yield from self._predicted(waiting)
 
     def detector(self) -> faces.Detector:
-        """What finds the faces.
+        """Opens the face detector.
 
         Raises:
-          InputError: YuNet's file is not to be had, or is no such network.
+          InputError: YuNet's file cannot be downloaded, or is another file.
         """
         return make_detector(self.detector_model)
 
-    def described(self, answer: Answer) -> list[dict[str, Any]]:
-        """The faces of an answer as `predict` returns them."""
+    def to_dicts(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """Returns the faces of a prediction as `predict` does."""
         return [
             {
                 "box": [float(value) for value in found.face.box],
                 "score": float(found.face.score),
-                self.engine.task: self.classes[int(np.argmax(row))],
+                self.network.task: self.classes[int(np.argmax(row))],
                 "probabilities": dict(zip(self.classes, map(float, row), strict=True)),
             }
-            for found, row in zip(answer.found, answer.probabilities, strict=True)
+            for found, row in zip(prediction.found, prediction.probabilities, strict=True)
         ]
 
-    def looks(self, found: Sequence[Found], classes: Sequence[int]) -> list[np.ndarray]:
-        """Where the network looked for what speaks for a class (`explain.grad_cam`).
-
-        Args:
-          found: n faces.
-          classes: int [n], the class that each is asked about.
+    def heatmaps(self, found: Sequence[FaceCrop], classes: Sequence[int]) -> list[np.ndarray]:
+        """Draws over each face which parts speak for its class in `classes` (`explain.grad_cam`).
 
         Returns:
-          n views of them, uint8 RGB, that glow there; none where the engine has no gradient.
+          uint8 RGB [t, t, 3] for each face; [] for engines other than JAX.
         """
-        if self.engine.explain is None or not found:
+        if self.network.engine != "jax" or not found:
             return []
         crops = np.stack([one.crop for one in found])
-        maps, _ = self.engine.explain(crops, np.asarray(classes))
+        maps, _ = self.network.explain(crops, np.asarray(classes))
         return [overlay(one.view, heat) for one, heat in zip(found, maps, strict=True)]
 
-    def _answered(self, waiting: Sequence[Answer]) -> Iterator[Answer]:
-        """The network's part, for some pictures' faces at once."""
-        crops = [found.crop for answer in waiting for found in answer.found]
-        no_rows = np.zeros((0, len(self.classes)), np.float32)
-        rows = self.engine.probabilities(np.stack(crops)) if crops else no_rows
+    def _predicted(self, waiting: Sequence[Prediction]) -> Iterator[Prediction]:
+        """Runs the network once on the faces of several pictures."""
+        crops = [found.crop for prediction in waiting for found in prediction.found]
+        if crops:
+            rows = self.network.probabilities(np.stack(crops))
+        else:
+            rows = np.zeros((0, len(self.classes)))
         start = 0
-        for answer in waiting:
-            end = start + len(answer.found)
-            yield answer._replace(probabilities=rows[start:end])
+        for prediction in waiting:
+            end = start + len(prediction.found)
+            yield prediction._replace(probabilities=rows[start:end])
             start = end
 
     def _finder(
         self, how: str, decode: Callable[[Any], np.ndarray], search_size: int, keep_size: int
-    ) -> Callable[[Any], Answer]:
-        """(a picture) -> an answer of its faces, which the network has still to see."""
+    ) -> Callable[[Any], Prediction]:
+        """Returns the function that decodes a picture and cuts out its faces."""
         if how not in FACES:
-            raise InputError(f"faces cannot be '{how}'{did_you_mean(how, FACES)}")
+            raise InputError(
+                f"faces must be {' or '.join(FACES)}, got '{how}'{did_you_mean(how, FACES)}"
+            )
         detect = self.detector() if how == "detect" else None
-        nothing = np.zeros((0, len(self.classes)), np.float32)
+        no_rows = np.zeros((0, len(self.classes)))
 
-        def find(item: Any) -> Answer:
+        def find(item: Any) -> Prediction:
             try:
                 picture = decode(item)
             except InputError as error:
-                return Answer(item, [], nothing, str(error))
-            size, margin = self.engine.image_size, self.engine.about.get("margin", 0.0)
-            found = find_faces(picture, detect, search_size, size, margin)
+                return Prediction(item, [], no_rows, str(error))
+            crop_size, margin = self.network.image_size, self.network.margin
+            found = find_faces(picture, detect, search_size, crop_size, margin)
             kept, scale = None, 1.0
             if keep_size:
                 scale = min(1.0, keep_size / max(picture.shape[:2]))
                 sides = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
                 kept = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
-            return Answer(item, found, nothing, "", kept, scale)
+            return Prediction(item, found, no_rows, "", kept, scale)
 
         return find
 
@@ -234,90 +238,74 @@ def find_faces(
     search_size: int,
     crop_size: int,
     margin: float,
-) -> list[Found]:
-    """The faces of a picture, cut out as `build` cuts them for the records.
+) -> list[FaceCrop]:
+    """Detects the faces of a picture and crops them as `build` does, the largest first.
 
     Args:
       picture: uint8 BGR [height, width, 3].
-      detect: None where the picture is a face.
-      search_size: pixels of the longer side at which it is searched.
-      crop_size: pixels a side of the network's input.
-      margin: by which the tight framing is widened, as for the records that it learned from.
-
-    Returns:
-      The faces, the largest first.
+      detect: None if the picture itself is a crop of a face.
+      search_size: the longer side, in pixels, at which faces are searched for.
+      crop_size: the side of the network's input in pixels.
+      margin: the share by which the tight crop is widened.
     """
     if detect is None:
         crop, box = images.square(picture)
-        return [_cut(faces.Face(box, 1.0, None), crop, crop_size)]
-    found = sorted(detect(picture, search_size), key=lambda face: -face.box[2] * face.box[3])
-    # What the detector places wholly outside is nothing that can be looked at.
-    height, width = picture.shape[:2]
-    found = [
-        face
-        for face in found
-        if face.box[0] < width
-        and face.box[1] < height
-        and face.box[0] + face.box[2] > 0
-        and face.box[1] + face.box[3] > 0
-    ]
-    return [_cut(face, faces.align(picture, face, margin=margin), crop_size) for face in found]
-
-
-def _cut(face: faces.Face, crop: np.ndarray, size: int) -> Found:
-    view = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
-    return Found(face, images.resized(view, size), view)
+        found = [(faces.Face(box, 1.0, None), cv2.cvtColor(crop, cv2.COLOR_BGR2RGB))]
+    else:
+        found = [
+            (face, faces.crop(picture, face, margin=margin))
+            for face in faces.largest_first(detect(picture, search_size))
+            if not faces.is_outside(picture, face)
+        ]
+    return [FaceCrop(face, images.resized(view, crop_size), view) for face, view in found]
 
 
 def is_picture(value: Any) -> bool:
-    """Whether something is one picture, rather than several of them."""
+    """Whether a value stands for one picture rather than several."""
     if isinstance(value, np.ndarray):
         return value.ndim != 4
     return isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
 
 
 def as_picture(value: Any) -> np.ndarray:
-    """Whatever stands for a picture as uint8 BGR [height, width, 3].
+    """Converts a path, PIL image or RGB array to uint8 BGR [height, width, 3].
 
     Raises:
-      InputError: it does not; in a few words.
+      InputError: the value is none of them.
     """
     if isinstance(value, str | os.PathLike):
         return cv2.cvtColor(images.read(Path(value)), cv2.COLOR_RGB2BGR)
     if hasattr(value, "convert") and hasattr(value, "getexif"):
-        # A PIL image, which only somebody who has PIL can have.
+        # Looks like a PIL image, so PIL is installed.
         from PIL import ImageOps
 
         value = np.asarray(ImageOps.exif_transpose(value).convert("RGB"))
     if not isinstance(value, np.ndarray):
-        raise InputError(f"{type(value).__name__} is no path, PIL image or array")
+        raise InputError(f"{type(value).__name__} is not a path, PIL image or array")
     if value.dtype != np.uint8:
-        raise InputError(f"an array of {value.dtype}, where uint8 from 0 to 255 is needed")
+        raise InputError(f"the array must be uint8 from 0 to 255, got {value.dtype}")
     if value.ndim != 3 or value.shape[2] != 3 or not value.size:
-        raise InputError(f"an array {list(value.shape)}, where RGB [height, width, 3] is needed")
+        raise InputError(f"the array must be RGB [height, width, 3], got {list(value.shape)}")
     return cv2.cvtColor(np.ascontiguousarray(value), cv2.COLOR_RGB2BGR)
 
 
-def name_of(item: Any, number: int) -> str:
-    """What a message calls a picture."""
-    return f"'{item}'" if isinstance(item, str | os.PathLike) else f"picture {number}"
-
-
-def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Generator[R, None, None]:
-    """What a function makes of each item, in order, worked out by threads before it is asked for.
+def prefetch_map(
+    items: Iterable[T], work: Callable[[T], R], *, depth: int
+) -> Generator[R, None, None]:
+    """Yields work(item) for each item, in order, computed ahead in threads.
 
     Args:
-      items: drawn in a thread of their own, one after the other.
+      items: iterated in one thread.
       work: called from as many threads as there are cores.
-      depth: so many items at most are drawn and not yet yielded.
+      depth: how many items at most are taken and not yet yielded.
 
     Raises:
-      Whatever `items` or `work` raises, in its place in the order.
+      Whatever `items` or `work` raises, at its place in the order.
     """
     ready: queue.Queue[concurrent.futures.Future[R] | None] = queue.Queue()
     room, stopped = threading.Semaphore(depth), threading.Event()
 
-    def draw() -> None:
+    def submit() -> None:
         try:
             for item in items:
                 room.acquire()
@@ -325,13 +313,13 @@ def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Generato
                     return
                 ready.put(_threads().submit(work, item))
             ready.put(None)
-        except BaseException as error:  # whatever it is, it is raised where it is waited for
+        except BaseException as error:  # raised where its result is waited for
             failed: concurrent.futures.Future[R] = concurrent.futures.Future()
             failed.set_exception(error)
             ready.put(failed)
 
-    drawing = threading.Thread(target=draw, daemon=True)
-    drawing.start()
+    submitting = threading.Thread(target=submit, daemon=True)
+    submitting.start()
     try:
         while (future := ready.get()) is not None:
             yield future.result()
@@ -339,28 +327,20 @@ def ahead(items: Iterable[T], work: Callable[[T], R], *, depth: int) -> Generato
     finally:
         stopped.set()
         room.release()
-        drawing.join()
+        submitting.join()
         left = [future for future in ready.queue if future is not None and not future.cancel()]
         concurrent.futures.wait(left)
 
 
 @functools.cache
 def _threads() -> concurrent.futures.ThreadPoolExecutor:
-    """Kept from one call to the next, for each of them holds a detector."""
+    """Returns the threads, which all calls share because each holds a detector."""
     return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "fer_jax")
 
 
 def load(path: str | os.PathLike[str], engine: str = "", *, detector_model: str = "") -> Recognizer:
-    """Opens a trained model, to be used on whatever there is.
-
-    Args:
-      path: a run's workdir, one of its checkpoints (WORKDIR/checkpoints/STEP), the folder that
-        `export` wrote, or a file in it.
-      engine: "jax", "onnxruntime" or "openvino"; "" for the one that the kind of file is for.
-      detector_model: the file of the YuNet face detector; "" for the one in ~/.cache/fer_jax,
-        which is fetched once, when a face is to be found for the first time.
-
-    Raises:
-      InputError: nothing that was trained is there, or it cannot be read.
-    """
-    return Recognizer(open_engine(Path(path), engine), detector_model)
+    """Loads a trained model; see `fer_jax.load`."""
+    network = load_network(
+        Path(path), engine=engine, batch_sizes=FEW_FACES, devices=jax.local_devices()[:1]
+    )
+    return Recognizer(network, detector_model)

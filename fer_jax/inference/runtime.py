@@ -1,49 +1,42 @@
-"""An exported ONNX file in the engines that need no JAX: uint8 faces in, probabilities out."""
+"""Exported ONNX files in ONNX Runtime and OpenVINO: uint8 faces in, probabilities out."""
 
 import json
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
 from fer_jax.errors import InputError
 
 ONNX = "model.onnx"
-INT8_FOLDER = "export_int8"  # of a workdir, where `export --quantize=int8` writes
-FORMAT = "fer_jax.xception"  # of an exported network, whatever the form
+INT8_FOLDER = "export_int8"  # in a workdir: where `export --quantize=int8` writes
+FORMAT = "fer_jax.xception"  # the format that exported files name
 INPUT, OUTPUT = "images", "probabilities"
-BATCH_SIZE = 64  # at most at once: the memory of every layer grows with it
+BATCH_SIZE = 64  # images at a time: the memory of every layer grows with it
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-class Session(NamedTuple):
-    """A network in an engine.
-
-    Attributes:
-      about: what `export` says of it: format, task, classes, image_size, step, config, and of a
-        rounded one "quantization".
-      run: uint8 RGB [n, s, s, 3] to float32 [n, classes], rows sum to 1; any n, any thread. The
-        mean over mirror images, where the run's config says so.
-    """
-
-    about: dict[str, Any]
-    run: Run
-
-
-def open_onnx(model: bytes, engine: str, name: str, *, flip: bool = True) -> Session:
-    """Makes a network ready to run.
+def open_onnx(
+    model: bytes, engine: str, name: str, *, flip: bool = True
+) -> tuple[dict[str, Any], Run]:
+    """Opens an exported network.
 
     Args:
-      model: an .onnx file that `export` wrote.
+      model: the bytes of an .onnx file that `export` wrote.
       engine: "onnxruntime" or "openvino".
-      name: what a message calls the file.
-      flip: whether to look at mirror images, too, where the run's config says so.
+      name: of the file, for messages.
+      flip: averages over each image and its mirror image if the run's config says so.
+
+    Returns:
+      (what `export` stored: format, task, classes, image_size, step, config, and of an int8
+      network "quantization"; a function of uint8 RGB [n, s, s, 3] to float32 [n, classes], for any
+      n and from any thread).
 
     Raises:
-      InputError: the engine is not installed, or the file is damaged or somebody else's.
+      InputError: the engine is not installed, or the file is damaged or not from `export`.
     """
     title, extra, prepare = ENGINES[engine]
     try:
@@ -54,12 +47,12 @@ def open_onnx(model: bytes, engine: str, name: str, *, flip: bool = True) -> Ses
     except InputError:
         raise
     except Exception as error:  # ONNX Runtime's own derive from nothing narrower
-        raise InputError(f"'{name}' is damaged, or no network that {title} reads") from error
+        raise InputError(f"'{name}' is damaged, or {title} cannot read it") from error
     if not about.keys() >= {"task", "classes", "image_size", "step", "config"}:
-        raise InputError(f"'{name}' is no network that fer-jax export wrote")
+        raise InputError(f"'{name}' is not a network that fer-jax export wrote")
     if flip and about["config"].get("test_time_flip"):
-        return Session(about, lambda images: (run(images) + run(images[:, :, ::-1])) / 2)
-    return Session(about, run)
+        return about, lambda images: (run(images) + run(images[:, :, ::-1])) / 2
+    return about, run
 
 
 def onnxruntime_session(model: bytes) -> Any:
@@ -85,12 +78,12 @@ def _onnxruntime(model: bytes) -> tuple[Mapping[str, str], Run]:
 
 
 def import_openvino() -> Any:
-    """OpenVINO, which here tells nobody that it is used.
+    """Imports OpenVINO without its telemetry.
 
     Raises:
       ImportError: it is not installed.
     """
-    # Its import reports to its maker, unless the package that does so is absent.
+    # The import sends usage data unless the telemetry package is absent.
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino  # pyright: ignore[reportMissingImports] (an extra)
 
@@ -103,7 +96,7 @@ def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
     read = core.read_model(model)
     there = read.get_rt_info()["framework"] if read.has_rt_info("framework") else {}
     texts = _ours({key: value.astype(str) for key, value in there.items()})
-    # By itself it computes in bfloat16 wherever the processor can; here that is the run's choice.
+    # OpenVINO would compute in bfloat16 wherever the processor can; here the run's config decides.
     lower = json.loads(texts.get("config", "{}")).get("model", {}).get("dtype") == "bfloat16"
     compiled = core.compile_model(
         read,
@@ -116,22 +109,22 @@ def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
     def run(images: np.ndarray) -> np.ndarray:
         if not hasattr(requests, "one"):
             requests.one = compiled.create_infer_request()
-        # Its own arrays are overwritten by the next images.
+        # OpenVINO reuses its output arrays for the next images.
         return np.array(requests.one.infer([np.ascontiguousarray(images)])[number])
 
     return texts, in_batches(run)
 
 
 def _ours(texts: Mapping[str, str]) -> Mapping[str, str]:
-    """What a file says of itself; nothing of one that does not say that it is ours."""
+    """Returns the metadata of a file that `export` wrote, {} of any other."""
     return texts if texts.get("format") == json.dumps(FORMAT) else {}
 
 
 def in_batches(run: Run) -> Run:
-    """The same for any number of faces, `BATCH_SIZE` of them at once."""
+    """Returns the function for any number of images, `BATCH_SIZE` of them at a time."""
 
     def batched(images: np.ndarray) -> np.ndarray:
-        if not len(images):  # which OpenVINO refuses
+        if not len(images):  # OpenVINO refuses an empty batch
             return run(np.zeros((1, *images.shape[1:]), np.uint8))[:0]
         if len(images) <= BATCH_SIZE:
             return run(images)
@@ -141,7 +134,7 @@ def in_batches(run: Run) -> Run:
     return batched
 
 
-# name: (its title, the extra that brings it, what opens a file in it)
+# name: (title, extra that installs it, function that opens a file)
 ENGINES = {
     "onnxruntime": ("ONNX Runtime", "export", _onnxruntime),
     "openvino": ("OpenVINO", "openvino", _openvino),

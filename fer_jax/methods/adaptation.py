@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fer_jax.checkpoints import inference_arrays
 from fer_jax.data.augment import normalize
 from fer_jax.data.batches import evaluation_batches
 from fer_jax.data.records import Records
@@ -54,8 +55,10 @@ def moments_step(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -
     Returns:
       A tree like batch_stats, of means and biased variances.
     """
-    params, batch_stats = network["ema"] or network["params"], network["batch_stats"]
-    return xception.apply(graphdef, params, batch_stats, normalize(images), train=True)[1]
+    arrays = inference_arrays(network)
+    return xception.apply(
+        graphdef, arrays["params"], arrays["batch_stats"], normalize(images), train=True
+    )[1]
 
 
 def compile_moments_step(model: dict[str, Any], network_sharding: Any, mesh: Mesh) -> MomentsStep:

@@ -32,8 +32,8 @@ from fer_jax import compilations
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
 from fer_jax.evaluation import results
-from fer_jax.inference.engines import ENGINES
-from fer_jax.inference.recognizer import Found, Recognizer, load
+from fer_jax.inference.load import ENGINES
+from fer_jax.inference.recognizer import FaceCrop, Recognizer, load
 from fer_jax.media import faces, images
 from fer_jax.media.video import Frame, Video
 from fer_jax.predict.drawing import colours
@@ -206,7 +206,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 raise InputError(f"{width} x {height} pixels are too many")
             recognizer = self.server.recognizer
             (answer,) = recognizer.stream([picture])
-            shown = recognizer.described(answer)
+            shown = recognizer.to_dicts(answer)
             if explain:
                 looks = _looks(recognizer, answer.found, answer.probabilities.argmax(axis=1))
                 shown = [face | look for face, look in zip(shown, looks, strict=True)]
@@ -306,7 +306,7 @@ def clip_lines(
       limits: how much of it is looked at, and how long.
 
     Yields:
-      For each frame {"time_s", "width", "height", "faces": as `Recognizer.described` and
+      For each frame {"time_s", "width", "height", "faces": as `Recognizer.to_dicts` and
       "face", the number that a person keeps}; at the end {"people": [{"face", "first_s",
       "last_s", "frames", likeliest class, "probabilities": their means, "crop", "look"}],
       "timeline": SVG, "remark": what is missing}.
@@ -315,7 +315,7 @@ def clip_lines(
       InputError: not one frame could be decoded.
     """
     deadline = time.monotonic() + limits.computing_s
-    timeline = Timeline(recognizer.engine.task, start_s=0.0, smooth_s=0.0)
+    timeline = Timeline(recognizer.network.task, start_s=0.0, smooth_s=0.0)
     missing, remark = 0, ""
 
     def frames() -> Iterator[Frame]:
@@ -330,7 +330,7 @@ def clip_lines(
         found = [one.face for one in answer.found]
         tracks = timeline.add(frame.timestamp_s, found, answer.probabilities, answer.found)
         height, width = _frame_image(frame).shape[:2]
-        described = recognizer.described(answer)
+        described = recognizer.to_dicts(answer)
         yield {
             "time_s": frame.timestamp_s,
             "width": width,
@@ -357,7 +357,7 @@ def clip_lines(
     looks = _looks(recognizer, clearest, likeliest)
     for track, look in zip(timeline.plotted, looks, strict=True):
         row = rows[track.number]
-        kept = ("face", "first_s", "last_s", "frames", recognizer.engine.task)
+        kept = ("face", "first_s", "last_s", "frames", recognizer.network.task)
         means = {name: row[f"mean_{name}"] for name in recognizer.classes}
         people.append({key: row[key] for key in kept} | {"probabilities": means} | look)
     yield {
@@ -376,11 +376,11 @@ def _frame_image(frame: Frame) -> np.ndarray:
 
 
 def _looks(
-    recognizer: Recognizer, found: Sequence[Found], likeliest: Sequence[int]
+    recognizer: Recognizer, found: Sequence[FaceCrop], likeliest: Sequence[int]
 ) -> list[dict[str, str]]:
     """The faces as they were cut out, and of the first ones where the network looked."""
     shown = [{"crop": _data_uri(one.view)} for one in found]
-    looks = recognizer.looks(found[:MAX_EXPLAINED], likeliest[:MAX_EXPLAINED])
+    looks = recognizer.heatmaps(found[:MAX_EXPLAINED], likeliest[:MAX_EXPLAINED])
     for one, look in zip(shown, looks):  # noqa: B905 (there may be fewer looks)
         one["look"] = _data_uri(look)
     return shown
@@ -400,20 +400,20 @@ def _page(recognizer: Recognizer, limits: Limits) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine = recognizer.engine
+    network = recognizer.network
     known = {
-        "task": engine.task,
-        "classes": list(engine.classes),
-        "colours": colours(engine.task),
+        "task": network.task,
+        "classes": list(network.classes),
+        "colours": colours(network.task),
         "limits": limits._asdict(),
     }
     return environment.get_template("page.html").render(
-        engine=engine,
+        network=network,
         known=known,
         limits=limits,
-        colours=dict(zip(engine.classes, colours(engine.task), strict=True)),
-        sources=_sources(engine.about["config"]),
-        scored=_scored(engine.folder),
+        colours=dict(zip(network.classes, colours(network.task), strict=True)),
+        sources=_sources(network.about["config"]),
+        scored=_scored(network.folder),
         number=results.number,
         interval=results.interval,
         suffixes=sorted(images.IMAGE_SUFFIXES),
@@ -485,7 +485,7 @@ def _is_loopback(host: str) -> bool:
 
 def warm_up(recognizer: Recognizer) -> None:
     """Compiles what a picture of one face needs, and finds the detector's file or says how."""
-    size = recognizer.engine.image_size
+    size = recognizer.network.image_size
     blank = np.zeros((size, size, 3), np.uint8)
     recognizer.predict(blank)
     (answer,) = recognizer.stream([blank], faces="crop")

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from fer_jax import compilations
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
-from fer_jax.inference.engines import ENGINES
-from fer_jax.inference.recognizer import FACES, Answer, Found, Recognizer, load
+from fer_jax.inference.load import ENGINES
+from fer_jax.inference.recognizer import FACES, FaceCrop, Prediction, Recognizer, load
 from fer_jax.media import camera, faces, images
 from fer_jax.media.video import VIDEO_SUFFIXES, Frame, Video
 from fer_jax.predict.answers import Answers, Input
@@ -167,7 +167,7 @@ def _pictures(
         if answer.reason:
             answers.finish(one, reason=answer.reason)
             continue
-        described = recognizer.described(answer)
+        described = recognizer.to_dicts(answer)
         answers.write_faces(
             {"file": one.name, "face": number} | face for number, face in enumerate(described, 1)
         )
@@ -190,7 +190,7 @@ def _clip(
     """A clip or a camera, until it ends; Ctrl-C ends a camera, as its --end does."""
     counts: collections.Counter[str] = collections.Counter()
     missing: list[int] = []
-    timeline = Timeline(recognizer.engine.task, start_s=settings.start, smooth_s=settings.smooth)
+    timeline = Timeline(recognizer.network.task, start_s=settings.start, smooth_s=settings.smooth)
     drawn = answers.place(one, "clips", ".webm") if settings.draw else None
     before, reason = progress.n, ""
     expected = _num_pictures(one, settings)
@@ -222,7 +222,7 @@ def _clip(
                 answers.write_faces(
                     _row(one, frame, face, track.number, smoothed_row, recognizer, settings)
                     for face, track, smoothed_row in zip(
-                        recognizer.described(answer), tracks, smoothed, strict=True
+                        recognizer.to_dicts(answer), tracks, smoothed, strict=True
                     )
                 )
                 if answer.picture is not None:
@@ -298,7 +298,7 @@ def _row(
     where = {"file": one.name, "frame": frame.index, "timestamp_s": round(frame.timestamp_s, 4)}
     row = where | {"face": number} | face
     if settings.smooth:
-        row[recognizer.engine.task] = recognizer.classes[int(np.argmax(smoothed))]
+        row[recognizer.network.task] = recognizer.classes[int(np.argmax(smoothed))]
         row["smoothed"] = dict(zip(recognizer.classes, map(float, smoothed), strict=True))
     return row
 
@@ -361,25 +361,25 @@ def _silenced_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _drawn(recognizer: Recognizer, answer: Answer, names: Sequence[str]) -> np.ndarray:
+def _drawn(recognizer: Recognizer, answer: Prediction, names: Sequence[str]) -> np.ndarray:
     assert answer.picture is not None
     shown = [
         Shown([value * answer.scale for value in found.face.box], name, row)
         for found, name, row in zip(answer.found, names, answer.probabilities, strict=True)
     ]
-    return annotate(answer.picture, shown, recognizer.engine.task)
+    return annotate(answer.picture, shown, recognizer.network.task)
 
 
 def _write_looks(
     recognizer: Recognizer,
     one: Input,
     answers: Answers,
-    numbered: dict[int, Found],
+    numbered: dict[int, FaceCrop],
     chances: Sequence[np.ndarray] | np.ndarray,
 ) -> None:
     """For each face a picture of it beside where the network looked, for the likeliest class."""
     likeliest = [int(np.argmax(row)) for row in chances]
-    looks = recognizer.looks(list(numbered.values()), likeliest)
+    looks = recognizer.heatmaps(list(numbered.values()), likeliest)
     for (number, found), look in zip(numbered.items(), looks, strict=True):
         pair = np.concatenate([images.resized(half, FACE_SIZE) for half in (found.view, look)], 1)
         place = answers.place(one, "explanations", f".{number}.jpg")
@@ -458,18 +458,18 @@ def main(argv: list[str]) -> int:
     inputs = inputs_of(arguments.inputs)
     compilations.enable_compilation_cache()
     recognizer = load(arguments.model, arguments.engine, detector_model=arguments.detector_model)
-    engine = recognizer.engine
-    if settings.explain and engine.explain is None:
-        raise InputError(f"--explain needs the engine jax, not {engine.name}")
+    network = recognizer.network
+    if settings.explain and network.engine != "jax":
+        raise InputError(f"--explain needs the engine jax, not {network.engine}")
     if settings.faces == "detect":
-        # Found or fetched now, so that a missing file stops nothing half-way.
+        # FaceCrop or fetched now, so that a missing file stops nothing half-way.
         recognizer.detector()
     about = {
         "model": str(arguments.model.resolve()),
-        "step": engine.about["step"],
-        "engine": engine.name,
-        "task": engine.task,
-        "classes": list(engine.classes),
+        "step": network.step,
+        "engine": network.engine,
+        "task": network.task,
+        "classes": list(network.classes),
         **dataclasses.asdict(settings),
         "end": settings.end if math.isfinite(settings.end) else None,
     }

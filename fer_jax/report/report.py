@@ -26,7 +26,7 @@ from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, results
 from fer_jax.figures import NUM_COLOURS, Line, panel, ticks, track
-from fer_jax.inference.explain import explainer, overlay
+from fer_jax.inference.explain import overlay
 from fer_jax.inference.load import load
 from fer_jax.media.images import resized
 from fer_jax.training.log import read_metrics
@@ -435,7 +435,7 @@ def _add_looks(
             found[name]["why"] = f"where the network looked is not known: {error}"
         return
     faces = np.stack([resized(face, model.image_size) for _, _, _, face in wanted])
-    maps, probabilities = explainer(model)(faces, np.asarray(given))
+    maps, probabilities = model.explain(faces, np.asarray(given))
     folder = workdir / EXPLANATIONS
     folder.mkdir(exist_ok=True)
     kept: dict[str, list[dict[str, Any]]] = {name: [] for name, _, _, _ in wanted}

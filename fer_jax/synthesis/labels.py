@@ -21,8 +21,7 @@ from fer_jax.data.records import Records, labelled_rows, open_records
 from fer_jax.data.synthetic import identities, write_whole
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import metrics
-from fer_jax.evaluation.predict import predict
-from fer_jax.inference.load import Model, load
+from fer_jax.inference.load import Network, load
 from fer_jax.schema import TASKS
 from fer_jax.synthesis.generator import Generator
 
@@ -49,7 +48,7 @@ class Teacher:
       about: what is recorded of it: where it came from, what it saw, how well it is calibrated.
     """
 
-    model: Model
+    model: Network
     temperature: float
     grey: bool
     about: dict[str, Any]
@@ -140,23 +139,14 @@ def is_grey(parts: Sequence[Records]) -> bool:
     return True
 
 
-def _scored(model: Model, parts: Sequence[Records]) -> tuple[np.ndarray, np.ndarray]:
+def _scored(model: Network, parts: Sequence[Records]) -> tuple[np.ndarray, np.ndarray]:
     """Labels int64 [n] and probabilities [n, k] of all labelled records of the parts."""
     labels, probabilities = [], []
     for records in parts:
         rows = labelled_rows(records, model.config.task)
         labels.append(records.labels(model.config.task)[rows])
-        probabilities.append(
-            predict(
-                model.score,
-                model.network,
-                records,
-                rows,
-                batch_size=model.batch_size,
-                image_size=model.image_size,
-                mesh=model.mesh,
-            )
-        )
+        images = (records.images([row], model.image_size)[0] for row in rows)
+        probabilities.append(model.probabilities(images))
     return np.concatenate(labels), np.concatenate(probabilities)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from fer_jax.data.records import Records, labelled_rows
 from fer_jax.data.synthetic import write_whole
 from fer_jax.evaluation.results import number, plain
-from fer_jax.inference.load import Model
+from fer_jax.inference.load import Network
 from fer_jax.synthesis.quality import aligned
 
 NEIGHBOURS = 3  # of Kynkaanniemi et al.
@@ -193,7 +193,7 @@ def _measured(real: np.ndarray, generated: np.ndarray) -> dict[str, float]:
     }
 
 
-def record_features(model: Model, records: Records, task: str) -> tuple[np.ndarray, np.ndarray]:
+def record_features(model: Network, records: Records, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of a split's labelled faces.
 
     Returns:

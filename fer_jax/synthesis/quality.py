@@ -73,12 +73,11 @@ def examine(image: np.ndarray, detector: Detector | None) -> Examined:
     if detector is None:
         return Examined(**measured, num_faces=-1, face_share=np.nan, crop=images.square(image)[0])
     picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    found = detector(picture, faces.ALL_FACES)
+    found = faces.largest_first(detector(picture, faces.ALL_FACES))
     if not found:
         return Examined(**measured, num_faces=0, face_share=0.0, crop=None)
-    face = max(found, key=lambda face: face.box[2] * face.box[3])
-    crop = cv2.cvtColor(faces.align(picture, face), cv2.COLOR_BGR2RGB)
-    share = _covered(face.box, image.shape) / (image.shape[0] * image.shape[1])
+    crop = faces.crop(picture, found[0])
+    share = _covered(found[0].box, image.shape) / (image.shape[0] * image.shape[1])
     return Examined(**measured, num_faces=len(found), face_share=share, crop=crop)
 
 

@@ -34,7 +34,7 @@ from fer_jax.data.experiment import training_data_dir
 from fer_jax.data.records import open_records
 from fer_jax.data.synthetic import Row
 from fer_jax.errors import InputError
-from fer_jax.inference.load import Model, load
+from fer_jax.inference.load import Network, load
 from fer_jax.media import faces, images
 from fer_jax.media.faces import Detector
 from fer_jax.sharding import make_mesh
@@ -556,7 +556,7 @@ def fit_directions(
 def measure(
     out: Path,
     asked: Request,
-    model: Model,
+    model: Network,
     real: tuple[str, str],
     data_dir: Path,
     detector: Detector | None,
@@ -596,7 +596,7 @@ def measure(
     given = np.asarray([classes.index(row["label"]) if row["label"] else -1 for row in rows])
     known = measures.record_features(model, records, asked.task)
     about = {
-        "features": {"run": model.workdir.resolve().name, "step": model.step},
+        "features": {"run": model.folder.resolve().name, "step": model.step},
         "real": f"{records.name}:{records.split}",
         "grey": grey,
     }
@@ -661,7 +661,7 @@ def main(argv: list[str]) -> None:
         _report(options.out, wanted, tally, generator)
     if options.real:
         model = load(options.features) if options.features or teacher is None else teacher.model
-        data_dir = options.data_dir or training_data_dir(model.workdir)
+        data_dir = options.data_dir or training_data_dir(model.folder)
         real = request.dataset_and_split(options.real)
         print(measure(options.out, asked, model, real, data_dir, detector))
 
