@@ -1,130 +1,222 @@
-"""Charts as SVG and HTML; those of the reports take the page's colours, dark ones too.
+"""Figures by matplotlib: SVG in the colours of a page, light and dark, and files for papers.
 
-A panel is drawn at the width of a phone, so that its letters keep their size there; wider
-screens set panels side by side. Colours and dashes are the page's classes c0, c1, ...
+matplotlib is imported where a figure is drawn, without pyplot. It reads its settings from global
+state, so one figure is drawn at a time.
 """
 
-import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import html
+import io
+import re
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-WIDTH, HEIGHT = 320, 250
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 38
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The colours of every page, as CSS variables; figures for papers use the light ones. None is a
+# class's colour in a timeline, which is the same in both modes.
+LIGHT = {
+    **{"paper": "#ffffff", "ink": "#1b1f24", "soft": "#59636e", "line": "#d9dee3"},
+    **{"faint": "#f3f5f7", "within": "#0a66a3", "cross": "#b34700", "heat": "#6db1e3"},
+    **{"bad": "#a4161a", "bar": "#cfd6dd", "c0": "#0072b3", "c1": "#b84a00", "c2": "#007a5a"},
+    **{"c3": "#a8447f", "c4": "#7a6000", "c5": "#3b3f9e", "c6": "#444b52"},
+}
+DARK = {
+    **{"paper": "#14171a", "ink": "#e4e7ea", "soft": "#9ba6b1", "line": "#30373e"},
+    **{"faint": "#1d2226", "within": "#5db0ea", "cross": "#f0935a", "heat": "#1d5f94"},
+    **{"bad": "#8c1d18", "bar": "#39424a", "c0": "#56b4e9", "c1": "#f0935a", "c2": "#3fbf96"},
+    **{"c3": "#dd8fbb", "c4": "#d9b44a", "c5": "#9da4ff", "c6": "#c3cad1"},
+}
 NUM_COLOURS = 7
+# Lines also differ by their dashes, for readers and printers without colours.
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), "-", (0, (5, 1.5)), (0, (1.5, 1.5)), "-.")
+FORMATS = ("pdf", "svg", "png")
+COLUMN_INCHES = 3.4  # the width of a column of a paper
+SETTINGS: dict[Any, Any] = {
+    **{"svg.fonttype": "none", "svg.hashsalt": "fer_jax", "pdf.fonttype": 42},
+    **{"text.parse_math": False, "font.size": 9, "legend.fontsize": 8, "savefig.dpi": 300},
+    **{"text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["soft"], "axes.axisbelow": True},
+    **{"xtick.color": LIGHT["soft"], "ytick.color": LIGHT["soft"], "grid.color": LIGHT["line"]},
+    **{"axes.edgecolor": LIGHT["soft"], "legend.frameon": False, "lines.linewidth": 1.3},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False},
+    **{"xtick.bottom": False, "ytick.left": False, "axes.grid": True, "axes.grid.axis": "y"},
+}
+_LOCK = threading.RLock()
 
-# Of a file of bands, which is shown wider than a panel.
-BANDS_WIDTH, BAND_HEIGHT, BAND_STEP = 720, 56, 84
-BANDS_STYLE = (
-    ".bands text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:#3d454d}"
-    ".bands .name{font-weight:600}.bands .end{text-anchor:end}.bands .middle{text-anchor:middle}"
-    ".bands .empty{fill:#eceff2}.bands .rule{stroke:#8a949e;fill:none}"
-    "@media (prefers-color-scheme:dark){.bands text{fill:#c3cad1}.bands .empty{fill:#262c32}}"
-)
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with _LOCK, matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        yield
 
 
 class Line(NamedTuple):
-    """One line of a panel.
+    """One line of a chart.
 
     Attributes:
-      name: what it is of, shown when pointed at.
+      name: its entry in the legend, also shown when it is pointed at.
       x: float [n].
       y: float [n]; NaN interrupts the line.
-      style: classes of the page, such as "c0" or "soft points".
+      colour: a key of `LIGHT`; c0 to c6 have dashes of their own.
+      points: whether each value is marked.
     """
 
     name: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
-    style: str
+    colour: str
+    points: bool = False
 
 
-def ticks(low: float, high: float, num: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about `num` of them."""
-    rough = max(high - low, 1e-9) / (num - 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    # Rounded, so that 3 * 0.1 reads as 0.3.
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+def _figure(title: str, width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.set_label(title)
+    figure.patch.set_visible(False)
+    return figure
 
 
-def panel(
+@_style()
+def chart(
     lines: Sequence[Line],
-    *,
-    label: str,
+    title: str,
     x_label: str,
     y_label: str,
-    x_ticks: Sequence[float] = (0, 0.5, 1),
-    y_ticks: Sequence[float] = (0, 0.5, 1),
-    diagonal: bool = False,
-    bars: Sequence[float] | np.ndarray = (),
-    upright: float | None = None,
-) -> Markup:
-    """A line chart.
+    *,
+    x_end: float = 1,
+    y_end: float | None = 1,
+    diagonal: str | None = None,
+    bars: tuple[str, Sequence[float] | np.ndarray] | None = None,
+    vertical: tuple[str, float] | None = None,
+) -> "Figure":
+    """Draws a line chart from 0 to `x_end` and `y_end`; None: to the highest value.
 
     Args:
-      lines: what is drawn.
-      label: what a screen reader says.
-      x_label: under the axis.
-      y_label: beside the axis.
-      x_ticks: rising; the first and last are the axis' ends.
-      y_ticks: likewise.
-      diagonal: a dotted line from corner to corner.
-      bars: float [n], shares of 1, as n equal bars from the left end to the right.
-      upright: where a dashed vertical line stands.
+      diagonal: the legend of a dotted line from corner to corner.
+      bars: (legend, float [n]), n equal bars over the width.
+      vertical: (legend, x) of a dashed vertical line.
     """
-    inner_width, inner_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+    from matplotlib.ticker import MaxNLocator
 
-    def across(x: float) -> float:
-        return LEFT + inner_width * (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-
-    def down(y: float) -> float:
-        return TOP + inner_height * (1 - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
-
-    bottom, right = TOP + inner_height, LEFT + inner_width
-    parts = []
-    for y in y_ticks:
-        parts.append(f'<path class="grid" d="M{LEFT} {down(y):.1f}H{right}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down(y) + 4:.1f}">{y:g}</text>')
-    for x in x_ticks:
-        place = f'x="{across(x):.1f}" y="{bottom + 15}"'
-        parts.append(f'<text class="tick under" {place}>{x:g}</text>')
-    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-    for number, share in enumerate(bars):
-        step = inner_width / len(bars)
-        top = TOP + inner_height * (1 - share)
-        parts.append(
-            f'<rect class="bar" x="{LEFT + step * number + 1:.1f}" y="{top:.1f}" '
-            f'width="{step - 2:.1f}" height="{bottom - top:.1f}"/>'
-        )
-    if diagonal:
-        parts.append(f'<path class="chance" d="M{LEFT} {bottom}L{right} {TOP}"/>')
-    if upright is not None:
-        parts.append(f'<path class="upright" d="M{across(upright):.1f} {TOP}V{bottom}"/>')
+    figure = _figure(title, COLUMN_INCHES, 2.4)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if bars is not None:
+        name, shares = bars
+        left = np.arange(len(shares)) * x_end / len(shares)
+        axes.bar(left, shares, 0.9 * x_end / len(shares), align="edge", color=LIGHT["bar"])
+        axes.patches[0].set_label(name)
+    if diagonal is not None:
+        axes.plot([0, x_end], [0, y_end or 1], ":", color=LIGHT["soft"], label=diagonal)
+    if vertical is not None:
+        axes.axvline(vertical[1], linestyle="--", color=LIGHT["cross"], label=vertical[0])
     for line in lines:
-        points = [
-            f"{across(float(x)):.1f} {down(float(y)):.1f}" if math.isfinite(y) else None
-            for x, y in zip(line.x, line.y, strict=True)
-        ]
-        path, pen = "", "M"
-        for point in points:
-            path, pen = (path, "M") if point is None else (path + pen + point, "L")
-        title = f"<title>{escape(line.name)}</title>"
-        parts.append(f'<path class="line {line.style}" d="{path}">{title}</path>')
-        if "points" in line.style.split():
-            for point in filter(None, points):
-                x, y = point.split()
-                parts.append(f'<circle class="{line.style}" cx="{x}" cy="{y}" r="2.5"/>')
-    middle = TOP + inner_height / 2
-    parts.append(f'<text class="label" x="{LEFT + inner_width / 2}" y="{HEIGHT - 5}">')
-    parts.append(f"{escape(x_label)}</text>")
-    parts.append(f'<text class="label" transform="translate(11 {middle}) rotate(-90)">')
-    parts.append(f"{escape(y_label)}</text>")
-    frame = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
-    return Markup(frame + "".join(parts) + "</svg>")
+        number = int(line.colour[1:]) if line.colour[1:].isdigit() else 0
+        axes.plot(
+            np.asarray(line.x, float),
+            np.asarray(line.y, float),
+            color=LIGHT[line.colour],
+            linestyle=DASHES[number],
+            marker="o" if line.points else None,
+            markersize=3.5,
+            label=line.name,
+            gid=f"title {line.name}",
+            clip_on=False,
+        )
+    axes.set_xlim(0, x_end)
+    axes.set_ylim(0, y_end)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    _legend(figure, axes)
+    return figure
+
+
+def _legend(figure: "Figure", axes: "Axes") -> None:
+    """Adds a legend below the axes and makes the figure higher by it."""
+    handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
+    columns = 3 if max(map(len, names)) < 14 else 1
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.16 * rows)
+    names = [name.replace("_", " ") for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, columnspacing=1.2)
+
+
+@_style()
+def heatmap(
+    shades: np.ndarray,
+    texts: Sequence[Sequence[str]],
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    x_label: str = "",
+    y_label: str = "",
+) -> "Figure":
+    """Draws a table of numbers with shaded cells.
+
+    Args:
+      shades: float [rows, columns] from 0 to 1; NaN leaves a cell without a shade.
+      texts: what each cell says.
+    """
+    from matplotlib.patches import Rectangle
+
+    height = 1.1 + sum(0.2 + 0.14 * max(text.count("\n") for text in row) for row in texts)
+    figure = _figure(title, max(COLUMN_INCHES, 1 + 0.75 * len(columns)), height)
+    axes = figure.add_subplot()
+    axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, len(columns)), ylim=(len(rows), 0))
+    for (row, column), shade in np.ndenumerate(shades):
+        if np.isfinite(shade):
+            cell = Rectangle((column, row), 0.98, 0.96, color=LIGHT["heat"], alpha=float(shade))
+            axes.add_patch(cell)
+        text = texts[int(row)][int(column)]
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7)
+    names = [name.replace("_", " ") for name in columns]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=35, ha="right", fontsize=8)
+    names = [name.replace("_", " ") for name in rows]
+    axes.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=8)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+@_style()
+def differences(
+    names: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[Sequence[float] | None],
+    title: str,
+    x_label: str,
+) -> "Figure":
+    """Draws values with their intervals, a row each, beside a line at 0."""
+    figure = _figure(title, COLUMN_INCHES, 0.7 + 0.22 * len(names))
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label, loc="right")
+    axes.axvline(0, linestyle="--", color=LIGHT["soft"])
+    for row, (value, bounds) in enumerate(zip(values, intervals, strict=True)):
+        if bounds is not None:
+            axes.plot(bounds, [row, row], color=LIGHT["within"], solid_capstyle="butt")
+        axes.plot([value], [row], "o", color=LIGHT["within"], markersize=4)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(False)
+    return figure
 
 
 class Band(NamedTuple):
@@ -133,8 +225,8 @@ class Band(NamedTuple):
     Attributes:
       name: what they are of.
       note: at the band's right end.
-      shares: float [n, k], rows sum to 1; NaN where there are none. Each row holds for an n-th
-        of the time.
+      shares: float [n, k], rows sum to 1; NaN where there are none. Each row stands for an equal
+        part of the time.
     """
 
     name: str
@@ -142,119 +234,123 @@ class Band(NamedTuple):
     shares: np.ndarray
 
 
-def bands(
-    drawn: Sequence[Band],
-    *,
-    classes: Sequence[str],
-    colours: Sequence[str],
+@_style()
+def timeline(
+    bands: Sequence[Band],
+    colours: Mapping[str, str],
     start_s: float,
     end_s: float,
     title: str,
     caption: str,
-) -> Markup:
-    """Shares over time, stacked, one band under the other: an SVG that can stand alone.
+) -> "Figure":
+    """Draws shares over time, stacked, one band below the other, with the title in the figure.
 
     Args:
-      drawn: the bands, all of the same classes and stretch of time.
-      classes: k names.
-      colours: k of them, as CSS says them.
+      colours: {class: its colour, as CSS writes it}.
       start_s: the left end, in seconds.
       end_s: the right end.
-      title: above everything, and what a screen reader says.
-      caption: below everything.
     """
-    x_ticks = [x for x in ticks(start_s, max(end_s, start_s + 0.1), 7) if start_s <= x <= end_s]
-    scale = BANDS_WIDTH / max(end_s - start_s, 1e-9)
-    legend_top, top = 34, 62
-    bottom = top + BAND_STEP * len(drawn)
-    height = bottom + 48
-    parts = [f'<text class="name" x="0" y="16">{escape(title)}</text>']
-    x = 0
-    for name, colour in zip(classes, colours, strict=True):
-        parts.append(
-            f'<rect x="{x}" y="{legend_top - 10}" width="11" height="11" fill="{colour}"/>'
-        )
-        parts.append(f'<text x="{x + 16}" y="{legend_top}">{escape(name.replace("_", " "))}</text>')
-        x += 34 + 7 * len(name)
-    for number, band in enumerate(drawn):
-        y = top + BAND_STEP * number
-        parts.append(f'<text class="name" x="0" y="{y}">{escape(band.name)}</text>')
-        parts.append(f'<text class="end" x="{BANDS_WIDTH}" y="{y}">{escape(band.note)}</text>')
-        place = f'x="0" y="{y + 6}" width="{BANDS_WIDTH}" height="{BAND_HEIGHT}"'
-        parts.append(f'<rect class="empty" {place}/>')
-        for path, colour in zip(_stacked(band.shares, y + 6), colours, strict=True):
-            if path:
-                parts.append(f'<path fill="{colour}" d="{path}"/>')
-    parts.append(f'<path class="rule" d="M0 {bottom - 14}H{BANDS_WIDTH}"/>')
-    for tick in x_ticks:
-        across = (tick - start_s) * scale
-        where = "end" if across > BANDS_WIDTH - 12 else "middle" if across > 8 else ""
-        parts.append(f'<path class="rule" d="M{across:.1f} {bottom - 14}v5"/>')
-        said = f'class="{where}" x="{across:.1f}" y="{bottom + 6}"'
-        parts.append(f"<text {said}>{tick:g} s</text>")
-    parts.append(f'<text x="0" y="{height - 12}">{escape(caption)}</text>')
-    frame = (
-        '<svg xmlns="http://www.w3.org/2000/svg" class="bands" role="img" '
-        f'viewBox="-8 -4 {BANDS_WIDTH + 16} {height + 4}" aria-label="{escape(title)}">'
+    from matplotlib.patches import Patch
+
+    figure = _figure(title, 7.2, 1.1 + 0.85 * len(bands))
+    figure.supxlabel(textwrap.fill(caption, 120), x=0.01, ha="left", fontsize=8)
+    for number, band in enumerate(bands, 1):
+        axes = figure.add_subplot(len(bands), 1, number, facecolor=LIGHT["faint"])
+        axes.set_title(band.name, loc="left", fontsize=8, fontweight="bold")
+        axes.set_title(band.note, loc="right", fontsize=8)
+        axes.set(xlim=(start_s, end_s), ylim=(0, 1), yticks=[])
+        axes.xaxis.set_major_formatter("{x:g} s" if number == len(bands) else "")
+        _stack(axes, band.shares, list(colours.values()), start_s, end_s)
+    patches = [Patch(color=colours[name], label=name.replace("_", " ")) for name in colours]
+    legend = figure.legend(
+        handles=patches,
+        title=title,
+        loc="outside upper left",
+        ncols=len(patches),
+        handlelength=1,
+        alignment="left",
     )
-    return Markup(f"{frame}<style>{BANDS_STYLE}</style>{''.join(parts)}</svg>")
+    legend.get_title().set_fontweight("bold")
+    return figure
 
 
-def _stacked(shares: np.ndarray, top: float) -> list[str]:
-    """For each class the outline of its area, interrupted where there are no shares."""
-    num, classes = shares.shape
-    step = BANDS_WIDTH / num
-    there = np.isfinite(shares).all(axis=1)
-    # The numbers at which a stretch begins, and at which it has ended.
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], there, [False]]).astype(int)))
-    reach = np.concatenate([np.zeros((num, 1)), np.cumsum(shares, axis=1)], axis=1)
-    heights = top + BAND_HEIGHT * (1 - np.clip(reach, 0, 1))
-    paths = []
-    for index in range(classes):
-        path = ""
-        for start, end in edges.reshape(-1, 2):
-            # From the left edge of the first to the right edge of the last, through the middles.
-            x = [start * step, *((np.arange(start, end) + 0.5) * step), end * step]
-            rows = [start, *range(start, end), end - 1]
-            upper = [
-                f"{a:.1f} {heights[row, index + 1]:.1f}" for a, row in zip(x, rows, strict=True)
-            ]
-            lower = [f"{a:.1f} {heights[row, index]:.1f}" for a, row in zip(x, rows, strict=True)]
-            path += f"M{'L'.join([*upper, *reversed(lower)])}Z"
-        paths.append(path)
-    return paths
+def _stack(
+    axes: "Axes", shares: np.ndarray, colours: Sequence[str], start_s: float, end_s: float
+) -> None:
+    edges = np.linspace(start_s, end_s, len(shares) + 1)
+    reach = np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, axis=1)], axis=1)
+    # From the left edge of a run's first row to the right edge of its last, through the middles.
+    for run in np.ma.clump_unmasked(np.ma.masked_invalid(reach[:, -1])):
+        middles = (edges[run] + edges[run.start + 1 : run.stop + 1]) / 2
+        x = np.concatenate([edges[[run.start]], middles, edges[[run.stop]]])
+        y = reach[[run.start, *range(run.start, run.stop), run.stop - 1]].clip(0, 1)
+        for index, colour in enumerate(colours):
+            outline = np.concatenate([y[:, index + 1], y[::-1, index]])
+            axes.fill(np.concatenate([x, x[::-1]]), outline, color=colour, linewidth=0)
 
 
-def track(
-    value: float | None,
-    bounds: Sequence[float | None] | None,
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-    mark: float | None = None,
-    kind: str = "",
-) -> Markup:
-    """A value and its interval on a line from `low` to `high`; the numbers stand beside it.
+def css() -> Markup:
+    """Returns the style of a page: the colours as variables, light and dark, and style.css."""
+    file = Path(__file__).with_name("style.css")
+    return Markup(_variables("screen and ") + file.read_text())
+
+
+def _variables(medium: str) -> str:
+    light, dark = (
+        "".join(f"--{name}:{colour};" for name, colour in colours.items())
+        for colours in (LIGHT, DARK)
+    )
+    return (
+        f":root{{color-scheme:light dark;{light}}}"
+        f"@media {medium}(prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    )
+
+
+def _fix_layout(figure: "Figure") -> None:
+    """Lays the figure out once: drawn again, it would change a little."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+@_style()
+def save(figure: "Figure", file: Path) -> None:
+    """Writes a figure for a paper, in the format of the file's suffix, with embedded fonts."""
+    # Without a date the same figure is the same file.
+    kind = file.suffix[1:]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
+    _fix_layout(figure)
+    figure.savefig(file, format=kind, metadata=undated | {"Title": figure.get_label()})
+
+
+@_style()
+def svg(figure: "Figure", *, standalone: bool = False) -> Markup:
+    """Returns a figure as SVG whose colours follow the page's CSS variables.
 
     Args:
-      value: where the dot is; None leaves the line empty.
-      bounds: ends of the interval; None, or a pair with a None, draws none.
-      low: the line's left end.
-      high: its right end.
-      mark: where a tick stands, such as chance or no difference.
-      kind: class of the page that colours it, such as "within".
+      standalone: for a file of its own, which defines the variables itself.
     """
-
-    def place(x: float) -> float:
-        return 100 * (min(max(x, low), high) - low) / (high - low)
-
-    parts = [f'<span class="track {kind}" aria-hidden="true">']
-    if mark is not None:
-        parts.append(f'<i class="mark" style="left:{place(mark):.1f}%"></i>')
-    ends = [bound for bound in bounds or () if bound is not None]
-    if len(ends) == 2:
-        left, width = place(ends[0]), place(ends[1]) - place(ends[0])
-        parts.append(f'<i class="reach" style="left:{left:.1f}%;width:{width:.1f}%"></i>')
-    if value is not None:
-        parts.append(f'<i class="dot" style="left:{place(value):.1f}%"></i>')
-    return Markup("".join(parts) + "</span>")
+    buffer = io.StringIO()
+    _fix_layout(figure)
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    start, body = re.split(r"<metadata>.*?</metadata>", buffer.getvalue(), flags=re.DOTALL)
+    viewbox = re.findall(r'viewBox="[^"]*"', start)[-1]
+    # matplotlib's own style would be the whole page's.
+    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="title ([^"]*)">', r"<g><title>\1</title>", body)
+    body = re.sub(r'<g id="[xy]tick_\d+">', '<g class="tick">', body)
+    body = re.sub(r'( d="[^"]*")', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", body)
+    body = body.replace("xlink:href", "href")
+    title = html.escape(str(figure.get_label()))
+    # An identifier must be unique on a page of many figures.
+    prefix = "f" + sha256((title + body).encode()).hexdigest()[:8]
+    used = set(re.findall(r'(?:url\(#|href="#)(\w+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}", body)
+    for name, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{name})")
+    head = f'<svg {viewbox} role="img" aria-label="{title}"'
+    if standalone:
+        head += ' xmlns="http://www.w3.org/2000/svg"'
+    style = f"<style>{_variables('')}</style>" if standalone else ""
+    return Markup(f"{head}><title>{title}</title>{style}{body}")

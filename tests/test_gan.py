@@ -154,7 +154,7 @@ def test_its_page_shows_the_faces_and_every_measure(finished: Path):
         for name in snapshots.NAMES:
             assert f"<td>{results.number(row[name])}</td>".replace("-", "\N{MINUS SIGN}") in page
     best = min(measured, key=lambda row: row[gan.METRIC])
-    assert f"of step {best['step']} (" in page
+    assert f"at step {best['step']} (" in page
     assert page.count("data:image/png;base64,") == len(measured) and "http" not in page
 
 

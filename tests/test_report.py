@@ -18,7 +18,7 @@ from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions, results
 from fer_jax.evaluation.evaluate import evaluate
-from fer_jax.figures import Line, panel, ticks, track
+from fer_jax.report.layout import position
 from fer_jax.report.report import report
 from fer_jax.schema import EMOTIONS
 
@@ -77,16 +77,17 @@ class Text(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.text: list[str] = []
-        self._skipped = ""
+        self._skipped, self._depth = "", 0
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        classes = (dict(attrs).get("class") or "").split()
-        if tag in ("style", "script") or (tag == "text" and "tick" in classes):
+        if not self._skipped and (tag in ("style", "script") or ("class", "tick") in attrs):
             self._skipped = tag
+        self._depth += tag == self._skipped
 
     def handle_endtag(self, tag: str) -> None:
-        self._skipped = "" if tag == self._skipped else self._skipped
+        self._depth -= tag == self._skipped
+        self._skipped = self._skipped if self._depth else ""
 
     def handle_data(self, data: str) -> None:
         if not self._skipped:
@@ -94,8 +95,8 @@ class Text(HTMLParser):
 
 
 NUMBER = re.compile(r"(?:(?<![\w.])[−+-])?\d+(?:[.,]\d+)*%?")
-# What the page says by itself: the level of intervals, F1 and the ends of a line, the smallest p.
-ITS_OWN = {"95", "1", "0", "0.001"}
+# What the page says by itself: the levels of intervals and of significance, F1, the smallest p.
+ITS_OWN = {"95", "1", "0", "0.001", "0.05"}
 
 
 def numbers(text: str) -> set[str]:
@@ -247,7 +248,7 @@ def test_the_page_says_how_often_a_test_set_was_opened(
         ("lab", 1),
         ("web", 1),
     ]
-    assert "Openings: n/a" in (workdir / "report.html").read_text()
+    assert "Test access: n/a" in (workdir / "report.html").read_text()
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
     rows = [
@@ -257,9 +258,9 @@ def test_the_page_says_how_often_a_test_set_was_opened(
     (run / "openings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report(run)
     text = " ".join(" ".join(Text((run / "report.html").read_text()).text).split())
-    assert "Some were opened more than once" in text
-    assert "Opened once, last on 2026-03-01" in text
-    assert "Opened 2 times, last on 2026-05-01T00:00:00. opened again" in text
+    assert "Some test sets were evaluated more than once" in text
+    assert "Evaluated once, last on 2026-03-01" in text
+    assert "Evaluated 2 times, last on 2026-05-01T00:00:00. repeated test access" in text
     assert strangers(run) == set()
 
 
@@ -292,7 +293,7 @@ def test_parts_that_are_missing_are_said_to_be(tmp_path: Path):
     page = report(tmp_path).read_text()
     assert "n/a: the workdir has no metrics.jsonl" in page
     assert "the run does not say where its data are" in page
-    assert "Leaks into demo/controlled test, demo/social test: n/a" in page
+    assert "Leakage into demo/controlled test, demo/social test: n/a" in page
     assert "<img" not in page and not (tmp_path / "explanations").exists()
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
@@ -312,7 +313,7 @@ def test_the_gallery_shows_faces_and_where_the_network_looked(run_with_faces: tu
     num_errors = sum(len(one["errors"]) for one in scored["sets"])
     assert num_errors == 24
     assert page.count("<img") == 2 * num_errors
-    assert "Not all is shown" not in page
+    assert "Some images are missing" not in page
     kept = {file.name for file in (workdir / "explanations").iterdir()}
     assert {"lab.test.1.jpg", "lab.test.12.jpg", "lab.test.json", "web.test.json"} <= kept
     assert len(kept) == num_errors + 2
@@ -329,7 +330,7 @@ def test_faces_stay_out_where_that_is_asked_or_they_are_not_here(
     shutil.rmtree(workdir / "explanations", ignore_errors=True)
     assert main(["report", f"--workdir={workdir}", "--no_faces"]) == 0
     page = (workdir / "report.html").read_text()
-    assert "<img" not in page and "taken for <b>" in page
+    assert "<img" not in page and "predicted as <b>" in page
     assert not (workdir / "explanations").exists()
     page = report(workdir, data_dir=tmp_path / "nowhere").read_text()
     assert "<img" not in page and "is not built in" in page
@@ -542,7 +543,7 @@ def test_the_matrix_has_every_cell_or_says_why_not(study: Path):
 def test_differences_lead_with_balanced_accuracy(study: Path):
     scored = json.loads((study / "results.json").read_text())
     page = (study / "report.html").read_text()
-    part = page[page.index('id="differences"') : page.index("In other measures")]
+    part = page[page.index('id="differences"') : page.index("Other metrics")]
     said = [
         f"{one['difference']:+.3f}".replace("-", "−")
         for one in scored["differences"]
@@ -550,7 +551,7 @@ def test_differences_lead_with_balanced_accuracy(study: Path):
     ]
     assert re.findall(r"<td><b>(.*?)</b></td>", part) == ["+0.062", *said]
     assert part.count('<td class="left">mean of 2 of 3 sets</td>') == 1
-    assert "mean of" not in page[page.index("In other measures") :]
+    assert "mean of" not in page[page.index("Other metrics") :]
     assert "<td>&lt;0.001</td><td>0.002</td>" in part
     assert "Differences between recipes" in page
 
@@ -558,7 +559,7 @@ def test_differences_lead_with_balanced_accuracy(study: Path):
 def test_a_study_says_what_was_published_and_what_was_opened_again(study: Path):
     page = (study / "report.html").read_text()
     assert ">0.940<" in page and "as published" in page.lower()
-    assert page.count("opened again</span></td>") == len(TEST_SETS)
+    assert page.count("repeated test access</span></td>") == len(TEST_SETS)
     assert "31 records of web train" in page
     assert 'role="alert"' not in page
     assert 'href="runs/lab.seed_0/report.html"' in page and page.count("report.html") == 1
@@ -576,7 +577,7 @@ def test_a_study_without_publication_openings_or_differences(tmp_path: Path):
     assert "as published" not in page.lower()
     assert "Differences between models" in page and "One seed" in page
     assert 'class="leaks" role="alert"' in page and "3 x a person on two sides" in page
-    assert "n/a: nothing was compared" in page and "none was logged" in page
+    assert "n/a: no scenarios were compared" in page and "n/a, not logged" in page
     assert "report.html" not in page
     assert strangers(tmp_path / "study") == set()
 
@@ -615,35 +616,10 @@ def test_notes_have_marks_of_their_own_however_many(tmp_path: Path):
     assert "partly trained on" in page
 
 
-# Charts
-
-
-def test_ticks_are_round_and_cover():
-    assert ticks(0, 1) == [0, 0.5, 1]
-    assert ticks(0, 360) == [0, 100, 200, 300, 400]
-    assert ticks(0, 0.3) == [0, 0.1, 0.2, 0.3]
-    assert ticks(0, 0) == ticks(0, 0) and len(ticks(0, 0)) >= 2
-    for high in (1e-3, 0.07, 2.2, 19.9, 12345.0):
-        found = ticks(0, high)
-        assert found[0] == 0 and found[-1] >= high and 2 <= len(found) <= 7
-
-
-def test_a_line_is_interrupted_where_it_is_undefined():
-    chart = panel(
-        [Line("<b>", [0, 0.5, 0.7, 1], [0, float("nan"), 1, 0.5], "c0")],
-        label='a "chart"',
-        x_label="x",
-        y_label="y",
-    )
-    assert len(re.findall(r"M[^H]*?", re.findall(r'class="line c0" d="([^"]*)"', chart)[0])) == 2
-    assert "&lt;b&gt;" in chart and "nan" not in chart
-    assert 'aria-label="a &#34;chart&#34;"' in chart
-
-
-def test_a_track_stays_within_its_ends():
-    assert 'class="dot" style="left:25.0%"' in track(-0.1, [-0.9, 0.1], low=-0.2, high=0.2)
-    assert "left:0.0%;width:75.0%" in track(-0.1, [-0.9, 0.1], low=-0.2, high=0.2)
-    assert "reach" not in track(0.5, [None, None]) and "dot" not in track(None, None)
+def test_a_position_stays_within_its_ends():
+    assert 'class="dot" style="left:25.0%"' in position(-0.1, [-0.9, 0.1], low=-0.2, high=0.2)
+    assert "left:0.0%;width:75.0%" in position(-0.1, [-0.9, 0.1], low=-0.2, high=0.2)
+    assert "reach" not in position(0.5, [None, None]) and "dot" not in position(None, None)
 
 
 # In a browser
@@ -733,7 +709,7 @@ def test_a_click_opens_what_it_leads_to(browser: chromium.Page, address: str):
     assert browser.run(closed) == before - 1
     browser.click("nav button")
     assert browser.run(closed) == 0
-    assert browser.run("document.querySelector('nav button').textContent") == "Close all parts"
+    assert browser.run("document.querySelector('nav button').textContent") == "Close all sections"
     browser.click("nav button")
     assert browser.run(closed) == browser.run("document.querySelectorAll('details').length")
     if browser.run("document.querySelector('.tests') !== null"):

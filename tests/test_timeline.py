@@ -98,7 +98,7 @@ def test_the_plot_draws_the_longest_and_counts_the_others():
     root = ElementTree.fromstring(drawn)
     assert root.attrib["aria-label"] == "<clip> & more"
     said = " ".join(root.itertext())
-    assert "time constant of 0.5 s" in said and "2 faces that were there for less time" in said
+    assert "time constant of 0.5 s" in said and "2 faces that appear for less time" in said
     assert "face 1 8 of 8 frames, most likely disgust" in " ".join(said.split())
 
 

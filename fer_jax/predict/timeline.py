@@ -142,34 +142,34 @@ class Timeline:
         return sorted(self._plotted, key=lambda track: track.number)
 
     def plot(self, title: str) -> Markup:
-        """After the end, the probabilities over time as an SVG that stands alone."""
+        """Returns the probabilities over time, after the end of the clip, as an SVG file's text."""
         stretches = max(1, int((self.end_s - self.start_s) / self._stretch_s) + 1)
-        drawn = []
+        bands = []
         for track in self.plotted:
             sums = track.sums[:stretches]
             with np.errstate(invalid="ignore"):
                 means = sums[:, :-1] / sums[:, -1:]
             best = TASKS[self.task][int(np.argmax(track.total))].replace("_", " ")
             seen = f"{track.frames} of {self.frames} frames, most likely {best}"
-            drawn.append(figures.Band(f"face {track.number}", seen, _filled(means)))
-        said = "the network's own, each frame for itself"
+            bands.append(figures.Band(f"face {track.number}", seen, _filled(means)))
+        said = "of each frame, not averaged"
         if self.smooth_s:
             said = f"averaged over the frames so far with a time constant of {self.smooth_s:g} s"
         caption = f"Probabilities: {said}."
-        others = len(self.rows) - len(drawn)
+        others = len(self.rows) - len(bands)
         if others:
-            caption += f" {others} faces that were there for less time are not drawn."
-        if not drawn:
+            caption += f" {others} faces that appear for less time are not shown."
+        if not bands:
             caption = "No face was found."
-        return figures.bands(
-            drawn,
-            classes=TASKS[self.task],
-            colours=colours(self.task),
+        figure = figures.timeline(
+            bands,
+            dict(zip(TASKS[self.task], colours(self.task), strict=True)),
             start_s=self.start_s,
             end_s=self.start_s + stretches * self._stretch_s,
             title=title,
             caption=caption,
         )
+        return figures.svg(figure, standalone=True)
 
     def _begin(self, face: Face, timestamp_s: float, row: np.ndarray) -> Track:
         self._begun += 1

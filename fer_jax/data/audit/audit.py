@@ -14,6 +14,7 @@ import cv2
 import jinja2
 import numpy as np
 
+from fer_jax import figures
 from fer_jax.config import OneLineParser, default_data_dir, parse_with_config
 from fer_jax.data.audit.exclusions import exclusions_to_fixed_point, write_exclusions
 from fer_jax.data.audit.findings import (
@@ -172,7 +173,7 @@ def page(everything: Pool, findings: Sequence[Finding], described: Mapping[str, 
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (Path(__file__).parent / "audit.html").read_text()
     )
-    return template.render(groups=groups, described=described)
+    return template.render(groups=groups, described=described, style=figures.css())
 
 
 def summary(described: Mapping[str, Any]) -> str:
