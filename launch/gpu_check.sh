@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: its tests and all benchmarks, in under 11 minutes after the install.
-# Leaves runs/gpu_check/gpu_check.json and gpu_check.md. --dry_run does the same in small, also
-# on a machine without a GPU, where the GPU's tests are skipped: it shows that the command works.
+# Runs the GPU tests and all benchmarks on a machine with a GPU, in under 11 minutes after the
+# installation. Writes runs/gpu_check/gpu_check.json and gpu_check.md. --dry_run uses small sizes
+# and needs no GPU (the GPU tests are skipped then): it shows that the command works.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
@@ -9,7 +9,7 @@ small=
 for word in "$@"; do
   case $word in
     --dry_run) small=yes ;;
-    *) echo "gpu_check.sh knows --dry_run, not '$word'" >&2; exit 2 ;;
+    *) echo "gpu_check.sh: unknown option '$word'; the only one is --dry_run" >&2; exit 2 ;;
   esac
 done
 folder=$PWD/runs/gpu_check
@@ -18,17 +18,13 @@ rm -rf "$folder"
 mkdir -p "$folder"
 
 sees_gpu() { "$PYTHON" -c 'import jax, sys; sys.exit(jax.default_backend() != "gpu")' 2>/dev/null; }
-if sees_gpu; then
-  gpu=yes
-elif [ -z "$small" ] && command -v nvidia-smi >/dev/null; then
-  echo "installing JAX for CUDA and PyTorch into .venv (minutes, once; not counted)"
-  jax_version=$("$PYTHON" -c 'import jax; print(jax.__version__)')
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "jax[cuda13]==$jax_version" torch
-  sees_gpu && gpu=yes
-fi
-if [ -z "${gpu:-}" ] && [ -z "$small" ]; then
-  echo "gpu_check.sh: JAX sees no GPU here; on a machine without one try --dry_run" >&2
+if [ -z "$small" ] && ! sees_gpu; then
+  echo "gpu_check.sh: JAX sees no GPU here; on a machine without one use --dry_run" >&2
   exit 2
+fi
+if [ -z "$small" ] && [ "${FER_JAX_INSTALL:-yes}" != no ] && ! "$PYTHON" -c 'import torch' 2>/dev/null; then
+  echo "installing PyTorch into .venv (minutes, once; not counted)"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check torch
 fi
 if command -v nvidia-smi >/dev/null; then
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >> "$folder/notes.txt"
@@ -36,11 +32,11 @@ else
   echo "no nvidia-smi: everything ran on the CPU" >> "$folder/notes.txt"
 fi
 
-# What one part compiles the next one finds; so only the first "until the first" is a compilation.
+# The parts share a compilation cache, so only the first "until the first" includes compilation.
 export JAX_COMPILATION_CACHE_DIR=$folder/compilations
 
-# Seconds that a part may take; the sum is what is promised above. One that runs out leaves the
-# others their time, and a note.
+# Runs one part with a time limit in seconds. A part that exceeds its limit is stopped and noted,
+# so that the others keep their time; the limits sum to the time given above.
 part() {
   local name=$1 seconds=$2 status=0 started=$SECONDS
   shift 2
@@ -74,7 +70,7 @@ if [ -n "$small" ]; then
 else
   part tests 150 env JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false \
     "$PYTHON" -m pytest -m gpu -rs
-  # The centre: the train step as it is used, beside PyTorch.
+  # The main result: the train step as it is used, compared with PyTorch.
   benchmark train_bfloat16 170 model --modes train --dtypes bfloat16 --batches 256 \
     --peers "PyTorch eager" "PyTorch compiled"
   benchmark train_shifted 60 model --modes train --dtypes bfloat16 --batches 256 \

@@ -442,3 +442,107 @@ def test_the_audit_says_so_when_it_could_not(tmp_path: Path, capsys: pytest.Capt
     words = [str(tmp_path / "requirements.txt"), str(tmp_path / "found.json")]
     assert audit.main(words) == 1
     assert "cannot be reached" in capsys.readouterr().out
+
+
+PIP = "-m pip install --quiet --disable-pip-version-check"
+
+
+@pytest.fixture
+def install(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Sources launch/environment.sh beside stand-ins for Python and nvidia-smi.
+
+    The Python appends its arguments to calls.txt; `-m venv` copies it, nothing is installed.
+    """
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "bin").mkdir()
+    shutil.copy(ROOT / "launch" / "environment.sh", tmp_path / "launch")
+    for name in ("requirements.txt", "pyproject.toml"):
+        (tmp_path / name).write_text(name)
+    stand_in = (
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls.txt\n'
+        'case "$*" in *find_spec*) exit "${LACKS:-0}" ;; *version\\(*) echo 1.2.3 ;; esac\n'
+        'case "$1 $2" in "-m venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;; esac\n'
+    )
+    for name, text in (
+        ("python3.12", stand_in),
+        ("nvidia-smi", '#!/bin/sh\n[ -n "$GPUS" ] && echo "$GPUS"\n'),
+    ):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def source(**variables: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "calls.txt").write_text("")
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", 'source launch/environment.sh; echo "$PYTHON"'],
+            cwd=tmp_path,
+            env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    return source
+
+
+@pytest.mark.parametrize(
+    ("variables", "cuda"),
+    [
+        ({}, False),
+        ({"GPUS": "GPU 0: NVIDIA A100"}, True),
+        ({"GPUS": "No devices found"}, False),
+        ({"FER_JAX_CUDA": "yes"}, True),
+        ({"GPUS": "GPU 0: NVIDIA A100", "FER_JAX_CUDA": "no"}, False),
+    ],
+)
+def test_jax_for_cuda_is_installed_where_there_is_a_gpu(
+    install: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    variables: dict[str, str],
+    cuda: bool,
+):
+    done = install(**variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path}/.venv/bin/python"
+    assert ("installing JAX 1.2.3 for CUDA" in done.stdout) == cuda
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert [call for call in calls if call.startswith("-m")] == [
+        "-m venv .venv",
+        f"{PIP} --require-hashes -r requirements.txt",
+        f"{PIP} --no-deps --editable .",
+        *([f"{PIP} jax[cuda13]==1.2.3"] if cuda else []),
+    ]
+    # Again: nothing is installed, until the requirements change.
+    assert install(**variables).stdout == f"{tmp_path}/.venv/bin/python\n"
+    assert (tmp_path / "calls.txt").read_text() == ""
+    (tmp_path / "requirements.txt").write_text("changed")
+    install(**variables)
+    assert ("jax[cuda13]" in (tmp_path / "calls.txt").read_text()) == cuda
+
+
+def test_a_gpu_that_was_added_installs_jax_for_cuda(
+    install: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+):
+    install()
+    install(GPUS="GPU 0: NVIDIA A100")
+    assert "jax[cuda13]==1.2.3" in (tmp_path / "calls.txt").read_text()
+
+
+def test_a_python_that_has_everything_is_used_as_it_is(
+    install: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+):
+    own = {"FER_JAX_INSTALL": "no", "FER_JAX_PYTHON": "python3.12", "GPUS": "GPU 0: A100"}
+    done = install(**own)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/bin/python3.12\n")
+    assert "-m" not in (tmp_path / "calls.txt").read_text().split()
+    assert not (tmp_path / ".venv").exists()
+    for wrong_one in ({"LACKS": "1"}, {"FER_JAX_PYTHON": "/nowhere/python"}):
+        refused = install(**own | wrong_one)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+        assert "FER_JAX_PYTHON=/path/to/python" in refused.stderr
+
+
+def test_an_unknown_value_of_fer_jax_cuda_is_refused(
+    install: Callable[..., subprocess.CompletedProcess[str]],
+):
+    refused = install(FER_JAX_CUDA="maybe")
+    assert refused.returncode == 2
+    assert refused.stderr == "FER_JAX_CUDA must be yes or no, got 'maybe'\n"
