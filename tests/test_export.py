@@ -142,7 +142,7 @@ def test_a_damaged_export_is_refused(run: Path, tmp_path: Path):
         load(out)
     config["format"] = "other"
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="not what fer-jax export writes"):
+    with pytest.raises(InputError, match="was not written by fer-jax export"):
         load(out)
 
 
