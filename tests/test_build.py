@@ -160,6 +160,7 @@ def test_counts_add_up_where_frames_have_several_faces(
     assert sum(int(row["frames_with_faces"]) for row in by_clip) == 24 - counts.count(0)
 
 
+DONE, BEGUN = "[!.]*.zip", ".*.tmp.zip"  # files of clips
 SABOTAGE = """
 import os, time
 import cv2
@@ -228,10 +229,10 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: P
         )
     try:
         # Two clips are finished, two are in the middle, two are not begun.
-        until(lambda: len(list(kept.glob("*.zip"))) == 2 and len(list(kept.glob("*.tmp"))) == 2)
+        until(lambda: len(list(kept.glob(DONE))) == 2 and len(list(kept.glob(BEGUN))) == 2)
         workers = children(process.pid)
         assert len(workers) >= 2
-        finished = {path: path.stat().st_mtime_ns for path in kept.glob("*.zip")}
+        finished = {path: path.stat().st_mtime_ns for path in kept.glob(DONE)}
         if how == signal.SIGKILL:
             process.kill()
             assert process.wait(60) == -signal.SIGKILL
@@ -242,7 +243,7 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: P
             go.touch()
             assert process.wait(60) == 130
             assert "interrupted; rerun the same command to resume" in (tmp_path / "log").read_text()
-            assert len(list(kept.glob("*.zip"))) >= 4
+            assert len(list(kept.glob(DONE))) >= 4
             assert "Traceback" not in (tmp_path / "log").read_text()
         until(lambda: not any(map(alive, workers)), 20)
     finally:
@@ -251,7 +252,7 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(source: Path, tmp_path: P
         process.wait()
     assert not (data / NAME).exists()
     assert main(words(source, data)) == 0
-    assert len(list(kept.glob("*.zip"))) == 6
+    assert len(list(kept.glob(DONE))) == 6
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
     assert main(words(source, tmp_path / "uninterrupted")) == 0
     one, other = (build_summary(NAME, place) for place in (data, tmp_path / "uninterrupted"))
