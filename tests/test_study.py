@@ -556,8 +556,9 @@ def test_the_demo_ends_with_its_report(
     assert places == sorted(places) and trained == []
     assert done == ["demo", f"--network={demo.NETWORK}", "synthetic/grouped"]
     assert json.loads((copied / "results.json").read_text())["answer"] in printed
-    page = Path(printed.strip().split("open ")[-1])
+    page = Path(printed.partition("; open ")[2].partition("\n")[0])
     assert page.name == "report.html" and page.is_file()
+    assert f"fer-jax predict IMAGE_OR_VIDEO --model={copied / 'runs'}" in printed
 
 
 def test_the_demos_config_is_small():
