@@ -1,9 +1,10 @@
 r"""Five datasets together, small enough for 2 CPU cores; each is tested separately.
 
-    fer-jax build face_folder/folds --name=jaffe --source=jaffe.zip
-    fer-jax build face_folder/folds --name=yale --source=yale.zip
+    fer-jax build face_folder/folds --name=jaffe --source=jaffe.zip --detector=yunet
+    fer-jax build face_folder/folds --name=yale --source=yale.zip --detector=yunet
     fer-jax build face_folder/grouped --name=lfw_gray --source=lfw_gray.zip
-    fer-jax build face_folder/grouped --name=synth_sd --source=synth_sd.zip --label_source=prompt
+    fer-jax build face_folder/grouped --name=synth_sd --source=synth_sd.zip --detector=yunet \
+      --label_source=prompt
     fer-jax build face_folder/given --name=fer2013 --source=fer2013.zip
     fer-jax audit --config=configs/faces_small.py --workdir=runs/faces_audit \
       --write_exclusions=runs/faces_exclusions.csv

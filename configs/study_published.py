@@ -8,7 +8,9 @@
 The variant is the task, "emotion" or "interest". The baseline is trained on laboratory video; the
 others add social media, synthetic faces, or both. Xception with the published head, batch 16, Adam
 at 1e-3, halved after 20 validations without improvement, up to 300 epochs.
---config.run.init_from=FILE.h5 starts from ImageNet weights. --run=N runs one of the twelve runs.
+Where the synthetic faces are of a network that does not say whom it saw, such as NVIDIA's, add
+--config.run.allow_unknown_people=true. --config.run.init_from=FILE.h5 starts from ImageNet weights.
+--run=N runs one of the twelve runs.
 """
 
 from fer_jax.config import Config, default_study

@@ -1,11 +1,12 @@
 """Train on each dataset, test on every dataset: how well does each generalize to the others?
 
-    fer-jax build face_folder/folds --name=jaffe --source=jaffe.zip
-    fer-jax build face_folder/folds --name=yale --source=yale.zip
+    fer-jax build face_folder/folds --name=jaffe --source=jaffe.zip --detector=yunet
+    fer-jax build face_folder/folds --name=yale --source=yale.zip --detector=yunet
     fer-jax build face_folder/grouped --name=ck48 --namespace=ck --source=ck48.zip
     fer-jax build face_folder/grouped --name=lfw_gray --source=lfw_gray.zip
     fer-jax build face_folder/given --name=fer2013 --source=fer2013.zip
-    fer-jax build face_folder/grouped --name=synth_sd --source=synth_sd.zip --label_source=prompt
+    fer-jax build face_folder/grouped --name=synth_sd --source=synth_sd.zip --detector=yunet \
+      --label_source=prompt
     fer-jax study --config=configs/study_sources.py --workdir=DIR --write_exclusions=leave_out.csv
     fer-jax study --config=configs/study_sources.py --workdir=DIR \
       --config.run.exclusions=leave_out.csv

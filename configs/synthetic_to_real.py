@@ -1,8 +1,9 @@
-"""Train on synthetic faces alone, test on real people.
+r"""Train on synthetic faces alone, test on real people.
 
     fer-jax synthesize --network=FILE.pkl --out=synthetic --count=1000 --teacher=runs/teacher
     fer-jax build synthetic/grouped --source=synthetic
-    fer-jax train --config=configs/synthetic_to_real.py --workdir=runs/synthetic_to_real
+    fer-jax train --config=configs/synthetic_to_real.py --workdir=runs/synthetic_to_real \
+        --config.allow_unknown_people=true
     fer-jax evaluate --workdir=runs/synthetic_to_real
 
 The variant names another synthetic dataset: --config=configs/synthetic_to_real.py:synth_sd/grouped.

@@ -1,6 +1,7 @@
 """fer_jax: facial emotion recognition, evaluated on unseen people and content."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,17 +9,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# OpenCV reads these when it is imported. A small image file can claim gigapixels.
+# OpenCV reads these when it is imported; `media.images` checks sizes itself if that was before.
+# A small image file may declare gigapixels; the limit is that of videos, too. FFmpeg's messages are
+# off, because the caller reports a damaged file.
+OPENCV_HAS_LIMIT = "cv2" not in sys.modules or "OPENCV_IO_MAX_IMAGE_PIXELS" in os.environ
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64_000_000))
-
-# A video file may be a playlist that names other files and URLs: only containers in local files
-# are opened. Messages of FFmpeg are off, because a damaged file is reported once, by the caller.
-os.environ.setdefault(
-    "OPENCV_FFMPEG_CAPTURE_OPTIONS",
-    "protocol_whitelist;file|format_whitelist;mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv",
-)
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
+# ONNX Runtime would send usage data from the moment it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(
@@ -31,10 +31,10 @@ def load(
         `fer-jax export` wrote, or a file in it.
       engine: "jax", "onnxruntime" or "openvino"; "" chooses by the kind of file.
       detector_model: the file of the YuNet face detector; "" for the one in ~/.cache/fer_jax,
-        which is downloaded when the first face is searched for.
+        which is downloaded when it is first needed.
 
     Raises:
-      InputError: `path` holds no trained model, or it cannot be read.
+      InputError: `path` has no trained model, or it cannot be read.
     """
     # Imported here, so that commands without a network start without JAX.
     from fer_jax.inference import recognizer

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from fer_jax.errors import InputError, disk_error_message
-from fer_jax.storage import CHECKSUMS_FILE, find_corruption, write_checksums
+from fer_jax.storage import CHECKSUMS_FILE, find_corruption, sha256, write_checksums
 
 FOLDER = "checkpoints"
 QUARANTINE = "checkpoints_corrupted"
@@ -45,15 +45,7 @@ def better(metric: str, candidate: float, best: float) -> bool:
 
 
 def chosen_step(history: list[dict[str, float]], metric: str, *, averaged: bool, last: int) -> int:
-    """Returns the step that "best" means.
-
-    Args:
-      history: the validations.
-      metric: the run's.
-      averaged: whether the run keeps an average over its trajectory, which the last checkpoint
-        holds.
-      last: the last checkpoint's step.
-    """
+    """Returns the step that "best" means: the last one if the network is an average of steps."""
     best = None if averaged else best_step(history, metric)
     return last if best is None else best
 
@@ -76,7 +68,6 @@ class ChecksummedManager(ocp.CheckpointManager):
     """
 
     def __init__(self, directory: Path, **options: Any) -> None:
-        """Takes what Orbax's manager takes."""
         super().__init__(directory, **options)
         _silence_followup_errors()
         self._pool = ThreadPoolExecutor(1, "checksums")
@@ -158,6 +149,12 @@ def finished_steps(workdir: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in files if path.parent.name.isdecimal())
 
 
+def checksum(workdir: Path, step: int) -> str:
+    """Returns the SHA-256 of a step's checksums, which is one of all its files; "" if none is."""
+    file = workdir / FOLDER / str(step) / CHECKSUMS_FILE
+    return sha256(file) if file.is_file() else ""
+
+
 def latest_valid_step(workdir: Path) -> tuple[int, dict[str, Any]]:
     """Returns the newest step that is as it was written, and its `loop` item; (0, {}) if none is.
 
@@ -228,17 +225,27 @@ def open_checkpoints(workdir: Path, *, keep: int, metric: str) -> ChecksummedMan
 def _manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ChecksummedManager:
     # Named handlers, so that an item's shapes can be read before it is restored.
     handlers = {
-        "network": ocp.StandardCheckpointHandler(),
-        "training": ocp.StandardCheckpointHandler(),
-        "loop": ocp.JsonCheckpointHandler(),
-        "metrics": ocp.JsonCheckpointHandler(),
+        **{name: ocp.StandardCheckpointHandler() for name in ("network", "training")},
+        **{name: ocp.JsonCheckpointHandler() for name in ("loop", "metrics")},
     }
     directory = (workdir / FOLDER).resolve()
     return ChecksummedManager(directory, options=options, item_handlers=handlers)
 
 
 def _reader(workdir: Path) -> ChecksummedManager:
+    _silence_read_only_warnings()
     return _manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
+
+
+@functools.cache
+def _silence_read_only_warnings() -> None:
+    """Silences what Orbax logs whenever checkpoints are opened for reading only."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "read_only=True" not in message and "directory is read only" not in message
+
+    logging.getLogger("absl").addFilter(is_other)
 
 
 def save(
@@ -250,15 +257,9 @@ def save(
     loop: dict[str, Any],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Starts writing a step; it is there after `manager.wait_until_finished()`.
+    """Starts writing a step, or writing it again; `manager.wait_until_finished()` ends it.
 
-    Args:
-      manager: from `open_checkpoints`.
-      step: its number; a checkpoint of that step is replaced.
-      network: params, batch_stats, ema.
-      training: the rest of the state.
-      loop: goes through JSON.
-      metrics: the validation, by which the best is kept; None where there was none.
+    `metrics` is the step's validation, by which the best is kept; None if there was none.
     """
     if step in manager.all_steps():
         manager.wait_until_finished()
@@ -273,47 +274,25 @@ def save(
 
 def restore(
     manager: ChecksummedManager, step: int, *, network: Any, training: Any
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Restores a step onto the devices.
-
-    Args:
-      manager: from `open_checkpoints`.
-      step: from `latest_valid_step`.
-      network: the tree of `jax.ShapeDtypeStruct` with shardings to restore into.
-      training: the same for the rest of the state.
-
-    Returns:
-      (network, training, loop) as they were saved.
-
-    Raises:
-      InputError: the checkpoint is of another architecture.
-    """
+) -> tuple[Any, Any]:
+    """Restores (network, training) of a step into shapes with shardings, or raises InputError."""
     _check_architecture(manager, step, network)
     items = ocp.args.Composite(
-        network=ocp.args.StandardRestore(network),
-        training=ocp.args.StandardRestore(training),
-        loop=ocp.args.JsonRestore(),
+        network=ocp.args.StandardRestore(network), training=ocp.args.StandardRestore(training)
     )
     restored = manager.restore(step, args=items)
-    return restored["network"], restored["training"], restored["loop"]
+    return restored["network"], restored["training"]
 
 
 def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tuple[int, Any]:
-    """Restores the parameters and statistics of a finished or running training.
+    """Restores (step, network) of a finished or running training into shapes with shardings.
 
-    Args:
-      workdir: of the run.
-      which: "best" by validation, "last", or a step's number. Where the network is an average
-        over the trajectory, the best is the last.
-      network: the tree of `jax.ShapeDtypeStruct` with shardings to restore into.
-      metric: what "best" means.
-
-    Returns:
-      (step, network).
+    `which` is "best" by `metric` (the last if the network is an average over the trajectory),
+    "last", or a step's number.
 
     Raises:
-      InputError: no such step, no checkpoint at all, a corrupted one, or one of another
-        architecture. Nothing is moved, and no other step is taken instead.
+      InputError: there is no such step, or it is corrupted or of another architecture. Nothing is
+        moved, and no other step is restored instead.
     """
     if not (workdir / FOLDER).is_dir():
         raise InputError(f"'{workdir}' holds no checkpoints; train first")
@@ -338,14 +317,10 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
 
 
 def read(workdir: Path, step: int, *, network: Any, training: Any) -> tuple[Any, Any]:
-    """Returns (network, training) of one of `finished_steps`, and changes nothing in the workdir.
-
-    Raises:
-      InputError: it is corrupted, or of another architecture.
-    """
+    """Returns (network, training) of a finished step; InputError if it is corrupted."""
     _check_valid(workdir, step)
     with _reader(workdir) as manager:
-        return restore(manager, step, network=network, training=training)[:2]
+        return restore(manager, step, network=network, training=training)
 
 
 def _read_loop(workdir: Path, step: int) -> dict[str, Any]:
@@ -355,8 +330,7 @@ def _read_loop(workdir: Path, step: int) -> dict[str, Any]:
 
 
 def _check_valid(workdir: Path, step: int) -> None:
-    corruption = find_corruption(workdir / FOLDER / str(step))
-    if corruption:
+    if corruption := find_corruption(workdir / FOLDER / str(step)):
         others = [str(other) for other in finished_steps(workdir) if other != step]
         instead = f"choose another step: {', '.join(others)}" if others else "train again"
         raise InputError(
@@ -385,15 +359,8 @@ def _check_architecture(manager: ocp.CheckpointManager, step: int, network: Any)
 
 
 def inference_arrays(network: dict[str, Any]) -> dict[str, Any]:
-    """Returns {"params", "batch_stats"} for inference: the averaged parameters where there are any.
-
-    Args:
-      network: {"params", "batch_stats", "ema"}, from `restore_network`.
-    """
-    return {
-        "params": network["ema"] or network["params"],
-        "batch_stats": network["batch_stats"],
-    }
+    """Returns {"params", "batch_stats"} for inference: the averaged parameters if there are any."""
+    return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
 
 
 def fingerprint(tree: Any) -> str:

@@ -1,11 +1,18 @@
-"""JAX's compilation cache on disk, so that the second run starts without compiling."""
+"""Compilation: the cache on disk, and a line that tells what is compiled and how long it took."""
 
+import contextlib
 import hashlib
 import os
 import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+
+COUNT_EVERY_S = 1.0  # seconds of a compilation, on a terminal
 
 
 def enable_compilation_cache() -> None:
@@ -16,6 +23,30 @@ def enable_compilation_cache() -> None:
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder()))
+
+
+@contextlib.contextmanager
+def announce(what: str) -> Iterator[None]:
+    """Prints "compiling WHAT..." and, when the block ends, its seconds; a terminal counts them."""
+    line, started, ended = f"compiling {what}...", time.monotonic(), threading.Event()
+
+    def count() -> None:
+        while not ended.wait(COUNT_EVERY_S):
+            print(f"\r{line} {time.monotonic() - started:.0f} s", end="", flush=True)
+
+    print(line, end="", flush=True)
+    counter = threading.Thread(target=count, name="compilation", daemon=True)
+    if sys.stdout.isatty():
+        counter.start()
+    seconds = ""
+    try:
+        yield
+        seconds = f" {time.monotonic() - started:.1f} s"
+    finally:
+        ended.set()
+        if counter.is_alive():
+            counter.join()
+        print(f"\r{line}{seconds}" if sys.stdout.isatty() else seconds, flush=True)
 
 
 def folder() -> Path:

@@ -7,13 +7,15 @@ fields, so a misspelled one fails before any work starts.
 
 import argparse
 import ast
+import difflib
 import importlib.util
 import inspect
 import json
 import math
 import os
+import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +24,8 @@ from ml_collections import ConfigDict
 from fer_jax import storage
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.fields import CLASSIFIER, GENERATOR, STUDY, Field, Fields
+
+URL_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/")
 
 
 class Config(ConfigDict):
@@ -62,11 +66,12 @@ def _with_defaults(table: Fields) -> Config:
     config: dict[str, Any] = {}
     for name, field in table.items():
         *blocks, last = name.split(".")
-        place = config
+        values = config
         for block in blocks:
-            place = place.setdefault(block, {})
-        place[last] = field.default
-    return Config(config)
+            values = values.setdefault(block, {})
+        values[last] = field.default
+    # `check_fields` checks types: its messages name the whole field.
+    return Config(config, type_safe=False)
 
 
 def is_generator(config: Config) -> bool:
@@ -84,16 +89,30 @@ def default_data_dir() -> Path:
 
 
 def load_config(path_and_variant: str, check: Callable[[Config], Config] | None = None) -> Config:
-    """Loads `configs/x.py` or `configs/x.py:variant` and checks it, by default by `check_config`.
+    """Loads `configs/x.py`, `configs/x.py:variant` or a workdir's config.json, and checks it.
+
+    `check` is `check_config` by default.
 
     Raises:
-      InputError: no such file, no `get_config` in it, or it sets a field that does not exist.
+      InputError: no such file, no `get_config` in it, or a field or value that is not allowed; the
+        message names the line where it is known.
     """
     path, _, variant = path_and_variant.partition(":")
     file = Path(path)
     if not file.is_file():
         nearby = [str(p) for p in sorted(file.parent.glob("*.py"))] if file.parent.is_dir() else []
         raise InputError(f"no config file '{path}'{did_you_mean(path, nearby)}")
+    if file.suffix == ".json" and not variant:
+        config = completed(from_dict(storage.read_json(file, "choose another file")))
+    else:
+        config = _from_program(file, path, variant)
+    try:
+        return (check or check_config)(Config(config.to_dict(), type_safe=False))
+    except InputError as error:
+        raise InputError(f"{path_and_variant}{_line_of_field(file, error)}: {error}") from error
+
+
+def _from_program(file: Path, path: str, variant: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise InputError(f"'{path}' is not a Python file")
@@ -112,48 +131,89 @@ def load_config(path_and_variant: str, check: Callable[[Config], Config] | None 
         raise InputError(f"'{path}' has no variants; leave out ':{variant}'")
     try:
         config = get_config(variant) if variant else get_config()
-        if not isinstance(config, ConfigDict):
-            raise InputError(f"get_config() returns {type(config).__name__}, not a config")
-        return (check or check_config)(Config(config.to_dict()))
-    except InputError as error:
-        raise InputError(f"{path_and_variant}: {error}") from error
     except Exception as error:
         raise InputError(_failed_line(file, error)) from error
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise InputError(
+            f"{path}: get_config() must return the config, got {kind}; is a `return` missing?"
+        )
+    return config
 
 
 def _failed_line(file: Path, error: Exception) -> str:
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == file.resolve()
-    ]
-    # ConfigDict's message for an unknown field has several lines; the first is enough.
-    reason = str(error).splitlines()
-    message = reason[0] if reason else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == file.resolve()]
+    message = next(iter(str(error).splitlines()), type(error).__name__)
+    if isinstance(error, AttributeError | KeyError) and "ml_collections" in frames[-1].filename:
+        # ConfigDict's message quotes the name among quotation marks and suggestions.
+        name = next(iter(re.findall(r"\w+", message)), "")
+        message = unknown_field(name, {**CLASSIFIER, **GENERATOR, **STUDY})
     return f"{file}, line {lines[-1]}: {message}" if lines else f"{file}: {message}"
 
 
-def override(config: Config, field: str, text: str) -> None:
-    """Sets one field from the command line, in place, with the type of its present value.
+def _line_of_field(file: Path, error: InputError) -> str:
+    """Returns ", line N" where one line of a config file mentions the field of an error."""
+    field = re.search(r"config\.([\w.]+)|'([\w.]+)'", str(error))
+    if not field:
+        return ""
+    last = (field[1] or field[2]).split(".")[-1]
+    texts = file.read_text(errors="replace").splitlines()
+    numbers = [n for n, text in enumerate(texts, 1) if re.search(rf"\b{last}\b", text)]
+    return f", line {numbers[0]}" if len(numbers) == 1 else ""
 
-    Args:
-      field: dotted, such as "optimizer.learning_rate".
-      text: the value as typed; tuples are written with commas.
+
+# Names that other codebases use.
+ALIASES = {
+    **{"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "epochs": "num_epochs"},
+    **{"optim": "optimizer.name", "datasets": "sources", "image_width": "image_size"},
+}
+
+
+def unknown_field(name: str, known: Iterable[str]) -> str:
+    """Returns the message for a field that does not exist, with the field that may be meant."""
+    known = list(known)
+    blocks = {field.rpartition(".")[0] for field in known} - {""}
+    close = difflib.get_close_matches(name, [*known, *blocks], n=1, cutoff=0.6)
+    meant = meant_field(name, known) or next(iter(close), "")
+    hint = f"did you mean '{meant}'?" if meant else "--help lists the fields"
+    return f"the config has no field '{name}'; {hint}"
+
+
+def meant_field(name: str, known: Iterable[str]) -> str:
+    """Returns the field whose last name is `name`'s, or an alias of it; "" if there is none."""
+    last = name.split(".")[-1]
+    last = ALIASES.get(last, last)
+    return next((field for field in known if f".{field}".endswith(f".{last}")), "")
+
+
+def override(config: Config, field: str, text: str | None) -> None:
+    """Sets one field, such as "optimizer.learning_rate", in place, with the type of its value.
+
+    `text` is the value as typed; tuples are written with commas. None sets a true/false field to
+    true.
 
     Raises:
       InputError: the field does not exist, or the text does not read as its type.
     """
     *blocks, last = field.split(".")
-    place: Any = config
+    value: Any = config
     for name in [*blocks, last]:
-        if not isinstance(place, ConfigDict) or name not in place:
-            known = [key for key, _ in fields(config)]
-            raise InputError(f"the config has no field '{field}'{did_you_mean(field, known)}")
-        block, place = place, place[name]
-    if isinstance(place, ConfigDict):
-        inner = ", ".join(f"{field}.{name}" for name in place)
+        if not isinstance(value, ConfigDict) or name not in value:
+            raise InputError(unknown_field(field, [key for key, _ in fields(config)]))
+        block, value = value, value[name]
+    if isinstance(value, ConfigDict):
+        inner = ", ".join(f"{field}.{name}" for name in value)
         raise InputError(f"'{field}' is a block; set one of its fields: {inner}")
-    block[last] = _parse(field, text, place)
+    if text is None and not isinstance(value, bool):
+        raise InputError(f"config.{field} needs a value: --config.{field}=VALUE")
+    block[last] = _parse(field, "true" if text is None else text, value)
+
+
+TYPES = {
+    **{bool: "true or false", int: "a whole number", float: "a number"},
+    **{str: "a string", tuple: "a tuple of names or blocks"},
+}
 
 
 def _parse(field: str, text: str, default: Any) -> Any:
@@ -175,16 +235,11 @@ def _parse(field: str, text: str, default: Any) -> Any:
     try:
         return kind(text)
     except ValueError as error:
-        what = {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
-        raise InputError(f"config.{field} must be {what}, got '{text}'") from error
+        raise InputError(f"config.{field} must be {TYPES[kind]}, got '{text}'") from error
 
 
 def check_config(config: Config) -> Config:
-    """Refuses a config that no classifier can be trained with.
-
-    Raises:
-      InputError: names the field, its value and what is accepted.
-    """
+    """Refuses a config that no classifier can be trained with."""
     if "scenarios" in config:
         raise InputError("this is a study's config; run it with `fer-jax study`")
     if is_generator(config):
@@ -223,15 +278,14 @@ RANGES: dict[str, Callable[[float], bool]] = {
 
 
 def check_fields(config: Config, table: Fields) -> None:
-    """Refuses fields, types and values that a table does not allow.
-
-    Raises:
-      InputError: names the field, its value and what is accepted.
-    """
+    """Refuses fields, types and values that a table does not allow."""
+    _convert(config, table)
     values = dict(fields(config))
     for name, value in values.items():
         if name not in table:
-            raise InputError(f"the config has no field '{name}'{did_you_mean(name, table)}")
+            if inner := [field for field in table if field.startswith(f"{name}.")]:
+                raise InputError(f"'{name}' is a block; set one of its fields: {', '.join(inner)}")
+            raise InputError(unknown_field(name, table))
         _check_value(name, value, table[name])
     if lacking := table.keys() - values.keys():
         raise InputError(
@@ -246,14 +300,21 @@ def check_fields(config: Config, table: Fields) -> None:
             )
 
 
+def _convert(config: ConfigDict, table: Fields, prefix: str = "") -> None:
+    """Makes whole numbers floats and lists tuples where the fields are of these types, in place."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _convert(value, table, f"{prefix}{name}.")
+        elif field := table.get(f"{prefix}{name}"):
+            kinds = (type(value), type(field.default))
+            if kinds in ((int, float), (list, tuple)):
+                config[name] = kinds[1](value)
+
+
 def _check_value(name: str, value: Any, field: Field) -> None:
     kind = type(field.default)
-    if kind is float and type(value) is int:
-        value = float(value)
     if type(value) is not kind:
-        raise InputError(
-            f"config.{name} must be of type {kind.__name__}, got {type(value).__name__}: {value!r}"
-        )
+        raise InputError(f"config.{name} must be {TYPES[kind]}, got {value!r}")
     if kind is float and not math.isfinite(value):
         raise InputError(f"config.{name} must be finite, got {value}")
     allowed = field.allowed
@@ -286,15 +347,20 @@ def to_json(config: Config) -> str:
     return json.dumps(without_secrets(config.to_dict()), indent=2) + "\n"
 
 
-def from_json(text: str) -> Config:
-    """Reads what `to_json` wrote; lists become tuples again."""
+def from_dict(content: dict[str, Any]) -> Config:
+    """Makes a config of what a JSON file has; lists become tuples again."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(inner) for key, inner in value.items()}
         return tuple(tuples(inner) for inner in value) if isinstance(value, list) else value
 
-    return Config(tuples(json.loads(text)))
+    return Config(tuples(content), type_safe=False)
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote."""
+    return from_dict(json.loads(text))
 
 
 def read_config(workdir: Path, *, of_generator: bool = False) -> Config:
@@ -308,10 +374,7 @@ def read_config(workdir: Path, *, of_generator: bool = False) -> Config:
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
-    try:
-        config = from_json(file.read_text())
-    except ValueError as error:
-        raise InputError(f"'{file}' is damaged ({error}); choose another workdir") from error
+    config = from_dict(storage.read_json(file, "choose another workdir"))
     if is_generator(config) != of_generator:
         kind = "a classifier" if of_generator else "a generator (`fer-jax synthesize` uses it)"
         raise InputError(f"'{workdir}' holds the training of {kind}; choose another workdir")
@@ -335,9 +398,35 @@ def _fill(config: Any, defaults: Any) -> None:
 class OneLineParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line with exit code 2, like all errors of users."""
 
+    def __init__(
+        self,
+        prog: str,
+        description: str | None = None,
+        *,
+        show_defaults: bool = False,
+        formatter: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
+        epilog: str | None = None,
+    ) -> None:
+        if show_defaults:
+            formatter = argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(
+            prog=prog, description=description, epilog=epilog, formatter_class=formatter
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage."""
         raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As its base, and refuses URLs, which would otherwise become folders such as "gs:"."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, Path) and (scheme := URL_SCHEME.match(str(value))):
+                self.error(
+                    f"--{name} must be a path of this machine, got a URL of '{scheme[1]}'; mount "
+                    "the bucket, or copy the folder"
+                )
+        return parsed, rest
 
 
 def parse_with_config(
@@ -347,36 +436,59 @@ def parse_with_config(
     defaults: Callable[[], Config] = default_config,
     check: Callable[[Config], Config] = check_config,
 ) -> tuple[argparse.Namespace, Config]:
-    """Parses a verb's options, loads its config file and applies the overrides.
+    """Parses a verb's options, loads its config file, applies the overrides and checks the result.
 
-    Args:
-      parser: has the verb's own options; `--config` is added. `--help` lists the fields of the
-        config that is named, else of `defaults`.
-      argv: the arguments after the verb.
-      check: what the config must pass.
+    `parser` has the verb's own options; `--config` is added. `--help` lists the fields of the
+    config that is named, else of `defaults`.
 
     Raises:
       InputError: an unknown option, or anything that `load_config` and `override` refuse.
     """
     parser.add_argument("--config", metavar="FILE[:VARIANT]", required=True)
-    named = [option.partition("=")[2] for option in argv if option.startswith("--config=")]
+    argv, overrides = _split_overrides(argv)
     if "--help" in argv or "-h" in argv:
-        config = load_config(named[-1], check) if named else defaults()
+        named = argparse.ArgumentParser(add_help=False)
+        named.add_argument("--config")
+        file = named.parse_known_args(argv)[0].config
+        config = load_config(file, check) if file else defaults()
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.epilog = f"config fields and their values:\n{_help(config)}"
     arguments, rest = parser.parse_known_args(argv)
     config = load_config(arguments.config, check)
-    for option in rest:
-        field, equals, value = option.removeprefix("--config.").partition("=")
-        if not option.startswith("--config.") or not equals:
-            # The parser has no public list of its options.
-            known = [flag for action in parser._actions for flag in action.option_strings]
-            hint = did_you_mean(option.partition("=")[0], known)
-            if option.startswith("--config."):
-                hint = "; write --config.FIELD=VALUE"
-            raise InputError(f"unknown option '{option}'{hint}")
+    if rest:
+        name, _, value = rest[0].lstrip("-").partition("=")
+        # The parser has no public list of its options.
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        hint = did_you_mean(rest[0].partition("=")[0], known)
+        if field := meant_field(name, [key for key, _ in fields(config)]):
+            hint = f"; write --config.{field}={value or 'VALUE'}"
+        raise InputError(f"unknown option '{rest[0]}'{hint}")
+    for field, value in overrides:
         override(config, field, value)
     return arguments, check(config)
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Splits arguments into other options and (field, value) of the fields that are set.
+
+    Accepts what ml_collections accepts: --config.field=value, --config.field value, and for fields
+    that are true or false --config.field and --noconfig.field. A value of None stands for true.
+    """
+    others, overrides, waiting = [], [], list(argv)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        if name.startswith("--noconfig.") and not equals:
+            overrides.append((name.removeprefix("--noconfig."), "false"))
+        elif not name.startswith("--config."):
+            others.append(argument)
+        elif equals:
+            overrides.append((name.removeprefix("--config."), value))
+        else:
+            has_value = bool(waiting) and not waiting[0].startswith("--")
+            following = waiting.pop(0) if has_value else None
+            overrides.append((name.removeprefix("--config."), following))
+    return others, overrides
 
 
 def _help(config: Config) -> str:

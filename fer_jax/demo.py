@@ -1,17 +1,21 @@
-"""The verb `demo`: build, synthesize, train, evaluate and report on the embedded dataset.
+"""Build, synthesize, train, evaluate and report on rendered faces.
 
-Takes minutes. The training of the face generator is not part of it: its network is embedded, too.
+Takes minutes. The face generator is not trained: its network is part of the project.
 """
 
-import argparse
 import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from fer_jax import compilations
+import cv2
+
+from fer_jax import compilations, figures
 from fer_jax.config import OneLineParser, default_data_dir, load_config
 from fer_jax.data import build
+from fer_jax.data.records import open_records
+from fer_jax.report.study_page import overview
 from fer_jax.study import matrix, study
 from fer_jax.study.scenarios import check_leaks, check_study
 from fer_jax.synthesis import synthesize
@@ -26,11 +30,7 @@ COUNT = 180
 
 def main(argv: list[str]) -> None:
     """Runs the verb `demo`."""
-    parser = OneLineParser(
-        prog="fer-jax demo",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = OneLineParser("fer-jax demo", __doc__, show_defaults=True)
     parser.add_argument("--workdir", type=Path, default=Path("runs/study_demo"), help="results")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir(), help="datasets")
     arguments = parser.parse_args(argv)
@@ -49,26 +49,39 @@ def main(argv: list[str]) -> None:
     _run("build", build.main, *options, f"--data_dir={data_dir}")
 
     config = load_config(str(CONFIG), check_study)
-    scenarios, runs = study.opened_study(config, workdir, data_dir)
+    scenarios, runs = study.open_study(config, workdir, data_dir)
     check_leaks(scenarios)
     names = ", ".join(scenario.name for scenario in scenarios)
     print(f"\n3/5 train: {len(runs)} runs, one for each mixture of sources ({names})", flush=True)
-    study.keep_config(config, workdir)
+    study.write_config(config, workdir)
     study.train_missing(runs, data_dir)
 
     print("\n4/5 evaluate: on unseen people of every source", flush=True)
     study.predict_missing(config, runs, data_dir)
     found = matrix.write(config, scenarios, runs, workdir, data_dir)
+    study.write_faces(workdir, scenarios[0].experiment.test)
     print(f"\n{matrix.summary(found)}\n\n{found['answer']}")
 
     print("\n5/5 report", flush=True)
     page = study.write_report(workdir, runs)
+    write_overview(workdir, data_dir, found)
     print(f"done in {duration(time.monotonic() - started)}; open {page.resolve()}")
     run = shlex.quote(str(runs[0].workdir))
     print("\nNext, predict with the baseline, or build a dataset of your own and train on it:")
     print(f"  fer-jax predict IMAGE_OR_VIDEO --model={run}")
     print("  fer-jax build face_folder/grouped --name=NAME --source=FOLDER_OR_ZIP")
     print("  fer-jax train --config=configs/demo.py --config.sources=NAME/grouped --workdir=DIR")
+
+
+def write_overview(workdir: Path, data_dir: Path, scored: dict[str, Any]) -> None:
+    """Writes overview.png: the matrix with six faces of each test set above it."""
+    pictures = []
+    for one in scored["test_sets"]:
+        faces = study.sample_faces(open_records(one["dataset"], one["split"], data_dir))
+        pictures.append(cv2.vconcat([cv2.hconcat(faces[:3]), cv2.hconcat(faces[3:])]))
+    figure = overview(scored, pictures)
+    figure.patch.set_visible(True)  # white, also where a page is dark
+    figures.save(figure, workdir / "overview.png", dpi=120)
 
 
 def _run(verb: str, main: Callable[[list[str]], None], *options: str) -> None:

@@ -7,10 +7,13 @@ alone and opens no port.
 
 import contextlib
 import os
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,39 +24,27 @@ from jax.experimental import multihost_utils
 from jax.extend import backend
 from jaxlib import _jax  # pyright: ignore[reportAttributeAccessIssue] (a compiled module)
 
-from fer_jax.errors import InputError
+from fer_jax import storage
+from fer_jax.errors import PREEMPTED, InputError
 
 VARIABLES = ("FER_JAX_COORDINATOR", "FER_JAX_PROCESSES", "FER_JAX_PROCESS")
 LOOPBACK = "127.0.0.1"
-# The others end when a process has not sent a heartbeat for so long.
-HEARTBEAT_TIMEOUT_S = 10
-# The nodes of a cluster start one after the other.
-START_TIMEOUT_S = 300
+HEARTBEAT_TIMEOUT_S = 10  # without one, the other processes end
+START_TIMEOUT_S = 300  # the nodes of a cluster start one after the other
 END_TIMEOUT_S = 60
 FIRST_EXIT_DELAY_S = 2.0
-PREEMPTED = 75
 
 
 class ProcessInfo(NamedTuple):
-    """How many processes the launcher started, and which of them this is.
-
-    Attributes:
-      processes: the count.
-      process: from 0; -1 where JAX reads it from Slurm.
-      coordinator: "host:port" of the first process; "" where JAX reads it from Slurm.
-    """
+    """How many processes the launcher started, and which of them this is."""
 
     processes: int
-    process: int
-    coordinator: str
+    process: int  # from 0; -1 if JAX reads it from Slurm
+    coordinator: str  # "host:port" of the first process; "" if JAX reads it from Slurm
 
 
 def process_info_from_env(environment: Mapping[str, str]) -> ProcessInfo:
-    """Reads the launcher's variables; one process where there are none.
-
-    Raises:
-      InputError: some of the three variables are missing or invalid.
-    """
+    """Reads the launcher's variables; one process without them, InputError if some are invalid."""
     given = {name: environment[name] for name in VARIABLES if environment.get(name)}
     if not given:
         # SLURM_NTASKS is also set in a batch script, which is one process.
@@ -68,8 +59,10 @@ def process_info_from_env(environment: Mapping[str, str]) -> ProcessInfo:
             f"FER_JAX_PROCESS must be 0 to FER_JAX_PROCESSES - 1, got '{process}' of '{processes}'"
         )
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise InputError(f"FER_JAX_COORDINATOR must be HOST:PORT, got '{coordinator}'")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise InputError(
+            f"FER_JAX_COORDINATOR must be HOST:PORT with a port of 1 to 65535, got '{coordinator}'"
+        )
     return ProcessInfo(int(processes), int(process), coordinator)
 
 
@@ -80,7 +73,8 @@ def initialize() -> None:
     instead of waiting for the others, which then end too.
 
     Raises:
-      InputError: the environment is invalid, or another number of processes connected.
+      InputError: the environment is invalid, the coordinator's port is taken or cannot be reached,
+        or another number of processes connected.
     """
     info = process_info_from_env(os.environ)
     if info.processes == 1:
@@ -88,6 +82,8 @@ def initialize() -> None:
     options: dict[str, Any] = {}
     if info.coordinator:
         host, _, port = info.coordinator.rpartition(":")
+        if info.process == 0:
+            _check_port(LOOPBACK if host == LOOPBACK else "", int(port))
         options = {
             "coordinator_address": info.coordinator,
             "num_processes": info.processes,
@@ -101,12 +97,16 @@ def initialize() -> None:
     elif len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1:
         # JAX would take the GPU of the task's number, but Slurm shows each task only its own.
         options["local_device_ids"] = [0]
-    jax.distributed.initialize(
-        heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-        initialization_timeout=START_TIMEOUT_S,
-        shutdown_timeout_seconds=END_TIMEOUT_S,
-        **options,
-    )
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            initialization_timeout=START_TIMEOUT_S,
+            shutdown_timeout_seconds=END_TIMEOUT_S,
+            **options,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"no connection to the other processes: {first}") from error
     sys.excepthook = _exit_on_error
     if jax.default_backend() == "cpu":
         compiler._cache_write = _write_to_cache
@@ -119,11 +119,7 @@ def initialize() -> None:
 
 
 def check_alone(verb: str) -> None:
-    """Refuses a verb that does not support several processes.
-
-    Raises:
-      InputError: a launcher started several.
-    """
+    """Refuses a verb that does not support several processes."""
     processes = process_info_from_env(os.environ).processes
     if processes > 1:
         raise InputError(f"{verb} runs in one process, and {processes} were started")
@@ -133,14 +129,24 @@ def check_count(connected: int, expected: int) -> None:
     """Refuses another number of connected processes than the launcher was asked for.
 
     A launcher with a wrong setting starts that many runs of one process each.
-
-    Raises:
-      InputError: names both.
     """
     if connected != expected:
         raise InputError(
             f"the launcher was asked for {expected} processes, and {connected} are connected"
         )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuses a coordinator's port that is taken: JAX would wait for minutes and abort."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} of FER_JAX_COORDINATOR cannot be opened: {error.strerror}; "
+                "choose another"
+            ) from error
 
 
 def _loopback_client() -> Any:
@@ -191,6 +197,11 @@ def exit_process(code: int) -> int:
 def is_first() -> bool:
     """Returns whether this process is the one that writes and prints."""
     return jax.process_index() == 0
+
+
+def lock(workdir: Path) -> AbstractContextManager[None]:
+    """Locks a workdir, the first process for all; InputError if another run has it."""
+    return storage.lock(workdir) if is_first() else contextlib.nullcontext()
 
 
 def smallest(value: int) -> int:

@@ -1,10 +1,10 @@
-"""The verb `doctor`: checks that this machine is ready, and says what to do where it is not."""
+"""Check that this machine is ready, and say what to do where it is not."""
 
-import argparse
 import json
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections import Counter
 from importlib import import_module, metadata, util
@@ -21,14 +21,17 @@ REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 REINSTALL = "pip install -r requirements.txt"
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain"),
-    *("array-record", "opencv-python-headless", "numpy", "ml-collections", "clu", "yt-dlp"),
+    *("array-record", "opencv-python-headless", "numpy", "ml-collections", "clu"),
+    *("av", "yt-dlp", "yt-dlp-ejs", "deno"),
 )
-MODULES = ("flax.nnx", "tensorflow_datasets", "cv2", "grain", "array_record.python")
+# Packages in versions that do not fit each other may install and fail here.
+MODULES = ("flax.nnx", "tensorflow_datasets", "cv2", "av", "grain", "array_record.python")
 # extra of pyproject.toml -> modules that it installs
 EXTRAS = {
     "export": ("onnx", "onnxruntime"),
     "openvino": ("onnx", "openvino"),
     "cuda": ("jax_cuda13_plugin",),
+    "page": ("starlette", "uvicorn"),
     "bench": ("keras", "torch"),
 }
 LOW_DISK_GB = 10
@@ -70,18 +73,18 @@ def check_version(name: str, installed: str | None, tested: str | None) -> Check
 
 
 def check_import(module: str) -> Check:
-    """Imports a module: versions that do not fit each other may install and fail here."""
+    """Imports a module and reports the first line of its error."""
     try:
         import_module(module)
     except (ImportError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         return Check(f"import {module}", FAILED, reason, REINSTALL)
     return Check(f"import {module}", OK, "works")
 
 
 def check_devices(backend: str, kinds: list[str], has_nvidia: bool) -> Check:
     """Warns if there is a GPU that JAX does not use."""
-    detail = f"{len(kinds)} x {kinds[0]} ({backend})"
+    detail = f"{len(kinds)} x {kinds[0]}" + ("" if kinds[0] == backend else f" ({backend})")
     if has_nvidia and backend == "cpu":
         return Check("devices", WARNING, f"{detail}; a GPU is not used", "pip install -e '.[cuda]'")
     return Check("devices", OK, detail)
@@ -110,28 +113,36 @@ def check_video() -> Check:
     works: dict[bool, list[str]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         for codec, suffix in VIDEO_CODECS:
-            path = str(Path(folder) / f"{codec}{suffix}")
+            path = f"{folder}/{codec}{suffix}"
             writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*codec), 10, (64, 64))
             for value in (0, 120, 240):
                 writer.write(np.full((64, 64, 3), value, np.uint8))
             writer.release()
             reader = cv2.VideoCapture(path)
-            works[sum(reader.read()[0] for _ in range(3)) == 3].append(codec)
+            works[all(reader.read()[0] for _ in range(3))].append(codec)
             reader.release()
-    detail = f"{', '.join(works[True]) or 'none'} work"
     if works[False]:
-        detail += f"; {', '.join(works[False])} do not"
-        return Check("video", WARNING, detail, "reinstall OpenCV")
-    return Check("video", OK, detail)
+        return Check("video", WARNING, f"{', '.join(works[False])} do not work", "reinstall OpenCV")
+    return Check("video", OK, f"{', '.join(works[True])} work")
+
+
+def check_script_runtime() -> Check:
+    """Starts Deno, in which yt-dlp runs YouTube's scripts; without it formats or videos lack."""
+    try:
+        program = import_module("deno").find_deno_bin()
+        ran = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (ImportError, OSError, subprocess.SubprocessError) as error:
+        detail = f"does not start, so YouTube's videos cannot be collected: {error}"
+        return Check("scripts", WARNING, detail, REINSTALL)
+    return Check("scripts", OK, f"Deno {ran.stdout.split()[1]} runs those of video sites")
 
 
 def check_extras() -> Check:
     """Lists the optional parts that are installed."""
-    found = {name: all(map(util.find_spec, modules)) for name, modules in EXTRAS.items()}
-    installed, missing = (
-        [n for n, there in found.items() if there is is_] for is_ in (True, False)
-    )
-    detail = f"installed: {', '.join(installed) or 'none'}"
+    missing = [name for name, modules in EXTRAS.items() if not all(map(util.find_spec, modules))]
+    detail = f"installed: {', '.join(name for name in EXTRAS if name not in missing) or 'none'}"
     remedy = f"pip install -e '.[{','.join(missing)}]' adds the others" if missing else ""
     return Check("extras", OK, detail, remedy)
 
@@ -156,6 +167,7 @@ def diagnose(data_dir: Path) -> list[Check]:
         check_devices(jax.default_backend(), kinds, has_nvidia),
         Check("processor", OK, f"{os.cpu_count()} cores, {memory:.0f} GiB memory{_bfloat16()}"),
         check_video(),
+        check_script_runtime(),
         check_extras(),
         check_cache(Path(cache)),
         check_disk(data_dir, shutil.disk_usage(data_dir).free),
@@ -182,11 +194,7 @@ def _bfloat16() -> str:
 
 def main(argv: list[str]) -> int:
     """Runs the verb `doctor`; the exit code is 1 if a check failed."""
-    parser = OneLineParser(
-        prog="fer-jax doctor",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = OneLineParser("fer-jax doctor", __doc__, show_defaults=True)
     parser.add_argument("--data_dir", type=Path, default=default_data_dir(), help="for datasets")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)

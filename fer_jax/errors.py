@@ -10,10 +10,13 @@ import os
 from collections.abc import Iterable
 
 # Errors of the file system that the user can fix: a missing permission, a full disk.
-USER_FIXABLE_ERRNOS = {
+DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+USER_FIXABLE_ERRNOS = DISK_FULL_ERRNOS | {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
 }
+
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class InputError(ValueError):
@@ -21,14 +24,10 @@ class InputError(ValueError):
 
 
 class Preempted(SystemExit):
-    """The run was preempted after saving; rerun the same command to resume.
-
-    Exit code 75 is EX_TEMPFAIL of sysexits.h: try again.
-    """
+    """The run was preempted after saving; rerun the same command to resume."""
 
     def __init__(self, message: str) -> None:
-        """Takes the line to print."""
-        super().__init__(75)
+        super().__init__(PREEMPTED)
         self.message = message
 
 
@@ -51,7 +50,6 @@ def disk_error_message(error: BaseException | None) -> str:
 def did_you_mean(word: str, accepted: Iterable[str]) -> str:
     """Returns the end of an error message: "; did you mean 'x'?" or "; choose one of a, b, c"."""
     accepted = sorted(accepted)
-    close = difflib.get_close_matches(word, accepted, n=1, cutoff=0.6)
-    if close:
+    if close := difflib.get_close_matches(word, accepted, n=1, cutoff=0.6):
         return f"; did you mean '{close[0]}'?"
     return f"; choose one of {', '.join(accepted)}" if accepted else ""

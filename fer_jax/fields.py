@@ -11,14 +11,11 @@ PROBABILITY, BELOW_1 = "in [0, 1]", "in [0, 1)"
 
 
 class Field(NamedTuple):
-    """One field.
-
-    Attributes:
-      allowed: choices as a tuple, or a key of `config.RANGES`; empty where other rules hold.
-    """
+    """One field."""
 
     default: Any
     meaning: str
+    # Choices as a tuple, or a key of `config.RANGES`; empty where other rules hold.
     allowed: tuple[str, ...] | str = ""
 
 
@@ -34,7 +31,10 @@ _DATA: Fields = {
         "stop", "what to do with damaged records in training", ("stop", "skip")
     ),
     "allow_leaks": Field(False, "train although people or images are in more than one split"),
-    "seed": Field(0, "of initialization, sampling and augmentation", AT_LEAST_0),
+    "allow_unknown_people": Field(
+        False, "train on synthetic images although it is unknown whose faces are behind them"
+    ),
+    "seed": Field(0, "seed of initialization, sampling and augmentation", AT_LEAST_0),
     "input": Field(
         "stream",
         "decode images as needed, or once: to WORKDIR/decoded or to device memory",
@@ -140,10 +140,14 @@ GENERATOR: Fields = {
     "style_mixing": Field(0.9, "probability of mixing two latents", PROBABILITY),
     "class_weight": Field(0.0, "weight of a class loss in both networks; 0: off", AT_LEAST_0),
     "average_images": Field(10_000.0, "half-life of the averaged generator, in images", ABOVE_0),
-    "average_rampup": Field(0.05, "half-life at most, as a share of the images so far", AT_LEAST_0),
+    "average_rampup": Field(
+        0.05, "upper limit of the half-life, as a share of the images seen", AT_LEAST_0
+    ),
     "augment.groups": Field(("blit", "geometry", "colour"), "adaptive augmentation (ADA)"),
     "augment.target": Field(0.6, "mean sign of the logits of real images; 0: off", PROBABILITY),
-    "augment.images": Field(500_000.0, "images in which p may go from 0 to 1", ABOVE_0),
+    "augment.images": Field(
+        500_000.0, "images over which the probability p may rise from 0 to 1", ABOVE_0
+    ),
     "measure.every_images": Field(50_000, "images between two measurements", AT_LEAST_1),
     "measure.images": Field(2_000, "real and synthetic images that are compared"),
     "measure.features": Field("pixels", 'what is compared: "pixels", or a classifier\'s workdir'),
@@ -152,7 +156,7 @@ GENERATOR: Fields = {
 
 STUDY: Fields = {
     "question": Field("Which sources make the model generalize to unseen content?", "in words"),
-    "protocol": Field("", "who is trained, selected and tested on, in words"),
+    "protocol": Field("", "description of the training, validation and test people"),
     "scenarios": Field(
         (), "blocks of name, sources, oracle (uses data like the test sets') and fields of run"
     ),

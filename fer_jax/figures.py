@@ -1,7 +1,7 @@
-"""Figures by matplotlib: SVG in the colours of a page, light and dark, and files for papers.
+"""Draws figures with matplotlib: SVG in the colours of a page, and files for papers.
 
-matplotlib is imported where a figure is drawn, without pyplot. It reads its settings from global
-state, so one figure is drawn at a time.
+matplotlib is imported where a figure is drawn, without pyplot. Its settings are global, so one
+figure is drawn at a time.
 """
 
 import html
@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from fer_jax.schema import TASKS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of every page, as CSS variables; figures for papers use the light ones. None is a
-# class's colour in a timeline, which is the same in both modes.
+# The colours of every page, as CSS variables; figures for papers use the light ones. A timeline's
+# class colours are not among them, because they are the same in both modes.
 LIGHT = {
     **{"paper": "#ffffff", "ink": "#1b1f24", "soft": "#59636e", "line": "#d9dee3"},
     **{"faint": "#f3f5f7", "within": "#0a66a3", "cross": "#b34700", "heat": "#6db1e3"},
@@ -35,6 +37,18 @@ DARK = {
     **{"faint": "#1d2226", "within": "#5db0ea", "cross": "#f0935a", "heat": "#1d5f94"},
     **{"bad": "#8c1d18", "bar": "#39424a", "c0": "#56b4e9", "c1": "#f0935a", "c2": "#3fbf96"},
     **{"c3": "#dd8fbb", "c4": "#d9b44a", "c5": "#9da4ff", "c6": "#c3cad1"},
+}
+# Of classes; they differ in brightness, too, for readers who do not see all colours.
+CLASS_COLOURS = {
+    "anger": "#d1495b",
+    "disgust": "#5f9e4a",
+    "fear": "#7b5ea7",
+    "happiness": "#f2b705",
+    "neutral": "#9aa5b1",
+    "sadness": "#2f6db5",
+    "surprise": "#ee8434",
+    "not_interested": "#9aa5b1",
+    "interested": "#2f6db5",
 }
 NUM_COLOURS = 7
 # Lines also differ by their dashes, for readers and printers without colours.
@@ -64,21 +78,13 @@ def _style() -> Iterator[None]:
 
 
 class Line(NamedTuple):
-    """One line of a chart.
+    """One line of a chart."""
 
-    Attributes:
-      name: its entry in the legend, also shown when it is pointed at.
-      x: float [n].
-      y: float [n]; NaN interrupts the line.
-      colour: a key of `LIGHT`; c0 to c6 have dashes of their own.
-      points: whether each value is marked.
-    """
-
-    name: str
+    name: str  # in the legend and in the tooltip
     x: Sequence[float] | np.ndarray
-    y: Sequence[float] | np.ndarray
-    colour: str
-    points: bool = False
+    y: Sequence[float] | np.ndarray  # NaN interrupts the line
+    colour: str  # a key of `LIGHT`; c0 to c6 have dashes of their own
+    points: bool = False  # whether each value is marked
 
 
 def _figure(title: str, width: float, height: float) -> "Figure":
@@ -168,18 +174,29 @@ def heatmap(
     *,
     x_label: str = "",
     y_label: str = "",
+    pictures: Sequence[np.ndarray] = (),
 ) -> "Figure":
-    """Draws a table of numbers with shaded cells.
+    """Draws a table of texts whose cells are shaded by float [rows, columns], 0 to 1 or NaN.
 
-    Args:
-      shades: float [rows, columns] from 0 to 1; NaN leaves a cell without a shade.
-      texts: what each cell says.
+    `pictures` are uint8 RGB [height, width, 3] of one size, one above each column.
     """
     from matplotlib.patches import Rectangle
 
     height = 1.1 + sum(0.2 + 0.14 * max(text.count("\n") for text in row) for row in texts)
-    figure = _figure(title, max(COLUMN_INCHES, 1 + 0.75 * len(columns)), height)
-    axes = figure.add_subplot()
+    width = 1.6 if len(pictures) else 0.75  # of a column, in inches
+    above = 0.0
+    if len(pictures):
+        above = width * pictures[0].shape[0] / pictures[0].shape[1]
+    figure = _figure(title, max(COLUMN_INCHES, 1 + width * len(columns)), height + above)
+    if len(pictures):
+        top, bottom = figure.add_gridspec(2, 1, height_ratios=[above, height - 0.9])
+        shown, axes = figure.add_subplot(top), figure.add_subplot(bottom)
+        for column, picture in enumerate(pictures):
+            shown.imshow(picture, extent=(column, column + 0.98, 0, 1), aspect="auto")
+        shown.set(xlim=(0, len(columns)), ylim=(0, 1))
+        shown.set_axis_off()
+    else:
+        axes = figure.add_subplot()
     axes.set(xlabel=x_label, ylabel=y_label, xlim=(0, len(columns)), ylim=(len(rows), 0))
     for (row, column), shade in np.ndenumerate(shades):
         if np.isfinite(shade):
@@ -187,10 +204,10 @@ def heatmap(
             axes.add_patch(cell)
         text = texts[int(row)][int(column)]
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7)
-    names = [name.replace("_", " ") for name in columns]
-    axes.set_xticks(np.arange(len(columns)) + 0.5, names, rotation=35, ha="right", fontsize=8)
-    names = [name.replace("_", " ") for name in rows]
-    axes.set_yticks(np.arange(len(rows)) + 0.5, names, fontsize=8)
+    x_names, y_names = ([name.replace("_", " ") for name in names] for names in (columns, rows))
+    turned = {} if len(pictures) else {"rotation": 35, "ha": "right"}
+    axes.set_xticks(np.arange(len(columns)) + 0.5, x_names, fontsize=8, **turned)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, y_names, fontsize=8)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return figure
@@ -220,13 +237,10 @@ def differences(
 
 
 class Band(NamedTuple):
-    """Shares over time.
+    """Shares over time, with a name at the left and a note at the right.
 
-    Attributes:
-      name: what they are of.
-      note: at the band's right end.
-      shares: float [n, k], rows sum to 1; NaN where there are none. Each row stands for an equal
-        part of the time.
+    `shares` are float [n, k], rows sum to 1; NaN where there are none. Each row is an equal part
+    of the time.
     """
 
     name: str
@@ -243,12 +257,9 @@ def timeline(
     title: str,
     caption: str,
 ) -> "Figure":
-    """Draws shares over time, stacked, one band below the other, with the title in the figure.
+    """Draws stacked shares from `start_s` to `end_s`, one band below the other, with the title.
 
-    Args:
-      colours: {class: its colour, as CSS writes it}.
-      start_s: the left end, in seconds.
-      end_s: the right end.
+    `colours` are {class: a CSS colour}.
     """
     from matplotlib.patches import Patch
 
@@ -289,6 +300,11 @@ def _stack(
             axes.fill(np.concatenate([x, x[::-1]]), outline, color=colour, linewidth=0)
 
 
+def class_colours(task: str) -> list[str]:
+    """Returns the colours of the classes, in their order, for CSS."""
+    return [CLASS_COLOURS[name] for name in TASKS[task]]
+
+
 def css() -> Markup:
     """Returns the style of a page: the colours as variables, light and dark, and style.css."""
     file = Path(__file__).with_name("style.css")
@@ -313,13 +329,16 @@ def _fix_layout(figure: "Figure") -> None:
 
 
 @_style()
-def save(figure: "Figure", file: Path) -> None:
-    """Writes a figure for a paper, in the format of the file's suffix, with embedded fonts."""
+def save(figure: "Figure", file: Path, dpi: int = 300) -> None:
+    """Writes a figure for a paper, in the format of the file's suffix, with embedded fonts.
+
+    `dpi` is the resolution of a PNG.
+    """
     # Without a date the same figure is the same file.
     kind = file.suffix[1:]
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})
     _fix_layout(figure)
-    figure.savefig(file, format=kind, metadata=undated | {"Title": figure.get_label()})
+    figure.savefig(file, format=kind, dpi=dpi, metadata=undated | {"Title": figure.get_label()})
 
 
 @_style()

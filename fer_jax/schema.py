@@ -1,9 +1,10 @@
-"""The vocabulary: emotions, interest, and the record that every dataset consists of.
+"""The vocabulary: emotions, interest, and the features of a record.
 
-A record is one aligned face with everything that is known about it. All builders write the same
-features, so that datasets can be mixed freely.
+A record is one aligned face with all that is known about it. All builders write the same features,
+so that datasets can be mixed.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +17,21 @@ INTERESTS = ("not_interested", "interested")
 TASKS: dict[str, tuple[str, ...]] = {"emotion": EMOTIONS, "interest": INTERESTS}
 UNKNOWN = -1
 
+# The forms of one YouTube video's URL; a time or a list in it does not matter.
+YOUTUBE = re.compile(
+    r"https?://(?:youtu\.be/"
+    r"|(?:(?:www|m|music|gaming)\.)?youtube(?:-nocookie)?\.com(?::443|:80)?/"
+    r"(?:(?:shorts|embed|live|v|e|watch)/|(?:watch|watch_popup|movie)/?\?(?:[^#]*&)?v=))"
+    r"([\w-]{11})(?![\w-])",
+    re.ASCII | re.IGNORECASE,
+)
+
 # A record's `source` is one of these or the name of its collection.
 SOURCES = ("controlled", "social", "synthetic")
 LABEL_SOURCES = ("annotated", "prompt", "class", "teacher", "direction")
 GENDERS = ("", "female", "male", "other")
 
-# Other spellings in published datasets.
+# Spellings in published datasets.
 EMOTION_ALIASES = {
     "angry": "anger",
     "ang": "anger",
@@ -44,50 +54,38 @@ INTEREST_ALIASES = {
     "no": "not_interested",
     "yes": "interested",
 }
+GENDER_ALIASES = {"f": "female", "w": "female", "woman": "female", "m": "male", "man": "male"}
 
 JPEG_QUALITY = 95
 MAX_IMAGE_SIZE = 256  # records hold faces of at most this many pixels a side
 
 
 def emotion_index(word: str) -> int:
-    """Returns the index of an emotion in `EMOTIONS`; accepts `EMOTION_ALIASES`.
+    """Returns the index of an emotion in `EMOTIONS`; InputError if it is not one of the seven.
 
-    Raises:
-      InputError: the word is not one of the seven emotions (contempt is not).
+    A number may stand before the word, as in the folder "1_anger".
     """
-    return _index(word, EMOTIONS, EMOTION_ALIASES, "emotion")
+    bare = re.sub(r"^\s*\d+[ _.-]+(?=[^\W\d])", "", word)
+    return EMOTIONS.index(_known(bare, EMOTIONS, EMOTION_ALIASES, "emotion"))
 
 
 def interest_index(word: str) -> int:
-    """Returns the index of an interest label in `INTERESTS`; accepts `INTEREST_ALIASES`.
-
-    Raises:
-      InputError: unknown word.
-    """
-    return _index(word, INTERESTS, INTEREST_ALIASES, "interest")
+    """Returns the index of an interest label in `INTERESTS`; InputError if it is unknown."""
+    return INTERESTS.index(_known(word, INTERESTS, INTEREST_ALIASES, "interest"))
 
 
 def gender(word: str) -> str:
-    """Returns one of `GENDERS` for "f", "Female", "man" and the like; "" stays unknown.
-
-    Raises:
-      InputError: unknown word.
-    """
-    normal = word.strip().lower()
-    normal = {"f": "female", "w": "female", "woman": "female", "m": "male", "man": "male"}.get(
-        normal, normal
-    )
-    if normal not in GENDERS:
-        raise InputError(f"unknown gender '{word}'{did_you_mean(normal, GENDERS[1:])}")
-    return normal
+    """Returns one of `GENDERS` for "f", "Female", "man", ...; InputError if it is unknown."""
+    return _known(word, GENDERS, GENDER_ALIASES, "gender")
 
 
-def _index(word: str, classes: tuple[str, ...], aliases: Mapping[str, str], kind: str) -> int:
+def _known(word: str, accepted: tuple[str, ...], aliases: Mapping[str, str], kind: str) -> str:
     normal = word.strip().lower()
     normal = aliases.get(normal, normal)
-    if normal not in classes:
-        raise InputError(f"'{word}' is not an {kind}{did_you_mean(normal, classes)}")
-    return classes.index(normal)
+    if normal not in accepted:
+        hint = did_you_mean(normal, [name for name in accepted if name])
+        raise InputError(f"unknown {kind} '{word}'{hint}")
+    return normal
 
 
 def one_hot(index: int, num_classes: int) -> np.ndarray:
@@ -96,7 +94,7 @@ def one_hot(index: int, num_classes: int) -> np.ndarray:
 
 
 def features():
-    """Returns the features of a record, as TFDS describes them."""
+    """Returns the features of a record as TFDS's FeaturesDict."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
@@ -126,8 +124,16 @@ def features():
     )
 
 
+def canonical_url(url: str) -> str:
+    """Returns the same URL for all forms of a YouTube video's; of others without "#t=SECONDS"."""
+    video = YOUTUBE.match(url)
+    if video:
+        return f"https://www.youtube.com/watch?v={video[1]}"
+    return re.sub(r"#t=[\d.,:hms]*$", "", url)
+
+
 def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[str, Any]:
-    """Returns a record with every feature; those that are not given get their unknown value.
+    """Returns a record with every feature; those not given are unknown.
 
     Args:
       record_id: unique in its dataset and the same at every rebuild.
@@ -137,7 +143,7 @@ def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[s
         frame, `timestamp` in seconds, `age` in years.
 
     Raises:
-      InputError: a key or a label outside the vocabulary.
+      InputError: an unknown field or label.
     """
     row: dict[str, Any] = {
         "image": image,
@@ -170,8 +176,10 @@ def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[s
         row["emotion_probabilities"] = one_hot(row["emotion"], len(EMOTIONS))
     for task, classes in TASKS.items():
         if not UNKNOWN <= row[task] < len(classes):
-            raise InputError(f"{record_id}: {task} {row[task]} is outside -1..{len(classes) - 1}")
+            limit = len(classes) - 1
+            raise InputError(f"{record_id}: {task} must be -1 to {limit}, got {row[task]}")
     for key, accepted in (("label_source", LABEL_SOURCES), ("gender", GENDERS)):
         if row[key] not in accepted:
-            raise InputError(f"{record_id}: {key} '{row[key]}'{did_you_mean(row[key], accepted)}")
+            hint = did_you_mean(row[key], accepted)
+            raise InputError(f"{record_id}: unknown {key} '{row[key]}'{hint}")
     return row

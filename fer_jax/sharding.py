@@ -9,12 +9,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fer_jax.errors import InputError
 
-# An array smaller than this is not worth a gather: FSDP keeps it on every device.
+# FSDP keeps smaller arrays on every device: they are not worth a gather.
 MIN_SHARDED_ELEMENTS = 2**14
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the single axis "data" over the given devices (default: all)."""
+    """Makes a mesh with the single axis "data" over the given devices (default: all)."""
     devices = jax.devices() if devices is None else devices
     # Auto, not the default Explicit: under explicit axes the network's convolutions and
     # reductions raise ShardingTypeError; Auto lets the partitioner place the all-reduces.
@@ -22,27 +22,21 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis is divided over the devices."""
+    """Returns the sharding that divides the leading axis over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def state_sharding(shapes: Any, mesh: Mesh, strategy: str) -> Any:
-    """Shardings for a tree of parameters, statistics and optimizer state.
+    """Returns the shardings of a tree of parameters, statistics and optimizer state.
 
-    Args:
-      shapes: a tree of arrays or `jax.ShapeDtypeStruct`.
-      mesh: from `make_mesh`.
-      strategy: "data_parallel" keeps everything on every device; "fsdp" divides each large
-        array along its largest axis that the number of devices divides (ZeRO, Rajbhandari et
-        al. 2020), so parameters, moments and averages take 1/n of the memory.
-
-    Returns:
-      A tree of `NamedSharding` of the same structure.
+    "data_parallel" keeps everything on every device. "fsdp" divides each large array along its
+    largest axis that the number of devices divides (ZeRO, Rajbhandari et al. 2020), so that
+    parameters, moments and averages take 1/n of the memory.
     """
     if strategy == "data_parallel":
         return jax.tree.map(lambda _: replicated(mesh), shapes)
@@ -59,12 +53,15 @@ def state_sharding(shapes: Any, mesh: Mesh, strategy: str) -> Any:
     return jax.tree.map(shard, shapes)
 
 
-def check_batch_size(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
-    """Refuses a batch that cannot be divided over devices and accumulation steps.
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Returns a tree of `jax.ShapeDtypeStruct` with the shardings of another tree."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+    )
 
-    Raises:
-      InputError: names the nearest sizes that can.
-    """
+
+def check_batch_size(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
+    """Refuses a batch that cannot be divided over devices and accumulation steps."""
     unit = mesh.size * accumulation_steps
     if batch_size % unit:
         below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
@@ -75,15 +72,16 @@ def check_batch_size(batch_size: int, accumulation_steps: int, mesh: Mesh) -> No
         )
 
 
+def describe_devices(mesh: Mesh) -> str:
+    """Returns such as "8 NVIDIA H200 devices"."""
+    return f"{mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
+
+
 def to_devices(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's part of a batch onto its devices.
 
-    Args:
-      batch: a tree of arrays whose leading axis is the global batch divided by the processes.
-      mesh: from `make_mesh`.
-
-    Returns:
-      The tree as global arrays, sharded along the leading axis.
+    The leading axis of each array is the global batch divided by the processes; returns global
+    arrays, sharded along it.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,8 +1,8 @@
-"""Files on disk: written whole or not at all, appended to, checksummed, compared, locked.
+"""Writes files atomically, appends to tables, checks sums, compares settings, locks folders.
 
 A file is written under another name and renamed, so that a reader never sees half of it. A table
-is appended to a line at a time; a line counts once it ends, so a run that was killed loses the
-row it was writing and nothing else.
+is appended to a line at a time; a line counts once it ends, so a killed run loses only the row it
+was writing. Errors of the file system are OSErrors that name the file.
 """
 
 import contextlib
@@ -10,32 +10,46 @@ import csv
 import fcntl
 import hashlib
 import io
+import json
 import math
 import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fer_jax.errors import USER_FIXABLE_ERRNOS, InputError
 
 CHECKSUMS_FILE = "SHA256SUMS"
 LOCK_FILE = ".lock"
 HASHING_THREADS = 4
-MAX_TABLE_BYTES = 2 * 2**30
-# The user of a URL, and values of names like those of secrets.
+MAX_TABLE_BYTES = 2**29
+MAX_ROWS = 2_000_000  # of a CSV that others wrote
+MAX_JSON_BYTES = 64 * 2**20
+_SECRET_NAME = (
+    r"[\w.-]*(?:pass(?:word|wd|phrase)|pwd|secret|token|credential|signature|authorization"
+    r"|(?:api|access|account|private|auth)[_-]?key)[\w.-]*"
+)
+_SECRET_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,"']+)"""
+# The user of a URL, whose password may have "@" and "/" (but not be a port and a path), values of
+# names like those of secrets, and what is a secret by its form.
 SECRETS = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),
+    (re.compile(r"(?<=://)(?:[^\s/@:]*:(?!\d+/)\S*|[^/@\s]+)@"), "***@"),
+    (re.compile(r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$)"), "***"),
     (
         re.compile(
-            r"(?i)(\b[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key|credential|signature)"
-            r"[\w.-]*[=:]|[?&]sig=)[^\s&;,]+"
+            rf"(?i)((?:\b{_SECRET_NAME}|[?&]sig)[\"']?\s*[=:]\s*(?:(?:bearer|basic)\s+)?)"
+            + _SECRET_VALUE
         ),
         r"\1***",
     ),
+    (re.compile(rf"(?i)(--{_SECRET_NAME}\s+|\bbearer\s+)(?!--){_SECRET_VALUE}"), r"\1***"),
+    (re.compile(r"(?i)(\b(?:set-)?cookie:\s*).+"), r"\1***"),
+    (re.compile(r"\b(?:gh[opsu]_|hf_|glpat-|xox[abp]-|AKIA|sk-)[\w-]{16,}"), "***"),
 )
 
 
@@ -43,16 +57,10 @@ SECRETS = (
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path to write to; it becomes `path` when the block ends without error.
 
-    The temporary file has the same ending and lies in the same folder, which is made.
-
-    Args:
-      path: the file to create or replace.
-      durable: waits until the disk has the file; without it a power cut may lose the newest files.
-
-    Raises:
-      OSError: the file system refuses it; names `path`.
+    The temporary file has the same ending and is in the same folder, which is created. `durable`
+    waits until the disk has the file; without it a power cut may lose the newest files.
     """
-    unique = f"{os.getpid()}-{threading.get_native_id()}"
+    unique = f"{process_name()}-{threading.get_native_id()}"
     temporary = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +79,23 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Writes a file in one piece or not at all; text as UTF-8.
+def process_name() -> str:
+    """Returns HOST_PID, for the names of temporary files and folders."""
+    return f"{socket.gethostname().partition('.')[0]}_{os.getpid()}"
 
-    Raises:
-      OSError: the file system refuses it; names `path`.
-    """
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Removes temporary files and folders of processes of this host that were killed."""
+    host = re.escape(process_name().rpartition("_")[0])
+    for path in paths:
+        found = re.search(rf"[._]{host}_(\d+)(?=-|$)", path.name)
+        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Writes a file completely or not at all; text as UTF-8."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -89,10 +108,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+class _Lines(io.StringIO):
+    """Ends lines in a line feed alone; csv quotes a cell that has a sign of the line's end."""
+
+    def write(self, line: str) -> int:
+        return super().write(line.removesuffix("\r\n") + "\n")
+
+
 def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool) -> str:
     """Returns rows as CSV: a missing value or NaN is empty, a float has six digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    text = _Lines()
+    writer = csv.writer(text, lineterminator="\r\n")
     if header:
         writer.writerow(columns)
     writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
@@ -106,37 +132,29 @@ def _cell(value: Any) -> Any:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a CSV table in one piece or not at all; cells as in `to_csv`.
-
-    Raises:
-      OSError: the file system refuses it; names `path`.
-    """
+    """Writes a CSV table completely or not at all; cells as in `to_csv`."""
     write_atomically(path, to_csv(columns, rows, header=True))
 
 
 def append_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends rows to a CSV table, all of them or none; begins it with its header.
-
-    Raises:
-      OSError: the file system refuses it; names `path`, which is as it was before.
-    """
+    """Appends rows to a CSV table, all of them or none; a new table gets its header."""
     append(path, to_csv(columns, rows, header=not path.is_file()))
 
 
-def append(path: Path, lines: str) -> None:
-    """Appends whole lines to a text file, all of them or none, and waits until the disk has them.
+def append(path: Path, lines: str, *, durable: bool = True) -> None:
+    """Appends lines, each with its end, to a text file, all of them or none.
 
-    Raises:
-      OSError: the file system refuses it; names `path`, which is as it was before.
+    `durable` waits until the disk has them.
     """
     data = lines.encode()
     before = path.stat().st_size if path.is_file() else 0
     try:
         with path.open("ab", buffering=0) as file:
-            # A disk that fills up takes a part and fails at the next call.
+            # A disk that becomes full accepts a part and fails at the next call.
             while data:
                 data = data[file.write(data) :]
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
     except OSError as error:
         if path.is_file():
             os.truncate(path, before)
@@ -145,37 +163,108 @@ def append(path: Path, lines: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def read_table(path: Path, required: Collection[str] = ()) -> list[dict[str, str]]:
-    """Returns the rows of a CSV table as text; [] if there is no file or no line.
-
-    A last line without its end was being written when the run was stopped and is left out.
+def read_table(
+    path: Path, required: Collection[str] = (), *, appended: bool = True
+) -> list[dict[str, str]]:
+    """Returns the rows of a CSV table as text; [] if there is no file, or no line is appended yet.
 
     Args:
       path: of the table.
       required: columns that it must have.
+      appended: whether rows are appended to it one by one; a last line without its end was then
+        not written completely and is skipped.
 
     Raises:
-      InputError: it is over 2 GiB, is not UTF-8, lacks columns, or a line has too few or too many
-        values; names the line.
+      InputError: it is over 512 MiB, is not UTF-8, lacks columns, or a line has another number of
+        values (names it).
     """
     if not path.is_file():
         return []
     if path.stat().st_size > MAX_TABLE_BYTES:
-        raise InputError(f"'{path}' is over {MAX_TABLE_BYTES // 2**30} GiB")
+        raise InputError(f"'{path}' is over {MAX_TABLE_BYTES >> 20} MiB")
     try:
-        text = _whole_lines(path).decode()
+        text = (_whole_lines(path) if appended else path.read_bytes()).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 text ({error})") from error
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    if not lines:
+    try:
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
+    except csv.Error as error:
+        raise InputError(f"'{path}' is not a CSV table: {error}") from error
+    if appended and not header:
         return []
-    header, *rows = lines
     if missing := [name for name in required if name not in header]:
         raise InputError(f"'{path}' lacks the columns {', '.join(missing)}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"'{path}', line {number}: {len(row)} values, not {len(header)}")
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def read_json(file: Path, remedy: str = "") -> dict[str, Any]:
+    """Reads an object from a JSON file; {} if there is no file.
+
+    Raises:
+      InputError: the file is no regular one, too large, no JSON (Infinity and NaN are none), nested
+        too deeply, or has no object. `remedy` ends the message.
+    """
+    if not file.exists():
+        return {}
+    try:
+        if not file.is_file() or file.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"not a file of at most {MAX_JSON_BYTES >> 20} MiB")
+        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        end = f"; {remedy}" if remedy else ""
+        raise InputError(f"'{file}' is damaged ({str(error).splitlines()[0]}){end}") from error
+    return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a JSON Lines file, without a torn last line; [] if there is no file."""
+    return [json.loads(line) for line in _whole_lines(path).splitlines()] if path.is_file() else []
+
+
+def read_cells(data: bytes, name: str, *, errors: str = "strict") -> Iterator[list[str]]:
+    """Yields the rows of a CSV that others wrote; the separator may be a comma, ; or a tab.
+
+    Args:
+      data: its bytes, in UTF-8 or, as Excel's "Unicode text", in UTF-16.
+      name: of the file, for errors.
+      errors: what becomes of other bytes, as in `bytes.decode`.
+
+    Raises:
+      InputError: it is not a CSV in UTF-8, or has over two million rows.
+    """
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if data[:2].count(0) == 1:  # without its mark
+        encoding = "utf-16-be" if data[0] == 0 else "utf-16-le"
+    head = data[:20_000].decode(encoding, "ignore").splitlines()
+    separator = max(
+        ",;\t", key=next((line for line in head if re.search("[,;\t]", line)), "").count
+    )
+    text = io.TextIOWrapper(io.BytesIO(data), encoding, errors, newline="")
+    try:
+        for number, row in enumerate(csv.reader(text, delimiter=separator)):
+            if number == MAX_ROWS:
+                raise InputError(f"'{name}' has over {MAX_ROWS:,} rows")
+            yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        remedy = "save it as 'CSV UTF-8', and mind that every quote is closed"
+        raise InputError(f"'{name}' is not a CSV in UTF-8; {remedy}") from error
+
+
+def read_rows(data: bytes, name: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Returns the header of a CSV that others wrote and its rows; absent cells are empty."""
+    lines = read_cells(data, name)
+    header = next(lines, [])
+    filled = (line + [""] * len(header) for line in lines if line)
+    return header, [dict(zip(header, line, strict=False)) for line in filled]
 
 
 def drop_torn_line(path: Path) -> None:
@@ -212,16 +301,16 @@ def find_corruption(folder: Path) -> str:
         expected = {name: digest for digest, _, name in lines if name}
         found = _checksums(folder)
     except FileNotFoundError:
-        return f"it has no {CHECKSUMS_FILE}, so it was not finished or has lost it"
+        return f"it has no {CHECKSUMS_FILE}: it was not finished, or the file is lost"
     except (OSError, UnicodeDecodeError) as error:
         return f"it cannot be read ({error})"
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
         if name not in expected:
-            return f"{CHECKSUMS_FILE} does not name {name}"
+            return f"{name} is not in {CHECKSUMS_FILE}"
         if expected[name] != found[name]:
-            return f"{name} is not as it was written"
+            return f"{name} has changed"
     return ""
 
 
@@ -245,14 +334,17 @@ def differences(
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Makes a folder and keeps other processes from taking the same lock until the block ends.
+    """Creates a folder and locks it against other processes until the block ends.
 
-    The operating system holds the lock and drops it when the process ends, however that happens.
-    A folder that was made and got no file is removed again.
+    The operating system releases the lock when the process ends, even if it is killed. Temporary
+    files of such processes are removed, and a folder that was created and got no file.
 
     Raises:
-      InputError: another process holds it (names the process), or locks are not supported there.
+      InputError: the folder is a file, another process has the lock (names it), or locks are not
+        supported there.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file; name a folder")
     file = folder / LOCK_FILE
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -275,6 +367,7 @@ def lock(folder: Path) -> Iterator[None]:
             if error.errno not in USER_FIXABLE_ERRNOS:
                 raise
             raise InputError(f"'{file}' cannot be written: {error.strerror}") from error
+        remove_unfinished([*folder.glob(".*.tmp*"), *folder.glob("*/.*.tmp*")])
         try:
             yield
         finally:
@@ -285,22 +378,16 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def redact_secrets(text: str) -> str:
-    """Returns a text that may be written to a workdir, which people share: secrets are "***"."""
+    """Replaces secrets by "***", for files in a workdir, which people share."""
     for pattern, replacement in SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def check_links(workdir: Path) -> None:
-    """Refuses a workdir with a link out of it, through which a run would write elsewhere.
-
-    Raises:
-      InputError: names the link.
-    """
+    """Refuses a workdir with a link out of it (InputError), which a run would write through."""
     inside = workdir.resolve()
     for folder, folders, files in os.walk(workdir):
         for path in (Path(folder, name) for name in (*folders, *files)):
             if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise InputError(
-                    f"'{path}' is a link out of the workdir; replace it by what it names"
-                )
+                raise InputError(f"'{path}' is a link out of the workdir; replace it by its target")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the embedded data: build, train, evaluate, report. Prints where report.html is.
+# Runs the whole path on rendered faces: build, train, evaluate, report. Prints the path of report.html.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What a generator that was trained on one's own faces is worth: trains it on FER2013's training
-# part (64 px on a GPU, configs/stylegan_small.py without), asks a classifier of real faces what it
-# sees in the generated ones, and what they add to real ones of another collection.
+# Trains a generator on FER2013's training part (64 px on a GPU, else configs/stylegan_small.py),
+# evaluates a classifier of real faces on the generated ones, and measures what they add to another
+# dataset of real faces.
 #
 #   bash launch/generator.sh FACES OUT
 #
-# FACES holds fer2013.zip, lfw_gray.zip and ck48.zip. OUT receives data and runs; after
-# launch/recipe.sh in the same OUT, its classifier is the judge. The same command again goes on.
+# FACES has fer2013.zip, lfw_gray.zip and ck48.zip. OUT receives data and runs; if launch/recipe.sh
+# ran in the same OUT, its classifier is used. Rerun the same command to resume.
 set -euo pipefail
 if [ $# -ne 2 ] || [ ! -f "$1/fer2013.zip" ]; then
-  echo "usage: bash launch/generator.sh FACES OUT, where FACES holds fer2013.zip and the other sets" >&2
+  echo "usage: bash launch/generator.sh FACES OUT, where FACES has fer2013.zip and the other datasets" >&2
   exit 2
 fi
 faces=$(cd "$1" && pwd)
@@ -23,7 +23,7 @@ fer_jax build face_folder/given --name=fer2013 --source="$faces/fer2013.zip"
 fer_jax build face_folder/grouped --name=lfw_gray --source="$faces/lfw_gray.zip"
 fer_jax build face_folder/grouped --name=ck48 --source="$faces/ck48.zip" --namespace=ck
 
-# An audit that finds leaks, as this one does, ends with 1; anything else is a failure.
+# Exit code 1 means that the audit found leakage, which is expected; other codes are failures.
 status=0
 fer_jax audit --config=configs/fer2013.py --workdir="$out/fer2013_audit" \
   --write_exclusions="$out/fer2013_exclusions.csv" || status=$?
@@ -44,11 +44,11 @@ fer_jax synthesize --network="$out/generator/generator" --out="$out/generated" -
   --detector=none --min_size=32
 fer_jax build synthetic/grouped --name=generated --source="$out/generated" --detector=none
 
-judge=$out/fer2013.seed_0
-fer_jax train --config="$recipe" --workdir="$judge" \
+classifier=$out/fer2013.seed_0
+fer_jax train --config="$recipe" --workdir="$classifier" \
   --config.exclusions="$out/fer2013_exclusions.csv"
-fer_jax evaluate --workdir="$judge" --data=generated/grouped --split=all
-fer_jax report --workdir="$judge"
+fer_jax evaluate --workdir="$classifier" --data=generated/grouped --split=all
+fer_jax report --workdir="$classifier"
 
 study=(--config=configs/study_synthetic_ratio.py:lfw_gray/grouped,generated/grouped,ck48/grouped
   --workdir="$out/study_ratio")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the GPU tests and all benchmarks on a machine with a GPU, in under 11 minutes after the
-# installation. Writes runs/gpu_check/gpu_check.json and gpu_check.md. --dry_run uses small sizes
-# and needs no GPU (the GPU tests are skipped then): it shows that the command works.
+# Runs the GPU tests and the benchmarks on a machine with a GPU, in under 11 minutes after the
+# installation. Writes runs/gpu_check/gpu_check.md, and a folder with the JSON of each benchmark.
+# --dry_run uses small sizes, needs no GPU and skips the GPU tests: it shows that the command works.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 
@@ -42,7 +42,7 @@ part() {
   shift 2
   echo "== $name (at most $seconds s)"
   mkdir -p "$folder/$name"
-  timeout --kill-after=10 "$seconds" "$@" || status=$?
+  timeout --kill-after=10 "$seconds" "$@" | tee "$folder/$name/output.md" || status=$?
   case $status in
     0) echo "$name: $((SECONDS - started)) s" ;;
     124 | 137) echo "$name: STOPPED after $seconds s" ;;
@@ -54,9 +54,11 @@ benchmark() {
   local name=$1 seconds=$2 which=$3
   shift 3
   part "$name" "$seconds" "$PYTHON" -m fer_jax benchmark "$which" --workdir="$folder/$name" "$@"
+  benchmarks+=("$name")
 }
 
 failed=
+benchmarks=()
 if [ -n "$small" ]; then
   tiny=(--width=0.03 --image_size=71 --repeats=1)
   part tests 300 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider
@@ -82,6 +84,12 @@ else
   benchmark input 30 input --images=4096
   benchmark scaling 30 scaling --batch=128 --dtype=bfloat16 --steps=10
 fi
-"$PYTHON" -m fer_jax.benchmark.collected "$folder" gpu_check
+{
+  sed 's/^/- /' "$folder/notes.txt"
+  for name in "${benchmarks[@]}"; do
+    printf '\n## %s\n\n' "$name"
+    cat "$folder/$name/output.md"
+  done
+} > "$folder/gpu_check.md"
 cat "$folder/gpu_check.md"
 [ -z "$failed" ] || exit 1

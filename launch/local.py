@@ -1,11 +1,11 @@
-"""Several processes on this host that train or evaluate as one.
+"""Starts several processes on this host that train or evaluate together.
 
     python launch/local.py --processes=2 train --config=configs/demo.py --workdir=runs/demo
 
-What follows the count is a verb of `fer-jax` with its words. The processes find each other at a
-free port of 127.0.0.1. One that dies ends all of them, within 30 seconds; SIGTERM and Ctrl-C are
-passed on, and the exit code is that of the first that failed: 75 where all were preempted. GPUs,
-where there are any, are dealt out evenly.
+After the number of processes comes a verb of `fer-jax` with its options. The processes connect at a
+free port of 127.0.0.1, and GPUs are divided evenly. If a process fails, all end within 30 seconds.
+SIGTERM and Ctrl-C are passed on. The exit code is that of the first failure: 75 if all were
+preempted.
 """
 
 import argparse
@@ -20,22 +20,22 @@ import time
 from collections.abc import Mapping, Sequence
 
 PREEMPTED = 75
-POLL_S = 0.1
 ABORTED = 128 + signal.SIGABRT
-# How long the others have when the first has ended: after a preemption, and after a failure.
-MAY_SAVE_S, MAY_SPEAK_S = 25.0, 5.0
+POLL_S = 0.1
+# Seconds that the others have to end after a preemption, and after a failure.
+SAVING_S, MESSAGES_S = 25.0, 5.0
 SET_PARENT_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens at."""
+    """Returns a port of 127.0.0.1 that is not in use."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return found.getsockname()[1]
 
 
-def gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Returns the GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     if "CUDA_VISIBLE_DEVICES" in environment:
@@ -48,74 +48,69 @@ def gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def environments(
-    processes: int, port: int, environment: Mapping[str, str], devices: Sequence[str]
+    processes: int, port: int, environment: Mapping[str, str], gpus: Sequence[str]
 ) -> list[dict[str, str]]:
-    """What each process is told.
-
-    Args:
-      processes: how many.
-      port: of the first.
-      environment: what all of them get.
-      devices: from `gpus`.
-    """
-    each = len(devices) // processes
-    told = []
+    """Returns the environment of each process; `port` is the first one's."""
+    each = len(gpus) // processes
+    result = []
     for process in range(processes):
         own = dict(environment) | {
             "FER_JAX_COORDINATOR": f"127.0.0.1:{port}",
             "FER_JAX_PROCESSES": str(processes),
             "FER_JAX_PROCESS": str(process),
         }
-        if devices:
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[process * each : (process + 1) * each])
-        told.append(own)
-    return told
+        if gpus:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[process * each : (process + 1) * each])
+        result.append(own)
+    return result
 
 
 def exit_code(process: subprocess.Popen[bytes]) -> int:
-    """As a shell counts it: 128 and the signal where one ended it."""
+    """Returns the exit code as a shell counts it: 128 plus the signal if one ended the process."""
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def of_all(codes: Sequence[int]) -> int:
-    """The exit code of several processes: what failed first of all, not what followed from it."""
-    # Who was asked to leave did not fail, and JAX aborts whom it cuts off from the others.
+def first_failure(codes: Sequence[int]) -> int:
+    """Returns the exit code of the failure that caused the others; 0 if all succeeded."""
+    # A preempted process did not fail, and JAX aborts the others if one is lost.
     return min(codes, key=lambda code: (code == 0, code == PREEMPTED, code == ABORTED))
 
 
 def wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all, and ends all when one fails. Returns their exit code."""
+    """Waits for all, and ends all if one fails; returns their exit code."""
     first, deadline = 0, float("inf")
     while any(process.poll() is None for process in processes):
         if not first:
-            first = of_all([exit_code(one) for one in processes if one.poll() is not None] or [0])
+            ended = [exit_code(process) for process in processes if process.poll() is not None]
+            first = first_failure(ended or [0])
             if first:
-                grace = MAY_SAVE_S if first == PREEMPTED else MAY_SPEAK_S
-                deadline = time.monotonic() + grace
+                deadline = time.monotonic() + (SAVING_S if first == PREEMPTED else MESSAGES_S)
         elif time.monotonic() > deadline:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
         time.sleep(POLL_S)
     if first in (0, PREEMPTED, ABORTED):
-        first = of_all([exit_code(process) for process in processes])
+        first = first_failure([exit_code(process) for process in processes])
     return first
 
 
 def main(argv: Sequence[str]) -> int:
-    """Starts them, passes signals on, waits. Returns the exit code."""
+    """Starts the processes, passes signals on and waits; returns the exit code."""
     parser = argparse.ArgumentParser(prog="local.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, required=True, metavar="N")
-    parser.add_argument("words", nargs=argparse.REMAINDER, help="train or evaluate, and its words")
+    parser.add_argument(
+        "verb", nargs=argparse.REMAINDER, help="train or evaluate, with its options"
+    )
     arguments = parser.parse_args(argv)
-    if arguments.processes < 1 or not arguments.words:
+    if arguments.processes < 1 or not arguments.verb:
         parser.error("name at least one process, and a verb")
-    devices = gpus(os.environ)
-    if len(devices) % arguments.processes:
-        parser.error(f"{len(devices)} GPUs cannot be dealt out to {arguments.processes} processes")
+    gpus = visible_gpus(os.environ)
+    if len(gpus) % arguments.processes:
+        parser.error(f"{len(gpus)} GPUs cannot be divided among {arguments.processes} processes")
     libc = ctypes.CDLL(None)
 
-    def ends_with_us() -> None:
+    def end_with_parent() -> None:
         libc.prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
     started: list[subprocess.Popen[bytes]] = []
@@ -127,16 +122,16 @@ def main(argv: Sequence[str]) -> int:
         interrupts += number == signal.SIGINT
         for process in started:
             if process.poll() is None:
-                # A second Ctrl-C leaves at once; a scheduler may say the same twice.
+                # A second Ctrl-C ends at once; a scheduler may send the same signal twice.
                 process.kill() if interrupts > 1 else process.terminate()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, pass_on)
-    command = [sys.executable, "-m", "fer_jax", *arguments.words]
-    for own in environments(arguments.processes, free_port(), os.environ, devices):
-        # In sessions of their own: Ctrl-C reaches them through us, once.
+    command = [sys.executable, "-m", "fer_jax", *arguments.verb]
+    for own in environments(arguments.processes, free_port(), os.environ, gpus):
+        # In sessions of their own, so that Ctrl-C reaches them once, through this process.
         started.append(
-            subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=ends_with_us)
+            subprocess.Popen(command, env=own, start_new_session=True, preexec_fn=end_with_parent)
         )
     return wait(started)
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The recipe of configs/fer2013.py in full, for a machine with a GPU: three seeds, the six sets that
-# it has never seen, the mixture of all sources, and what each ingredient and each source is worth.
+# The complete recipe of configs/fer2013.py, for a machine with a GPU: three seeds, evaluated on six
+# unseen datasets, then the studies of what each ingredient and each dataset adds.
 #
 #   bash launch/recipe.sh FACES OUT
 #
-# FACES holds fer2013.zip, ck48.zip, lfw_gray.zip, jaffe.zip, yale.zip, web96.zip and synth_sd.zip;
-# OUT receives data, runs and studies. The same command again goes on where it stopped.
+# FACES has fer2013.zip, ck48.zip, lfw_gray.zip, jaffe.zip, yale.zip, web96.zip and synth_sd.zip;
+# OUT receives data, runs and studies. Rerun the same command to resume.
 set -euo pipefail
 if [ $# -ne 2 ] || [ ! -f "$1/fer2013.zip" ]; then
-  echo "usage: bash launch/recipe.sh FACES OUT, where FACES holds fer2013.zip and the other sets" >&2
+  echo "usage: bash launch/recipe.sh FACES OUT, where FACES has fer2013.zip and the other datasets" >&2
   exit 2
 fi
 faces=$(cd "$1" && pwd)
@@ -27,7 +27,7 @@ build folds yale --detector=yunet
 build grouped web96 --detector=yunet
 build grouped synth_sd --detector=yunet --label_source=prompt
 
-# An audit that finds leaks, as this one does, ends with 1; anything else is a failure.
+# Exit code 1 means that the audit found leakage, which is expected; other codes are failures.
 status=0
 fer_jax audit --config=configs/fer2013.py --workdir="$out/fer2013_audit" \
   --write_exclusions="$out/fer2013_exclusions.csv" || status=$?
@@ -36,7 +36,7 @@ for seed in 0 1 2; do
   run=$out/fer2013.seed_$seed
   fer_jax train --config=configs/fer2013.py:gpu --workdir="$run" --config.seed=$seed \
     --config.exclusions="$out/fer2013_exclusions.csv"
-  # Opened once: what has its predictions is not opened again.
+  # A dataset with predictions is not evaluated again.
   for set in ck48/grouped jaffe/folds lfw_gray/grouped yale/folds web96/grouped synth_sd/grouped; do
     [ -f "$run/predictions/${set/\//-}.all.csv" ] ||
       fer_jax evaluate --workdir="$run" --data="$set" --split=all

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format, types, tests. Everything it needs is made on the first run.
+# Runs lint, format check, type check and tests; the first run installs what they need.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 

@@ -1,20 +1,32 @@
 """Eight virtual devices and a shared compilation cache, before JAX is imported."""
 
+import importlib.metadata
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-# A shell's background jobs ignore Ctrl-C, and what they start does, too: then the tests of it fail.
+# A shell's background jobs ignore Ctrl-C, those of nohup SIGHUP, and so does what they start: then
+# the tests of these fail.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Imported by a test itself, OpenVINO would report it, by a fork beside JAX's threads.
 sys.modules.setdefault("openvino_telemetry", cast(Any, None))
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Compiling is most of the time of the tests. It takes half without most of the optimizations, and
+# half of that with the older of two ways to emit code, where XLA still has it. Set to 0, the
+# tests run what users run.
+QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") not in ("0", "false")
+OLDER = QUICK and importlib.metadata.version("jaxlib").startswith("0.10.")
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        *["--xla_cpu_use_fusion_emitters=false"] * OLDER,
+    ]
 )
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault(
@@ -26,10 +38,29 @@ import fer_jax  # noqa: E402, F401  (as below; it sets what OpenCV may open, bef
 
 # isort: split
 import cv2  # noqa: E402  (the environment above must be set before anything imports JAX)
+import jax  # noqa: E402  (as above)
 import numpy as np  # noqa: E402  (as above)
 import pytest  # noqa: E402  (as above)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings_stay() -> Iterator[None]:
+    """Settings of JAX that a file changed would change how the files after it round."""
+    before = dict(jax.config.values)
+    yield
+    assert {name: jax.config.values[name] for name in before} == before
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compiles what a test compiles as users have it."""
+    setting = "jax_disable_most_optimizations"
+    before = jax.config.read(setting)
+    jax.config.update(setting, False)
+    yield
+    jax.config.update(setting, before)
 
 
 @pytest.fixture(scope="session")

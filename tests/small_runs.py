@@ -17,13 +17,14 @@ from safetensors.numpy import save_file
 
 from fer_jax import checkpoints, schema
 from fer_jax.config import default_config, to_json
-from fer_jax.data import build
+from fer_jax.data import build, synthetic
 from fer_jax.data.builder import Inputs, RecordBuilder
 from fer_jax.evaluation import predictions
 from fer_jax.inference.network import model_arguments
 from fer_jax.media.extraction import Found
 from fer_jax.media.images import encode_jpeg
 from fer_jax.models import stylegan2, xception
+from fer_jax.storage import append_table
 from fer_jax.synthesis.generator import Generator
 from fer_jax.weights.nvidia import Network, to_trees
 
@@ -137,6 +138,9 @@ def write_rows(
         def list_inputs(self) -> Inputs:
             return Inputs(rows, [], {})
 
+        def _check_parts(self, inputs: Inputs) -> None:
+            """A test may need one part only."""
+
         def _split_generators(self, dl_manager: Any) -> Any:
             return self.splits_of_inputs()
 
@@ -144,7 +148,7 @@ def write_rows(
             return self.examples(rows, find_faces)
 
     Rows.name = name
-    return build.write(Rows, config, data_dir)
+    return build.build_config(Rows, config, data_dir)
 
 
 def write_dataset(
@@ -177,9 +181,31 @@ def write_dataset(
     return write_rows(data_dir, name, planned, read)
 
 
-def write_predictions(workdir: Path, cross: str) -> None:
+def write_faces(
+    out: Path, rows: list[dict[str, Any]], task: str = "emotion", **settings: Any
+) -> Path:
+    """A folder as `synthesize` leaves it: fear of one seed each, unless a row says otherwise."""
+    out.mkdir(parents=True)
+    about = {"request": {"task": task}, "made_by": {"network": "0123456789abcdef" * 4}} | settings
+    (out / "synthesis.json").write_text(json.dumps(about))
+    complete = []
+    for number, row in enumerate(rows):
+        row = {"seed": number, "psi": 0.7, "label": "fear", "label_source": "class"} | row
+        row.setdefault("file", f"images/{row['label']}/seed{row['seed']:010}_{number}.png")
+        complete.append(row)
+        path = out / row["file"]
+        if ".." not in row["file"]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), picture(number)[..., ::-1])
+    append_table(out / "records.csv", synthetic.record_columns(task), complete)
+    return out
+
+
+def write_predictions(workdir: Path, cross: str, origin: dict[str, Any] | None = None) -> None:
     """Drawn predictions of a run on demo/controlled; the set `cross` lacks a class."""
     workdir.joinpath("predictions").mkdir()
+    labels = "".join(f"demo/controlled,x,{name},20\n" for name in schema.EMOTIONS)
+    workdir.joinpath("training_labels.csv").write_text("source,content,label,images\n" + labels)
     parts = [("demo/controlled", "test", 140, 7), (cross, "test", 90, 6)]
     parts += [("demo/controlled", "validation", 70, 7)]
     for seed, (dataset, split, n, classes) in enumerate(parts):
@@ -189,6 +215,7 @@ def write_predictions(workdir: Path, cross: str) -> None:
         text = {name: np.full(n, "x") for name in predictions.TEXT}
         table = text | {
             "dataset": np.full(n, dataset),
+            "source": np.full(n, dataset),
             "split": np.full(n, split),
             "record_id": np.asarray([f"{dataset}/{split}/{i}" for i in range(n)]),
             "subject_id": np.asarray([f"{dataset}/{split}/s{i % 9}" for i in range(n)]),
@@ -200,10 +227,14 @@ def write_predictions(workdir: Path, cross: str) -> None:
             "probabilities": chances / chances.sum(axis=1, keepdims=True),
         }
         predictions.write(
-            workdir / "predictions" / predictions.file_name(dataset, split), table, schema.EMOTIONS
+            workdir / "predictions" / predictions.file_name(dataset, split),
+            table,
+            schema.EMOTIONS,
+            origin,
         )
         if split == "test":
             table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
             for variant in ("adapted", "label_shift"):
                 name = predictions.file_name(dataset, split, variant)
-                predictions.write(workdir / "predictions" / name, table, schema.EMOTIONS)
+                file = workdir / "predictions" / name
+                predictions.write(file, table, schema.EMOTIONS, origin)

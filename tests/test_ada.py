@@ -80,7 +80,7 @@ def test_it_is_the_published_augmentation(outputs: dict[str, np.ndarray]):
 def test_an_image_that_nothing_happens_to_stays():
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1)
     np.testing.assert_allclose(augment(images, draws(2)), images, atol=1e-6)
-    never = ada.draw(jax.random.key(1), 2, 0.0)
+    never = ada.sample(jax.random.key(1), 2, 0.0)
     np.testing.assert_allclose(augment(images, never), images, atol=1e-6)
 
 
@@ -110,10 +110,10 @@ def test_each_operation_does_what_its_name_says():
 
 def test_operations_happen_as_often_as_asked():
     n, p = 20_000, 0.3
-    drawn = ada.draw(jax.random.key(0), n, p)
+    sampled = ada.sample(jax.random.key(0), n, p)
 
     def share(*names: str) -> float:
-        rest = [np.asarray(drawn[name]).reshape(n, -1) != NOTHING[name] for name in names]
+        rest = [np.asarray(sampled[name]).reshape(n, -1) != NOTHING[name] for name in names]
         return float(np.concatenate(rest, axis=1).any(axis=1).mean())
 
     # Half of the mirrorings and a quarter of the quarter turns are by nothing.
@@ -123,27 +123,27 @@ def test_operations_happen_as_often_as_asked():
     for name, probability in expected.items():
         assert share(name) == pytest.approx(probability, abs=0.015), name
     assert share("turn_before", "turn_after") == pytest.approx(p, abs=0.015)
-    logs = np.log2(np.asarray(drawn["contrast"]))
+    logs = np.log2(np.asarray(sampled["contrast"]))
     assert logs[logs != 0].std() == pytest.approx(ada.CONTRAST, rel=0.05)
-    assert np.abs(drawn["whole_shift"]).max() <= ada.MAX_SHIFT
+    assert np.abs(sampled["whole_shift"]).max() <= ada.MAX_SHIFT
 
 
 def test_the_generator_learns_through_it():
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1)
-    drawn = draws(2, **at_percentile("bgc", 0.6))
+    sampled = draws(2, **at_percentile("bgc", 0.6))
     direction = jax.random.normal(jax.random.key(1), images.shape)
     weights = jax.random.normal(jax.random.key(2), images.shape)
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(ada.augment(x, drawn) * weights)))(images)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(ada.augment(x, sampled) * weights)))(images)
     # It is linear in the image but for a shift of all values.
-    there = jnp.sum((ada.augment(images + direction, drawn) - augment(images, drawn)) * weights)
+    there = jnp.sum((ada.augment(images + direction, sampled) - augment(images, sampled)) * weights)
     assert float(jnp.sum(gradient * direction)) == pytest.approx(float(there), rel=1e-3)
 
 
 def test_the_probability_follows_how_well_the_images_are_known():
     p = jnp.float32(0.2)
-    assert float(ada.adjusted(p, jnp.float32(0.9), 5_000)) == pytest.approx(0.21)
-    assert float(ada.adjusted(p, jnp.float32(0.3), 5_000)) == pytest.approx(0.19)
-    assert float(ada.adjusted(jnp.float32(0.001), jnp.float32(0.0), 5_000)) == 0.0
-    assert float(ada.adjusted(jnp.float32(0.999), jnp.float32(1.0), 5_000)) == 1.0
-    faster = ada.adjusted(p, jnp.float32(0.9), 5_000, full_speed=50_000)
+    assert float(ada.adjust(p, jnp.float32(0.9), 5_000)) == pytest.approx(0.21)
+    assert float(ada.adjust(p, jnp.float32(0.3), 5_000)) == pytest.approx(0.19)
+    assert float(ada.adjust(jnp.float32(0.001), jnp.float32(0.0), 5_000)) == 0.0
+    assert float(ada.adjust(jnp.float32(0.999), jnp.float32(1.0), 5_000)) == 1.0
+    faster = ada.adjust(p, jnp.float32(0.9), 5_000, full_speed=50_000)
     assert float(faster) == pytest.approx(0.3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fer_jax.models import stylegan2
-from fer_jax.training import adversarial
+from fer_jax.training import gan_step
 from fer_jax.weights import nvidia
 from fer_jax.weights.nvidia import to_our_layout, to_trees
 
@@ -70,7 +70,7 @@ def assert_near(found: Any, expected: np.ndarray, what: str) -> None:
 
 def test_r1_is_the_published_one(golden: Golden):
     real = golden.images("real")
-    found = compiled(lambda x: adversarial.r1_penalties(golden.critic, x))(real)
+    found = compiled(lambda x: gan_step.r1_penalties(golden.critic, x))(real)
     assert_near(found, golden.outputs["r1_penalty"], "r1")
     gradients = compiled(jax.grad(lambda x: golden.critic(x).sum()))(real)
     assert_near(gradients, golden.images("r1_grads"), "r1_grads")
@@ -78,7 +78,7 @@ def test_r1_is_the_published_one(golden: Golden):
 
 def test_path_lengths_are_the_published_ones(golden: Golden):
     found = compiled(
-        lambda ws, noise: adversarial.path_lengths(
+        lambda ws, noise: gan_step.path_lengths(
             lambda w: golden.synthesize(golden.params["synthesis"], w), ws, noise
         )
     )(golden.outputs["pl_ws"], golden.images("pl_noise"))
@@ -95,7 +95,7 @@ def test_the_generators_loss_and_gradients_are_the_published_ones(golden: Golden
     def loss(params: Any) -> jax.Array:
         w = double.w(params)
         ws = stylegan2.truncate(w, w, double.config.num_ws, 1.0)
-        return adversarial.generator_loss(double.critic(double.synthesize(params["synthesis"], ws)))
+        return gan_step.generator_loss(double.critic(double.synthesize(params["synthesis"], ws)))
 
     with jax.enable_x64(True):
         found, gradients = compiled(jax.value_and_grad(loss))(double.params)
@@ -120,9 +120,9 @@ def test_both_losses_are_their_formulas():
         return 1 / (1 + np.exp(-x))
 
     expected = -np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(made)).mean()
-    found = adversarial.discriminator_loss(jnp.asarray(real), jnp.asarray(made))
+    found = gan_step.discriminator_loss(jnp.asarray(real), jnp.asarray(made))
     assert float(found) == pytest.approx(expected, rel=1e-6)
-    found = adversarial.generator_loss(jnp.asarray(made))
+    found = gan_step.generator_loss(jnp.asarray(made))
     assert float(found) == pytest.approx(-np.log(sigmoid(made)).mean(), rel=1e-6)
 
 
@@ -130,14 +130,14 @@ def test_telling_classes_apart_is_cross_entropy():
     logits = np.array([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]])
     shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = -np.log([shares[0, 1], shares[1, 0]]).mean()
-    found = adversarial.classification_loss(jnp.asarray(logits), jnp.eye(3)[jnp.array([1, 0])])
+    found = gan_step.classification_loss(jnp.asarray(logits), jnp.eye(3)[jnp.array([1, 0])])
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 def test_nothing_is_learned_through_the_mean_path_length():
     lengths, mean = jnp.array([1.0, 3.0]), jnp.float32(10.0)
-    penalty, moved = adversarial.path_penalty(lengths, mean)
+    penalty, moved = gan_step.path_penalty(lengths, mean)
     assert float(moved) == pytest.approx(10 + 0.01 * (2 - 10))
     assert float(penalty) == pytest.approx(np.mean((np.array([1, 3]) - 9.92) ** 2))
-    gradient = jax.grad(lambda x: adversarial.path_penalty(x, mean)[0])(lengths)
+    gradient = jax.grad(lambda x: gan_step.path_penalty(x, mean)[0])(lengths)
     np.testing.assert_allclose(gradient, np.array([1, 3]) - 9.92, rtol=1e-5)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fer_jax import results
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
-from fer_jax.evaluation import baselines, metrics, predictions, results, scoring
+from fer_jax.evaluation import baselines, metrics, predictions, run_scores, scoring
 from fer_jax.schema import INTERESTS
 
 # Interest by content, as in the published laboratory videos: 55, 65 and 83 in 100.
@@ -44,7 +45,7 @@ def test_counts_come_back(counts: baselines.LabelCounts):
 
 
 def ask(counts: baselines.LabelCounts, source: str, content: str) -> np.ndarray:
-    return baselines.no_pixels(counts, np.asarray([source]), np.asarray([content]))[0]
+    return baselines.pixel_free(counts, np.asarray([source]), np.asarray([content]))[0]
 
 
 def test_content_alone_predicts_interest(counts: baselines.LabelCounts):
@@ -59,7 +60,7 @@ def test_content_alone_predicts_interest(counts: baselines.LabelCounts):
 
 def test_what_training_never_had_keeps_a_chance():
     only = {("lab", "a"): np.asarray([10.0, 0.0, 0.0])}
-    asked = baselines.no_pixels(only, np.asarray(["lab", "x"]), np.asarray(["a", "a"]))
+    asked = baselines.pixel_free(only, np.asarray(["lab", "x"]), np.asarray(["a", "a"]))
     np.testing.assert_allclose(asked.sum(axis=1), 1)
     assert (asked > 0).all()
     assert asked[0, 0] > 0.95
@@ -111,8 +112,8 @@ def table(n: int, pixels: bool) -> dict[str, np.ndarray]:
 
 
 def test_what_pixels_add_is_shown(counts: baselines.LabelCounts):
-    with_pixels = scoring.score_table(table(800, True), 2, counts=counts)["no_pixels"]
-    without = scoring.score_table(table(800, False), 2, counts=counts)["no_pixels"]
+    with_pixels = scoring.score_table(table(800, True), 2, counts=counts)[0]["pixel_free"]
+    without = scoring.score_table(table(800, False), 2, counts=counts)[0]["pixel_free"]
     assert with_pixels["roc_auc"] == pytest.approx(without["roc_auc"])
     assert with_pixels["roc_auc"] > 0.6  # chance would be 0.5: content alone is worth that
     gain = with_pixels["gain"]["roc_auc"]
@@ -125,8 +126,8 @@ def test_what_pixels_add_is_shown(counts: baselines.LabelCounts):
 
 def test_runs_without_counts_say_so(tmp_path: Path):
     assert baselines.read(tmp_path, INTERESTS) is None
-    scored = scoring.score_table(table(100, True), 2)
-    assert scored["no_pixels"] is None
+    scored, _ = scoring.score_table(table(100, True), 2)
+    assert scored["pixel_free"] is None
 
 
 @pytest.mark.parametrize(
@@ -134,14 +135,27 @@ def test_runs_without_counts_say_so(tmp_path: Path):
     [
         ("lab,a,anger,3", "line 2: not a source"),
         ("lab,a,interested,many", "line 2: not a source"),
-        ("lab,a", "line 2: not a source"),
-        ("", "holds no labels"),
+        ("lab,a", "line 2: 2 values, not 4"),
+        ("", "has no labels"),
     ],
 )
 def test_counts_that_make_no_sense_are_refused(tmp_path: Path, row: str, says: str):
     (tmp_path / baselines.FILE).write_text(",".join(baselines.COLUMNS) + "\n" + row)
     with pytest.raises(InputError, match=says):
         baselines.read(tmp_path, INTERESTS)
+
+
+def test_annotators_agree_with_the_label_in_a_share_of_their_votes():
+    def voted(votes: list[list[float]], labels: list[int], seed: int = -1) -> Any:
+        columns = {"emotion_probabilities": np.asarray(votes, np.float32)}
+        columns |= {"emotion": np.asarray(labels), "seed": np.full(len(labels), seed)}
+        return SimpleNamespace(columns=columns, labels=lambda task: columns[task])
+
+    votes = [[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [0.0, 1.0, 0.0], [0.4, 0.3, 0.3]]
+    found = baselines.annotators(voted(votes, [0, 0, 1, -1]), "emotion")
+    assert found == pytest.approx({"n": 3, "accuracy": 0.8, "balanced_accuracy": 0.85})
+    assert baselines.annotators(voted(votes, [0, 0, 1, -1], seed=5), "emotion") is None
+    assert baselines.annotators(voted(np.eye(3).tolist(), [0, 1, 2]), "emotion") is None
 
 
 def test_results_hold_them(tmp_path: Path):
@@ -155,15 +169,15 @@ def test_results_hold_them(tmp_path: Path):
     rows |= {"frame_index": np.zeros(200, int), "dataset": np.full(200, "web")}
     rows |= {"split": np.full(200, "test")}
     predictions.write(tmp_path / "predictions" / "web.test.csv", rows, INTERESTS)
-    scored = results.results(tmp_path)
-    shown = results.summary(results.plain(scored))
+    scored = run_scores.score_run(tmp_path)
+    shown = run_scores.summary(results.plain(scored))
     (one,) = scored["sets"]
     header, line = (text.split() for text in shown.splitlines()[:2])
-    assert results.number(one["no_pixels"]["balanced_accuracy"]) in line
+    assert results.number(one["pixel_free"]["balanced_accuracy"]) in line
     assert results.number(one["majority"]["pr_auc"]) in line
     assert "majority" in header
     config.task = "emotion"
     (tmp_path / "config.json").write_text(to_json(config))
     (tmp_path / baselines.FILE).unlink()
-    with pytest.raises(InputError, match="the run's task has"):
-        results.results(tmp_path)
+    with pytest.raises(InputError, match="is about not_interested, interested, not anger"):
+        run_scores.score_run(tmp_path)

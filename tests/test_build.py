@@ -163,28 +163,28 @@ def test_counts_add_up_where_frames_have_several_faces(
 DONE, BEGUN = "[!.]*.zip", ".*.tmp.zip"  # files of clips
 SABOTAGE = """
 import os, time
-import cv2
+import av
 
-opened = cv2.VideoCapture
+opened = av.open
 
 class Waiting:
-    def __init__(self, capture):
-        self.capture, self.grabbed = capture, 0
+    def __init__(self, container):
+        self.container = container
 
     def __getattr__(self, name):
-        return getattr(self.capture, name)
+        return getattr(self.container, name)
 
-    def grab(self):
-        self.grabbed += 1
-        while self.grabbed > 3 and not os.path.exists(GO):
-            time.sleep(0.01)
-        return self.capture.grab()
+    def demux(self, *streams):
+        for number, packet in enumerate(self.container.demux(*streams)):
+            while number > 3 and not os.path.exists(GO):
+                time.sleep(0.01)
+            yield packet
 
-def open_or_wait(path, *rest):
-    capture = opened(path, *rest)
-    return Waiting(capture) if "slow" in os.path.basename(path) else capture
+def open_or_wait(file, *rest, **options):
+    container = opened(file, *rest, **options)
+    return Waiting(container) if "slow" in os.path.basename(file.name) else container
 
-cv2.VideoCapture = open_or_wait
+av.open = open_or_wait
 """
 
 
@@ -320,11 +320,12 @@ def test_building_again_changes_nothing_and_other_clips_are_refused(
     shutil.copytree(source, tmp_path / "copy" / "source")
     assert main(words(tmp_path / "copy" / "source", data)) == 0
     assert main(words(source, data, "--margin=0.5")) == 2
-    assert "margin" in one_line(capsys)
+    says = "was built with other options: margin (was 0.0, now 0.5); use --overwrite or another"
+    assert says in one_line(capsys)
     clip = next(source.rglob("clip_0.avi"))
     write_video(clip, grey(20, 100))
     assert main(words(source, data)) == 2
-    assert "was built with another the files, labels or splits" in one_line(capsys)
+    assert "was built from other files, labels or splits" in one_line(capsys)
     assert build_summary(NAME, data) == first
     assert main(words(source, data, "--overwrite")) == 0
     assert build_summary(NAME, data)["fingerprint"] != first["fingerprint"]
@@ -336,6 +337,14 @@ def test_a_dry_run_decodes_and_writes_nothing(
     assert main(words(source, tmp_path / "data", "--dry_run")) == 0
     assert "would read 6 clips: test 2, train 2, validation 2" in capsys.readouterr().out
     assert not (tmp_path / "data").exists()
+
+
+def test_a_file_as_data_dir_is_one_line(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "data").write_text("a file")
+    assert main(words(source, tmp_path / "data")) == 2
+    assert "data' is a file; name a folder" in one_line(capsys)
 
 
 @pytest.mark.parametrize("processes", ["0", "-1"])
@@ -350,7 +359,7 @@ def nothing_prepared(data: Path) -> bool:
     return not (data / NAME).exists() and not list(data.glob(".building_*"))
 
 
-def test_a_part_whose_clips_gave_nothing_is_told(
+def test_an_empty_split_names_the_reasons(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for path in (source / "car_tech").rglob("*.avi"):
@@ -365,19 +374,15 @@ def without_one(things: Iterator[Any]) -> Iterator[Any]:
     yield from things
 
 
-def test_a_row_that_is_lost_on_the_way_is_noticed(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_lost_row_is_an_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = builder._in_threads
     monkeypatch.setattr(builder, "_in_threads", lambda *rest: without_one(run(*rest)))
-    with pytest.raises(RuntimeError, match="of 6 rows 3 were lost and 0 came twice"):
+    with pytest.raises(RuntimeError, match="of 6 rows 3 are missing and 0 are duplicated"):
         main(words(source, tmp_path / "data"))
     assert nothing_prepared(tmp_path / "data")
 
 
-def test_a_row_that_comes_twice_is_noticed(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_doubled_row_is_an_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = builder._in_threads
 
     def doubled(*rest: Any) -> Iterator[Any]:
@@ -386,11 +391,11 @@ def test_a_row_that_comes_twice_is_noticed(
             yield outcome, []
 
     monkeypatch.setattr(builder, "_in_threads", doubled)
-    with pytest.raises(RuntimeError, match="of 6 rows 0 were lost and 6 came twice"):
+    with pytest.raises(RuntimeError, match="of 6 rows 0 are missing and 6 are duplicated"):
         main(words(source, tmp_path / "data"))
 
 
-def test_a_record_that_is_lost_or_doubled_is_noticed(
+def test_a_lost_or_doubled_record_is_an_error(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = builder._in_threads
@@ -428,18 +433,32 @@ def test_files_are_those_of_the_folder_and_what_is_not_read_has_its_reason(tmp_p
     (folder / "nothing.mp4").symlink_to("gone.mp4")
     (folder / "linked").symlink_to(outside)
     (folder / "notes").symlink_to(outside / "secret.mp4")
+    os.mkfifo(folder / "pipe.mp4")
+    system = [
+        "._b.mp4",
+        ".DS_Store",
+        "__MACOSX/a/x.MP4",
+        "a/Thumbs.db",
+        "a/desktop.ini",
+        "~$t.xlsx",
+    ]
+    for name in system:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
     expected = [
         ("linked", "a link to a folder"),
+        ("notes", "a link out of the folder"),
         ("nothing.mp4", "a broken link"),
         ("out.mp4", "a link out of the folder"),
+        ("pipe.mp4", "not a regular file"),
         ("up.mp4", "a link out of the folder"),
     ]
-    files, refused = files_in(folder, (".mp4",))
-    assert files == ["a/x.MP4", "b.mp4", "within.mp4"]
-    assert refused == expected
+    listing = files_in(folder)
+    assert listing.files == ["a/x.MP4", "b.mp4", "notes.txt", "within.mp4"]
+    assert listing.skipped == expected and listing.ignored == sorted(system)
     # The folder itself may be one.
     (tmp_path / "link").symlink_to(folder)
-    assert files_in(tmp_path / "link", (".mp4",)) == (files, refused)
+    assert files_in(tmp_path / "link") == listing
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are always Unicode")

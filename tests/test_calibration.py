@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fer_jax import results
 from fer_jax.config import default_config, read_config, to_json
-from fer_jax.evaluation import calibration, metrics, predictions, results
+from fer_jax.evaluation import calibration, metrics, predictions, run_scores
 from fer_jax.schema import EMOTIONS
 
 UNIFORM = np.full(7, 1 / 7)
@@ -100,6 +101,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = default_config()
     config.sources = ("lab",)
     (workdir / "config.json").write_text(to_json(config))
+    about = {"relation": "cross_domain", "near_duplicates": None}
+    (workdir / "test_sets.json").write_text(json.dumps({"wild.test.csv": about}))
     write_table(workdir, "lab", "validation", *drawn(4000, UNIFORM, 3.0, seed=1))
     prior = np.asarray([0.55, 0.2, 0.05, 0.05, 0.05, 0.05, 0.05])
     write_table(workdir, "wild", "test", *drawn(1000, prior, 3.0, seed=2))
@@ -107,7 +110,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_validation_calibrates_and_is_no_test(workdir: Path):
-    scored = results.results(workdir)
+    scored = run_scores.score_run(workdir)
     assert scored["calibration"]["temperature"] == pytest.approx(3, rel=0.1)
     assert scored["calibration"]["sets"] == ["lab validation"]
     assert [one["dataset"] for one in scored["sets"]] == ["wild"]
@@ -123,24 +126,25 @@ def test_validation_calibrates_and_is_no_test(workdir: Path):
         assert one["calibrated"][name] == pytest.approx(value, abs=1e-12)
         low, high = one["calibrated"]["intervals"][name]
         assert low < value < high < one[name]
-    assert "lab validation" in results.summary(results.plain(scored))
+    assert "lab validation" in run_scores.summary(results.plain(scored))
 
 
 def test_a_test_sets_labels_do_not_change_the_temperature(workdir: Path, tmp_path: Path):
-    before = results.read_calibration(workdir, read_config(workdir))
+    before = calibration.of_run(workdir, read_config(workdir))
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     write_table(tmp_path, "lab", "validation", *drawn(4000, UNIFORM, 3.0, seed=1))
     labels, probabilities = drawn(1000, UNIFORM, 0.2, seed=3)
     write_table(tmp_path, "wild", "test", (labels + 1) % 7, probabilities)
-    after = results.read_calibration(tmp_path, read_config(tmp_path))
+    after = calibration.of_run(tmp_path, read_config(tmp_path))
     assert before is not None and after is not None
     assert before["temperature"] == after["temperature"]
 
 
 def test_label_shift_is_a_variant_beside_the_plain_table(workdir: Path, tmp_path: Path):
-    fitted = results.read_calibration(workdir, read_config(workdir))
+    fitted = calibration.of_run(workdir, read_config(workdir))
     assert fitted is not None
-    for file in (workdir / "config.json", workdir / "predictions" / "lab.validation.csv"):
+    for name in ("config.json", "test_sets.json", "predictions/lab.validation.csv"):
+        file = workdir / name
         target = tmp_path / file.relative_to(workdir)
         target.parent.mkdir(exist_ok=True)
         target.write_text(file.read_text())
@@ -156,19 +160,19 @@ def test_label_shift_is_a_variant_beside_the_plain_table(workdir: Path, tmp_path
     np.testing.assert_array_equal(labelled["probabilities"], blind["probabilities"])
     predictions.write(plain, table, classes)
     calibration.write_label_shift(plain, fitted)
-    scored = json.loads(results.write(tmp_path).read_text())
+    scored = json.loads(results.write(tmp_path, run_scores.score_run(tmp_path)).read_text())
     by_variant = {one["variant"]: one for one in scored["sets"]}
     assert by_variant["label_shift"]["accuracy"] > by_variant[""]["accuracy"]
     assert by_variant["label_shift"]["calibrated"] is None
     # A variant is no other test set: the means are the plain tables'.
-    assert scored["means"]["cross"]["accuracy"] == by_variant[""]["accuracy"]
-    assert "wild test label_shift" in results.summary(scored)
+    assert scored["means"]["cross_domain"]["accuracy"] == by_variant[""]["accuracy"]
+    assert "wild test label_shift" in run_scores.summary(scored)
 
 
 def test_without_validation_nothing_is_calibrated(workdir: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     write_table(tmp_path, "wild", "test", *drawn(100, UNIFORM, 3.0))
-    scored = results.results(tmp_path)
+    scored = run_scores.score_run(tmp_path)
     assert scored["calibration"] is None and scored["validation"] == []
     assert scored["sets"][0]["calibrated"] is None
-    assert "n/a" in results.summary(results.plain(scored))
+    assert "n/a" in run_scores.summary(results.plain(scored))

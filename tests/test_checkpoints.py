@@ -64,9 +64,10 @@ def test_everything_comes_back(tmp_path: Path, strategy: str):
             network=targets(network, strategy),
             training=targets(training, strategy),
         )
-    assert restored[2] == {"iterator": {"next_index": 5}, "history": [{"step": 5, METRIC: 0.5}]}
-    assert jax.tree.structure(restored[:2]) == jax.tree.structure((network, training))
-    jax.tree.map(np.testing.assert_array_equal, restored[:2], (network, training))
+    loop = {"iterator": {"next_index": 5}, "history": [{"step": 5, METRIC: 0.5}]}
+    assert checkpoints.latest_valid_step(tmp_path) == (5, loop)
+    assert jax.tree.structure(restored) == jax.tree.structure((network, training))
+    jax.tree.map(np.testing.assert_array_equal, restored, (network, training))
     kernel = restored[0]["params"]["block1"]["kernel"]
     assert len({str(shard.index) for shard in kernel.addressable_shards}) == (
         8 if strategy == "fsdp" else 1

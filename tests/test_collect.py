@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import dataclasses
+import datetime
+import email.utils
 import errno
 import hashlib
 import os
@@ -21,6 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yt_dlp
 from hypothesis import given
 from hypothesis import strategies as st
 from yt_dlp.networking.exceptions import HTTPError, TransportError
@@ -30,13 +33,13 @@ from fer_jax.__main__ import main
 from fer_jax.collect import manifest
 from fer_jax.collect.collect import collect
 from fer_jax.collect.download import classify, container
-from fer_jax.collect.failures import DownloadLimits, clean
+from fer_jax.collect.failures import ON_REQUEST, REASONS, DownloadLimits, clean
 from fer_jax.collect.links import check_url, read_links, video_key
 from fer_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Short waits: the server is on this machine.
-QUICK = DownloadLimits(socket_timeout_s=1.5, deadline_s=20, retry_wait_s=0.05)
+QUICK = DownloadLimits(socket_timeout_s=1.5, deadline_s=20, retry_wait_s=0.05, host_pause_s=0.2)
 
 
 class Site(ThreadingHTTPServer):
@@ -247,7 +250,7 @@ def test_a_list_of_all_kinds(
         **dict.fromkeys(("/watch/1", "/a/video.webm", "/b/video.webm", "/moved", "/busy"), "done"),
         **dict.fromkeys(("/gone", "/embeds-gone"), "removed"),
         **dict.fromkeys(("/text.mp4", "/picture.mp4", "/playlist.mp4", "/half.mp4"), "not_a_video"),
-        **{"/nothing": "not_a_video", "/two": "several_videos", "/sound.mp3": "no_format"},
+        **{"/nothing": "unavailable", "/two": "several_videos", "/sound.mp3": "no_format"},
         **dict.fromkeys(("/large.mp4", "/endless.mp4"), "too_large"),
         **{"/private": "blocked", "/law": "geo"},
     }
@@ -296,7 +299,7 @@ def test_a_list_of_all_kinds(
     # Again: only what may have changed by itself is asked for.
     site.asked.clear()
     assert collect(links, output, limits) == counts
-    assert {path for path, _ in site.asked} == {"/private"}
+    assert {path for path, _ in site.asked} == {"/private", "/law", "/sound.mp3", "/nothing"}
     # And what cannot is, with the flag.
     site.asked.clear()
     site.pages["/gone"] = data(small)
@@ -477,23 +480,88 @@ def test_stalled_and_dripping_servers_cost_one_link_each(
 ):
     site.pages = {
         "/stall.mp4": once(data(clips[0]), stall),  # the page answers, the file does not
-        "/silent": silent,
         "/drip.mp4": drip,
-        "/good.mp4": data(clips[0]),
-        "/busy": text("busy", 503),
     }
     links = write_list(tmp_path, *labelled(*map(site.url, site.pages)))
-    limits = dataclasses.replace(QUICK, socket_timeout_s=0.5, deadline_s=6)
     started = time.monotonic()
-    counts = collect(links, tmp_path / "out", limits, workers=5)
+    limits = dataclasses.replace(QUICK, deadline_s=2)
+    assert collect(links, tmp_path / "out", limits)["failed"] == 2
     assert time.monotonic() - started < 25
-    assert counts == {"done": 1, "failed": 4, "refused": 0}
+    assert {row["reason"] for row in manifest.read(tmp_path / "out")} == {"network"}
+    assert by_url(tmp_path / "out")[site.url("/drip.mp4")]["detail"] == "not finished in 2 s"
+
+    # Nothing here waits longer than a socket; the deadline leaves a busy machine its time.
+    site.pages = {"/silent": silent, "/good.mp4": data(clips[0]), "/busy": text("busy", 503)}
+    links = write_list(tmp_path, *labelled(*map(site.url, site.pages)))
+    limits = dataclasses.replace(QUICK, socket_timeout_s=1, deadline_s=120)
+    counts = collect(links, tmp_path / "out", limits)
+    assert counts == {"done": 1, "failed": 2, "refused": 0}
     states = by_url(tmp_path / "out")
-    details = {path: states[site.url(path)]["detail"] for path in site.pages}
-    assert {states[site.url(path)]["reason"] for path in site.pages} == {"network", ""}
-    assert details["/drip.mp4"] == "not finished in 6 s"
-    assert "timed out" in details["/silent"] and "503" in details["/busy"]
+    assert [states[site.url(path)]["reason"] for path in site.pages] == ["network", "", "network"]
+    assert "timed out" in states[site.url("/silent")]["detail"]
+    assert "503" in states[site.url("/busy")]["detail"]
     assert states[site.url("/busy")]["attempts"] == "3" == str(site.count("/busy"))
+
+
+def test_pages_in_place_of_videos_live_streams_and_broken_ones_are_asked_again(
+    site: Site, clips: list[bytes], tmp_path: Path
+):
+    small, _, _, large = clips
+    robot = "<!DOCTYPE html><html><body>Are you a robot?</body></html>"
+    pieces = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/piece.mp4\n#EXTINF:9,\n/end.mp4\n"
+
+    def stream(listed: str) -> Callable[[Request], None]:
+        return data(listed.encode(), "application/vnd.apple.mpegurl")
+
+    # Through a proxy, so that the server can play a site that yt-dlp knows.
+    host = "http://videos.invalid"
+    member = "http://germanupa.de/mediathek/x"
+    site.pages = {
+        f"{host}/page.mp4": text(robot),
+        f"{host}/gone.mp4": text("gone", 410),
+        f"{host}/robot": embed("/robot.mp4"),
+        f"{host}/live.m3u8": stream(pieces),
+        f"{host}/stops.m3u8": stream(f"{pieces}#EXT-X-ENDLIST\n"),
+        member: text('<html><div class="login-wrapper"></div></html>'),
+    }
+    expected = {
+        f"{host}/page.mp4": "unavailable",
+        f"{host}/gone.mp4": "removed",
+        f"{host}/robot": "blocked",
+        f"{host}/live.m3u8": "live",
+        f"{host}/stops.m3u8": "network",
+        member: "members",
+    }
+    links = write_list(tmp_path, *labelled(*site.pages))
+    site.pages |= {
+        f"{host}/robot.mp4": text(robot),
+        f"{host}/piece.mp4": data(large[:200_000]),
+        f"{host}/end.mp4": data(large[200_000:], upto=90_000),
+    }
+    output = tmp_path / "out"
+    limits = dataclasses.replace(QUICK, proxy=site.url(""), retry_wait_s=0.01)
+    assert collect(links, output, limits, workers=6) == {"failed": 6, "refused": 0}
+    assert {url: row["reason"] for url, row in by_url(output).items()} == expected
+    assert [(row["item"], row["reason"].split(":")[0]) for row in ledger(output)] == [
+        *expected.items()
+    ]
+
+    # What can be finished is finished, and nothing of before is in it.
+    site.asked.clear()
+    site.pages |= {
+        f"{host}/robot.mp4": data(small),
+        f"{host}/live.m3u8": stream(f"{pieces}#EXT-X-ENDLIST\n"),
+        f"{host}/end.mp4": data(large[200_000:]),
+    }
+    assert collect(links, output, limits, workers=6) == {"done": 3, "failed": 3, "refused": 0}
+    done = {url: row for url, row in by_url(output).items() if row["status"] == "done"}
+    for url, row in done.items():
+        content = small if "robot" in url else large
+        assert (output / row["file"]).read_bytes() == content
+    rest = {row["item"]: row["reason"].split(":")[0] for row in ledger(output)}
+    assert done.keys().isdisjoint(rest) and rest.items() <= expected.items()
+    asked = {path for path, _ in site.asked}
+    assert {member, f"{host}/page.mp4"} <= asked and f"{host}/gone.mp4" not in asked
 
 
 def test_a_lost_or_changed_file_is_downloaded_again(site: Site, clips: list[bytes], tmp_path: Path):
@@ -658,7 +726,7 @@ def test_cookies_are_sent_and_their_file_is_left_alone(
     links = write_list(tmp_path, *labelled(site.url("/v.mp4")))
     words = [str(links), f"--output={tmp_path / 'out'}"]
     assert main(["collect", *words]) == 1  # nothing at all
-    assert "1 x login: give --cookies and --retry_failed" in capsys.readouterr().out
+    assert "1 x login: give --cookies, or" in capsys.readouterr().out
     cookies = tmp_path / "cookies.txt"
     line = "127.0.0.1\tFALSE\t/\tFALSE\t0\tsession\ts3cret\n"
     cookies.write_text(line)
@@ -669,7 +737,7 @@ def test_cookies_are_sent_and_their_file_is_left_alone(
     cookies.chmod(0o444)
     before = cookies.read_bytes(), cookies.stat().st_mtime_ns
     site.pages["/v.mp4"] = once(members, lambda r: data(clips[0])(r))
-    assert main(["collect", *words, f"--cookies={cookies}", "--retry_failed"]) == 0
+    assert main(["collect", *words, f"--cookies={cookies}"]) == 0
     assert (cookies.read_bytes(), cookies.stat().st_mtime_ns) == before
     for file in (tmp_path / "out").rglob("*.csv"):
         assert "s3cret" not in file.read_text()
@@ -761,7 +829,7 @@ def test_a_terminal_sees_progress(site: Site, clips: list[bytes], tmp_path: Path
     [
         ("", "needs the columns url and reaction_type or emotion"),
         ("url,category\nhttp://x/,a\n", "needs the columns"),
-        ("url;emotion\nhttp://x/;fear\n", "separated by commas"),
+        ("url|emotion\nhttp://x/|fear\n", "separated by commas or semicolons"),
         ("url,emotion\n", "has no rows"),
         ("url,emotion,catgory\nhttp://x/,fear,a\n", "did you mean 'category'"),
         ("url,emotion,start\nhttp://x/,fear,1\n", "did you mean 'start_s'"),
@@ -781,13 +849,143 @@ def test_an_unusable_list_is_one_line(
     assert everything(tmp_path) == {"links.csv"}
 
 
+def test_semicolons_and_times_are_understood(tmp_path: Path):
+    rows = ("http://x/1;fear;0:01;1:02,5", "http://x/2;fear;1:00:00;", "http://x/3;fear;1,5;2.5")
+    file = write_list(tmp_path, *rows, header="\ufeffurl;emotion;start_s;end_s")
+    links, refused, _ = read_links(file)
+    assert [(link.start_s, link.end_s) for link in links] == [(1, 62.5), (3600, None), (1.5, 2.5)]
+    assert not refused
+    file = write_list(tmp_path, "http://x/1,fear,1:2", header="url,emotion,start_s")
+    assert "a time such as 1:02.5: '1:2'" in read_links(file)[1][0].reason
+
+
+FORMS = (
+    *("https://youtu.be/{}", "https://youtu.be/{}?t=30", "https://www.youtube.com/watch?v={}"),
+    *("https://youtube.com/watch?list=PL1&v={}&t=3s", "http://m.youtube.com/watch?v={}#t=3"),
+    *("https://www.youtube.com/shorts/{}?feature=share", "https://www.youtube.com/live/{}"),
+    *("https://www.youtube-nocookie.com/embed/{}?start=3", "https://music.youtube.com/watch?v={}"),
+)
+
+
+def test_all_addresses_of_a_video_are_one_video(tmp_path: Path):
+    rows = labelled(*(form.format("dQw4w9WgXcQ") for form in FORMS))
+    others = ("https://www.youtube.com/watch?v=DQw4w9WgXcQ", "https://x.com/watch?v=dQw4w9WgXcQ")
+    links, refused, _ = read_links(write_list(tmp_path, *rows, *labelled(*others)))
+    assert [link.url for link in links] == [
+        "https://www.youtube.com/watch?v=dQw4w9WgXcQ",
+        *others,
+    ]
+    assert [row.reason for row in refused] == ["duplicate"] * (len(FORMS) - 1)
+    rows = labelled(
+        "http://x/a.mp4", "http://x/a.mp4#t=5", "http://x/a.mp4#t=0:05,9", "http://x/a#!b"
+    )
+    links, refused, _ = read_links(write_list(tmp_path, *rows))
+    assert [link.url for link in links] == ["http://x/a.mp4", "http://x/a#!b"]
+
+
+def test_a_host_that_is_asked_too_much_gets_a_pause_that_grows(
+    site: Site, clips: list[bytes], tmp_path: Path
+):
+    asked: list[float] = []
+    refused: list[int] = []  # which of the requests
+
+    def page(*pauses: str) -> Callable[[Request], None]:
+        remaining = iter(pauses)
+
+        def answer(request: Request) -> None:
+            asked.append(time.monotonic())
+            pause = next(remaining, None)
+            if pause is None:
+                data(clips[0])(request)
+                return
+            refused.append(len(asked) - 1)
+            request.head(429, 0, **({"Retry_After": pause} if pause else {}))
+
+        return answer
+
+    site.pages = {"/a.mp4": page("", "1"), "/b.mp4": page("")}
+    links = write_list(tmp_path, *labelled(*map(site.url, site.pages)))
+    assert collect(links, tmp_path / "out", QUICK, workers=1)["done"] == 2
+    # The other video waits, too: for 0.2 s, for 0.4 s, and for the second that the host names.
+    gaps = np.diff(asked)[refused]
+    assert len(gaps) == 3 and all(gaps > (0.2, 0.4, 1.0))
+
+
+def test_a_pause_that_is_too_long_is_not_waited_for(site: Site, clips: list[bytes], tmp_path: Path):
+    site.pages = {
+        "/a.mp4": lambda request: request.head(429, 0, Retry_After="86400"),
+        "/b.mp4": data(clips[0]),
+    }
+    links = write_list(tmp_path, *labelled(*map(site.url, site.pages)))
+    assert collect(links, tmp_path / "out", QUICK, workers=1)["failed"] == 2
+    rows = by_url(tmp_path / "out")
+    assert {row["reason"] for row in rows.values()} == {"rate_limited"}
+    assert rows[site.url("/b.mp4")]["detail"] == "the site asks to wait for 86400 s"
+    site.pages["/a.mp4"] = data(clips[0])
+    assert collect(links, tmp_path / "out", QUICK)["done"] == 2
+
+
+def test_a_killed_run_leaves_the_rows_that_were_appended(tmp_path: Path):
+    links = write_list(tmp_path, *labelled("http://x/1", "http://x/2"))
+    read, refused, _ = read_links(links)
+    states = {link.url: manifest.new_state(link.url, "pending") for link in read}
+    manifest.write(tmp_path, read, refused, states)
+    manifest.append(tmp_path, read[:1], manifest.new_state("http://x/1", "failed", reason="drm"))
+    with (tmp_path / "manifest.csv").open("a") as file:
+        file.write("http://x/2,,,car_tech,inter")  # torn
+    rows = manifest.read(tmp_path)
+    assert [(row["url"], row["status"]) for row in rows] == [
+        ("http://x/1", "failed"),
+        ("http://x/2", "pending"),
+    ]
+
+
+def test_retry_after_is_seconds_or_a_date():
+    def pause(**headers: str) -> float:
+        answer: Any = Answer(429, **headers)
+        return classify(wrapped(ExtractorError("x", cause=HTTPError(answer)))).retry_after_s
+
+    assert pause() == pause(**{"Retry-After": "soon"}) == 0
+    assert pause(**{"Retry-After": "120"}) == 120
+    date = email.utils.format_datetime(
+        datetime.datetime.now(datetime.UTC) + datetime.timedelta(0, 60)
+    )
+    assert 50 < pause(**{"Retry-After": date}) <= 60
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--sleep=-1", "--sleep must be 0 to 3600 seconds"),
+        ("--proxy=localhost", "--proxy must be a URL"),
+        ("--cookies_from_browser=lynx", "must be BROWSER or BROWSER:PROFILE"),
+        ("--cookies_from_browser=firefox:/no/such", "cannot be read"),
+    ],
+)
+def test_options_for_yt_dlp_are_checked(
+    option: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    links = write_list(tmp_path, *labelled("http://127.0.0.1:9/"))
+    assert main(["collect", str(links), f"--output={tmp_path / 'out'}", option]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_proxy_is_asked_instead_of_the_site(site: Site, clips: list[bytes], tmp_path: Path):
+    address = "http://videos.invalid/v.mp4"
+    site.pages = {address: data(clips[0])}  # a proxy is asked for the whole address
+    links = write_list(tmp_path, *labelled(address))
+    limits = dataclasses.replace(QUICK, proxy=site.url(""), sleep_s=0.1)
+    assert collect(links, tmp_path / "out", limits)["done"] == 1
+
+
 def test_rows_that_are_no_links_have_their_reason(tmp_path: Path):
     header = " URL ,Category,Emotion,reaction_type,start_s,end_s,notes"
     wrong = {
         ",a,fear,,,,": "no URL",
         "http://x/1,a,,,,,": "no label",
-        "http://x/2,a,contempt,,,,": "'contempt' is not an emotion",
-        "http://x/3,a,,maybe,,,": "'maybe' is not an interest",
+        "http://x/2,a,contempt,,,,": "unknown emotion 'contempt'",
+        "http://x/3,a,,maybe,,,": "unknown interest 'maybe'",
         "http://x/4,a,fear,,-1,,": "start_s is not a number of seconds",
         "http://x/5,a,fear,,nan,,": "start_s is not a number of seconds",
         "http://x/6,a,fear,,5,5,": "end_s is not after start_s",
@@ -849,10 +1047,10 @@ def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path):
 
 
 class Answer:
-    """What HTTPError asks of a response."""
+    """What is asked of an HTTPError's response."""
 
-    def __init__(self, status: int) -> None:
-        self.status, self.reason = status, "because"
+    def __init__(self, status: int, **headers: str) -> None:
+        self.status, self.reason, self.headers = status, "because", headers
 
 
 def wrapped(error: Exception) -> DownloadError:
@@ -864,31 +1062,69 @@ def wrapped(error: Exception) -> DownloadError:
         return DownloadError(f"ERROR: {error}", info)
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ("Private video. Sign in if you've been granted access to this video", "private"),
-        ("Video unavailable. This video is private", "private"),
-        ("Video unavailable. This video has been removed by the uploader", "removed"),
-        ("Video unavailable", "removed"),
-        ("This video is no longer available because the account has been terminated", "removed"),
-        ("Sign in to confirm your age. This video may be inappropriate for some users.", "age"),
-        ("Sign in to confirm you\u2019re not a bot. Use --cookies-from-browser", "blocked"),
-        ("This content isn't available, try again later.", "blocked"),
-        ("The uploader has not made this video available in your country", "geo"),
-        ("Join this channel to get access to members-only content", "login"),
-        ("This video is only available for registered users", "login"),
-        ("This live event will begin in 3 hours.", "live"),
-        ("Premieres in 20 minutes", "live"),
-        ("This video is DRM protected", "drm"),
-        ("Requested format is not available. Use --list-formats", "no_format"),
-        ("No video formats found!", "no_format"),
-        ("\r[download] Got error: HTTP Error 503: Busy. Giving up after 3 retries", "network"),
-        ("\r[download] Got error: 7 bytes read, 93 more expected", "network"),
-        ("unable to write data: [Errno 28] No space left on device", "disk_full"),
-        ("Something new", "other"),
-    ],
-)
+# What yt-dlp itself says, word by word as in its source, and the reason.
+OF_YT_DLP = {
+    "This video is only available for registered users": "login",
+    "has been rate-limited by YouTube for up to an hour": "rate_limited",
+    "YouTube is requiring a captcha challenge before playback": "blocked",
+    "This video is not available from your location due to geo restriction": "geo",
+    "The uploader has not made this video available in your country": "geo",
+    "The channel is not currently live": "live",
+    "This video is DRM protected": "drm",
+    "Requested format is not available": "no_format",
+    "No video formats found!": "no_format",
+    "only images are available for download": "no_format",
+    "[download] Got error: ": "network",
+}
+# What sites say, above all YouTube, in yt-dlp's issues.
+OF_SITES = {
+    "Private video. Sign in if you've been granted access to this video": "private",
+    "Video unavailable. This video is private": "private",
+    "Video unavailable. This video has been removed by the uploader": "removed",
+    "This video is no longer available because the account has been terminated": "removed",
+    "This video is no longer available due to a copyright claim by X": "removed",
+    "This video does not exist.": "removed",
+    # To an outdated client, too.
+    "Video unavailable": "unavailable",
+    "This video is not available": "unavailable",
+    "Video unavailable. This content isn't available.": "unavailable",
+    "The page needs to be reloaded.": "other",
+    "This video is not available on this app. Watch on the latest version": "unavailable",
+    "Please sign in. Use --cookies-from-browser or --cookies for the authentication": "login",
+    "Sign in to confirm your age. This video may be inappropriate for some users.": "age",
+    "Sign in to confirm you\u2019re not a bot. Use --cookies-from-browser": "blocked",
+    "This content isn't available, try again later.": "rate_limited",
+    "Join this channel to get access to members-only content like this video": "members",
+    "This video is available to this channel's members on level: Fan": "members",
+    "This video is only available for members. Use --cookies-from-browser": "members",
+    "This live event will begin in 3 hours.": "live",
+    "This live stream recording is not available.": "live",
+    "Premieres in 20 minutes": "live",
+    "\r[download] Got error: HTTP Error 503: Busy. Giving up after 3 retries": "network",
+    "\r[download] Got error: 7 bytes read, 93 more expected": "network",
+    "unable to write data: [Errno 28] No space left on device": "disk_full",
+    "Failed to extract any player response": "other",
+    "Something new": "other",
+}
+
+
+def test_yt_dlp_says_what_the_reasons_are_taken_from():
+    folder = Path(yt_dlp.__file__).parent
+    named = ("YoutubeDL", "utils/_utils", "extractor/common", "downloader/common")
+    named += ("extractor/youtube/_video",)
+    sources = "".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in named)
+    assert not [words for words in OF_YT_DLP if words not in sources]
+
+
+def test_links_are_given_up_for_few_and_certain_reasons():
+    given_up = {name for name, reason in REASONS.items() if reason.retry == ON_REQUEST}
+    assert given_up == {"removed", "drm", "several_videos", "too_large", "not_a_video", "unsafe"}
+    # A change of a site that yt-dlp does not know is none of them, whatever its words.
+    error = ExtractorError("Unable to extract the player; the ad has been removed")
+    assert classify(wrapped(error)).reason == "other"
+
+
+@pytest.mark.parametrize(("words", "reason"), list((OF_YT_DLP | OF_SITES).items()))
 def test_what_a_site_says_has_its_reason(words: str, reason: str):
     failure = classify(wrapped(ExtractorError(words, expected=True)))
     assert failure.reason == reason

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
@@ -15,6 +17,7 @@ from fer_jax.config import (
     check_config,
     default_config,
     default_generator,
+    default_study,
     describe,
     fields,
     from_json,
@@ -34,7 +37,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def parser() -> argparse.ArgumentParser:
-    return OneLineParser(prog="fer-jax train")
+    parser = OneLineParser(prog="fer-jax train")
+    parser.add_argument("--workdir")
+    return parser
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
@@ -164,6 +169,25 @@ def test_a_damaged_config_of_a_run_is_refused(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
+def test_a_runs_config_is_a_config_file(tmp_path: Path):
+    file = tmp_path / "config.json"
+    config = default_config()
+    config.sources, config.seed = ({"name": "a", "weight": 2.0}, "b"), 7
+    file.write_text(to_json(config))
+    words = [f"--config={file}", "--config.batch_size=4"]
+    _, found = parse_with_config(parser(), words)
+    assert dict(fields(found)) == dict(fields(config)) | {"batch_size": 4}
+    file.write_text(to_json(config).replace("batch_size", "batchsize"))
+    with pytest.raises(InputError, match="config.json, line .*did you mean 'batch_size'"):
+        load_config(str(file))
+    file.write_text("[]")
+    with pytest.raises(InputError, match="is damaged"):
+        load_config(str(file))
+    file.write_text(to_json(default_study()))
+    with pytest.raises(InputError, match="run it with `fer-jax study`"):
+        load_config(str(file))
+
+
 def test_a_run_of_before_a_field_has_its_default(tmp_path: Path):
     config = default_config()
     config.seed = 7
@@ -196,13 +220,7 @@ def test_a_config_file_with_a_misspelled_field_is_refused(tmp_path: Path):
             "broken.py, line 2: name 'defalt_config' is not defined",
         ),
         ("def get_config():\n    1 / 0\n", "broken.py, line 2: division by zero"),
-        ("def get_config():\n    pass\n", r"get_config\(\) returns NoneType, not a config"),
-        (
-            "from fer_jax.config import default_config\n"
-            "def get_config():\n    config = default_config()\n"
-            "    config.batch_size = 'x'\n    return config\n",
-            "broken.py, line 4: .*batch_size",
-        ),
+        ("def get_config():\n    pass\n", r"get_config\(\) must return the config, got NoneType"),
         (
             "from ml_collections import ConfigDict\n"
             "def get_config():\n    return ConfigDict({'task': 'emotion'})\n",
@@ -216,6 +234,50 @@ def test_a_config_file_that_fails_says_where(tmp_path: Path, text: str, says: st
     with pytest.raises(InputError, match=says) as error:
         load_config(str(file))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config.batch_size = 'x'", "config.batch_size must be a whole number, got 'x'"),
+        ("config.seed = 1.0", "config.seed must be a whole number, got 1.0"),
+        ("config.num_epochs = None", "config.num_epochs must be a number, got None"),
+        ("config.sources = 'demo'", "config.sources must be a tuple"),
+        (
+            "config.optimizer.lr = 1e-3",
+            "no field 'optimizer.lr'; did you mean 'optimizer.learning_",
+        ),
+        ("config.lr = 1e-3", "no field 'lr'; did you mean 'optimizer.learning_rate'"),
+        ("config.optimzer.name = 'sgd'", "no field 'optimzer'; did you mean 'optimizer'"),
+        ("config.augment = 3", "'augment' is a block; set one of its fields: augment.rotation"),
+        ("config.schedule.name = 'cosin'", "cannot be 'cosin'; did you mean 'cosine'"),
+        ("config.xyzzy = 3", "no field 'xyzzy'; --help lists the fields"),
+    ],
+)
+def test_a_mistake_in_a_config_file_has_its_line_and_what_is_allowed(
+    tmp_path: Path, line: str, says: str
+):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fer_jax.config import default_config\n"
+        f"def get_config():\n    config = default_config()\n    {line}\n    return config\n"
+    )
+    with pytest.raises(InputError, match=f"mine.py, line 4: .*{re.escape(says)}") as error:
+        load_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_file_may_write_lists_and_whole_numbers(tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fer_jax.config import default_config\n"
+        "def get_config():\n    config = default_config()\n"
+        "    config.sources = ['a', 'b']\n    config.optimizer.learning_rate = 1\n"
+        "    return config\n"
+    )
+    config = load_config(str(file))
+    assert config.sources == ("a", "b")
+    assert isinstance(config.optimizer.learning_rate, float)
 
 
 def test_missing_and_broken_config_files_are_refused(tmp_path: Path):
@@ -242,16 +304,67 @@ def test_parse_joins_flags_config_and_overrides():
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("options", "field", "value"),
     [
-        ("--wrkdir=x", "unknown option '--wrkdir=x'"),
-        ("--config.batch_size", "--config.FIELD=VALUE"),
-        ("--config.batchsize=3", "did you mean 'batch_size'"),
+        (["--config.batch_size", "8"], "batch_size", 8),
+        (["--config.num_epochs", "2.5", "--workdir=w"], "num_epochs", 2.5),
+        (["--config.allow_leaks"], "allow_leaks", True),
+        (["--config.allow_leaks", "--workdir=w"], "allow_leaks", True),
+        (["--config.allow_leaks", "false"], "allow_leaks", False),
+        (["--config.allow_leaks=1"], "allow_leaks", True),
+        (["--noconfig.augment.horizontal_flip"], "augment.horizontal_flip", False),
+        (["--config.sources", "a,b"], "sources", ("a", "b")),
     ],
 )
-def test_unknown_options_are_refused(word: str, says: str):
-    with pytest.raises(InputError, match=says):
-        parse_with_config(parser(), [f"--config={CONFIGS / 'demo.py'}", word])
+def test_fields_are_set_as_with_absl(options: list[str], field: str, value: Any):
+    file = str(CONFIGS / "demo.py")
+    for named in (["--config", file], [f"--config={file}"]):
+        _, config = parse_with_config(parser(), [*named, *options])
+        assert dict(fields(config))[field] == value
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--wrkdir=x"], "unknown option '--wrkdir=x'; did you mean '--workdir'"),
+        (["--config.batch_size"], "config.batch_size needs a value"),
+        (["--noconfig.batch_size"], "config.batch_size must be a whole number, got 'false'"),
+        (["--config.batchsize=3"], "did you mean 'batch_size'"),
+        (["--config.lr=3"], "did you mean 'optimizer.learning_rate'"),
+        (["--batch_size=32"], "'--batch_size=32'; write --config.batch_size=32"),
+        (["--lr", "0.1"], "'--lr'; write --config.optimizer.learning_rate=VALUE"),
+        (["--config.seed", "-1"], "config.seed must be at least 0, got -1"),
+        (["--config.optimizer=sgd"], "'optimizer' is a block; set one of its fields: optimizer."),
+    ],
+)
+def test_mistaken_options_are_refused(options: list[str], says: str):
+    with pytest.raises(InputError, match=re.escape(says)):
+        parse_with_config(parser(), [f"--config={CONFIGS / 'demo.py'}", *options])
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "value"),
+    [
+        ("--jax_debug_nans", "jax_debug_nans", True),
+        ("--jax_debug_nans=true", "jax_debug_nans", True),
+        ("--nojax_enable_checks", "jax_enable_checks", False),
+        ("--jax_default_matmul_precision=highest", "jax_default_matmul_precision", "highest"),
+    ],
+)
+def test_jax_options_act(option: str, name: str, value: Any):
+    before = jax.config.values[name]
+    try:
+        # Without a source the run ends before anything is trained.
+        assert main(["train", f"--config={CONFIGS / 'demo.py'}", "--config.sources=", option]) == 2
+        assert jax.config.values[name] == value
+    finally:
+        jax.config.update(name, before)
+
+
+@pytest.mark.parametrize("option", ["--jax_debug_nan", "--jax_debug_nans=perhaps"])
+def test_unknown_jax_options_are_refused(option: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", f"--config={CONFIGS / 'demo.py'}", option]) == 2
+    assert "jax_debug_nans" in capsys.readouterr().err
 
 
 def test_help_lists_the_fields_of_the_named_config(capsys: pytest.CaptureFixture[str]):
@@ -293,6 +406,8 @@ def test_every_field_has_a_meaning_and_a_default_that_it_allows():
         (["train", "--config=nowhere.py", "--workdir=x"], "no config file"),
         (["train", "--workdir=x"], "required: --config"),
         (["evaluate", "--workdir=nowhere"], "holds no run"),
+        (["evaluate", "--workdir=gs://bucket/run"], "--workdir must be a path of this machine"),
+        (["audit", "x", "--workdir=y", "--data_dir=s3://b"], "got a URL of 's3'; mount the bucket"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -310,5 +425,5 @@ def test_a_file_in_a_folders_place_is_one_line_too(
     (tmp_path / "taken").write_text("")
     assert main(["build", "demo/controlled", f"--data_dir={tmp_path / 'taken'}"]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"fer-jax: Not a directory: {tmp_path / 'taken'}")
+    assert printed == f"fer-jax: --data_dir '{tmp_path / 'taken'}' is a file; name a folder\n"
     assert printed.count("\n") == 1

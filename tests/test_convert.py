@@ -104,10 +104,10 @@ def test_a_folder_that_was_changed_is_refused(source: Path, tmp_path: Path):
     config, arrays = tmp_path / "config.json", tmp_path / "arrays.safetensors"
     text, data = config.read_text(), arrays.read_bytes()
     for change, match in (
-        (text[:40], "is not what fer-jax convert writes"),
-        ("[]", "is not what fer-jax convert writes"),
+        (text[:40], "is damaged"),
+        ("[]", "is damaged .not an object"),
         (text.replace('"fer_jax.stylegan2"', '"other"'), "not of the format"),
-        (text.replace('"G_ema"', '"G_old"'), "holds no network G_ema; it has G_old"),
+        (text.replace('"G_ema"', '"G_old"'), "has no network G_ema; it has G_old"),
         (text.replace('"resolution": 8', '"resolution": "8"'), "config.json that was changed"),
         (text.replace('"resolution": 8', '"resolution": 16'), "lacks the parameters"),
         (text.replace('"use_noise": false', '"use_moise": 1'), "config.json that was changed"),

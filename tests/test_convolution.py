@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fer_jax.models.convolution import Padding, conv2d
+from fer_jax.models.layers import Padding, conv2d
 
 EVEN: Padding = ((1, 1), (1, 0))
 SAME: Padding = ((1, 1), (1, 1))

@@ -1,4 +1,4 @@
-"""The demo's committed generator: small, of known people, and its faces show what is asked."""
+"""The demo's committed generator: small, of known people, its faces recognizable."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,21 @@ from fer_jax.data import synthetic
 from fer_jax.demo import NETWORK, ROOT
 from fer_jax.media import images
 from fer_jax.schema import EMOTIONS
+from fer_jax.storage import read_table
 from fer_jax.training.gan import check_generator
 
 SIDE = 32
 EACH = 12
 
 
-def test_it_is_small_and_says_where_it_comes_from():
+def test_it_is_small_and_records_its_origin():
     files = sorted(path.name for path in NETWORK.iterdir())
     assert files == ["arrays.safetensors", "config.json"]
     assert sum(path.stat().st_size for path in NETWORK.iterdir()) < 2e6
     about = json.loads((NETWORK / "config.json").read_text())
     config = load_config(str(ROOT / "configs" / "stylegan_demo.py"), check_generator)
     assert about["training"] == json.loads(to_json(config))
-    assert about["saw"] == [{"dataset": "demo/controlled", "split": "train"}]
+    assert about["saw"] == [{"dataset": "demo/controlled", "split": "train", "unnamed": 0}]
     rows = demo.list_rows("controlled")
     people = {row["subject_id"] for row in rows if row["split"] == "train"}
     assert set(about["subjects"]) == people
@@ -34,7 +35,7 @@ def test_it_is_small_and_says_where_it_comes_from():
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EACH faces of each emotion, as `fer-jax demo` makes them."""
+    """EACH faces of each emotion, as `fer-jax demo` generates them."""
     out = tmp_path_factory.mktemp("demo_generator") / "faces"
     words = [f"--network={NETWORK}", f"--out={out}", f"--count={EACH}", "--detector=none"]
     assert main(["synthesize", *words, "--min_size=32"]) == 0
@@ -46,27 +47,27 @@ def features(faces: list[np.ndarray]) -> np.ndarray:
     return np.stack(faces)[:, 6:28, 7:25].reshape(len(faces), -1).astype(np.float64)
 
 
-def test_its_faces_show_the_asked_emotion(faces: Path):
-    """By ridge regression on the drawn people that the network has seen."""
+def test_its_faces_show_the_requested_emotion(faces: Path):
+    """By ridge regression on the rendered people that the network has seen."""
     rows = demo.list_rows("controlled")
     pictures = [images.decode(demo.render(row)[0].faces[0]["image"]) for row in rows]
-    drawn = features([images.resized(picture, SIDE) for picture in pictures])
+    rendered = features([images.resized(picture, SIDE) for picture in pictures])
     emotions = np.asarray([row["emotion"] for row in rows])
     seen = np.asarray([row["split"] == "train" for row in rows])
-    mean = drawn[seen].mean(axis=0)
-    centred = drawn[seen] - mean
+    mean = rendered[seen].mean(axis=0)
+    centred = rendered[seen] - mean
     kernel = centred @ centred.T + 1e6 * np.eye(len(centred))
     weights = centred.T @ np.linalg.solve(kernel, np.eye(len(EMOTIONS))[emotions[seen]])
 
-    def judged(values: np.ndarray) -> np.ndarray:
+    def predict(values: np.ndarray) -> np.ndarray:
         return np.argmax((values - mean) @ weights, axis=1)
 
-    # The judge knows the emotions of people whom it has not seen.
-    assert np.mean(judged(drawn[~seen]) == emotions[~seen]) > 0.8
+    # The regression generalizes to unseen people.
+    assert np.mean(predict(rendered[~seen]) == emotions[~seen]) > 0.8
 
-    made = synthetic.read(faces / synthetic.RECORDS, synthetic.record_columns("emotion"))
-    asked = np.asarray([EMOTIONS.index(row["label"]) for row in made])
-    right = judged(features([images.read(faces / row["file"]) for row in made])) == asked
+    rows = read_table(faces / synthetic.RECORDS, synthetic.record_columns("emotion"))
+    asked = np.asarray([EMOTIONS.index(row["label"]) for row in rows])
+    right = predict(features([images.read(faces / row["file"]) for row in rows])) == asked
     recall = [right[asked == emotion].mean() for emotion in range(len(EMOTIONS))]
     assert np.mean(recall) > 0.5
     assert np.sum(np.greater(recall, 2 / len(EMOTIONS))) >= 5
@@ -88,4 +89,4 @@ def test_a_run_that_is_tested_on_people_it_saw_is_refused(
     test_sets = "--config.test_sets=({'name': 'demo/controlled', 'test': 'train'},)"
     capsys.readouterr()
     assert main(["train", *words, test_sets]) == 2
-    assert "the generator that made synthetic/grouped saw" in capsys.readouterr().err
+    assert "the generator of synthetic/grouped saw" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """YuNet in ONNX Runtime finds what it finds in OpenCV."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -8,11 +9,19 @@ import pytest
 
 from fer_jax.errors import InputError
 from fer_jax.media import detector, faces
+from fer_jax.media.detector import make_detector
+
+
+@pytest.fixture(autouse=True)
+def no_cache() -> Iterator[None]:
+    make_detector.cache_clear()
+    yield
+    make_detector.cache_clear()
 
 
 def test_the_same_faces_as_in_opencv(shared: Path, yunet_model: Path):
     pytest.importorskip("onnxruntime")
-    ours, theirs = detector.in_onnxruntime(yunet_model), faces.yunet(yunet_model)
+    ours, theirs = (make_detector("yunet", str(yunet_model), fast=fast) for fast in (True, False))
     num_faces = 0
     # Sizes of all kinds: 640 and 1,024 px are reduced, a crop of 100 px is enlarged.
     for name, crop in (("photo_01", 1), ("photo_06", 1), ("photo_28", 1), ("photo_28", 0.3)):
@@ -31,15 +40,22 @@ def test_the_same_faces_as_in_opencv(shared: Path, yunet_model: Path):
     assert num_faces > 40
 
 
-def test_a_file_that_is_no_yunet_is_refused(tmp_path: Path):
+def test_a_file_that_is_not_yunet_is_refused(tmp_path: Path):
     (tmp_path / "other.onnx").write_bytes(b"no network")
-    with pytest.raises(InputError, match=r"other.onnx' is not the YuNet detector"):
-        detector.make_detector(str(tmp_path / "other.onnx"))
-    with pytest.raises(InputError, match=r"--detector_model .*none.onnx' does not exist"):
-        detector.make_detector(str(tmp_path / "none.onnx"))
+    with pytest.raises(InputError, match=r"other.onnx' is not the YuNet detector; get it from"):
+        make_detector("yunet", str(tmp_path / "other.onnx"), fast=True)
+    with pytest.raises(InputError, match=r"--detector_model .*none.onnx' does not exist; get it"):
+        make_detector("yunet", str(tmp_path / "none.onnx"), fast=True)
 
 
-def test_without_onnx_runtime_opencv_finds_them(monkeypatch: pytest.MonkeyPatch, yunet_model: Path):
+def test_opencv_runs_it_for_builds_and_without_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, yunet_model: Path
+):
+    def no_onnxruntime(file: Path) -> None:
+        raise AssertionError("ONNX Runtime was used")
+
+    monkeypatch.setattr(detector, "_yunet_onnxruntime", no_onnxruntime)
+    blank = np.zeros((90, 90, 3), np.uint8)
+    assert make_detector("yunet", str(yunet_model))(blank, 640) == []
     monkeypatch.setattr(detector, "find_spec", lambda name: None)
-    made = detector.make_detector(str(yunet_model))
-    assert made is faces.make_detector("yunet", str(yunet_model))
+    assert make_detector("yunet", str(yunet_model), fast=True)(blank, 640) == []

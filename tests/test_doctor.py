@@ -62,7 +62,14 @@ def test_the_verb_prints_json_and_says_whether_something_failed(
 ):
     assert main(["doctor", "--json", f"--data_dir={tmp_path / 'not yet'}"]) == 0
     checks = {one["name"]: one["status"] for one in json.loads(capsys.readouterr().out)}
-    assert checks["video"] == checks["devices"] == checks["cache"] == doctor.OK
+    assert checks["video"] == checks["scripts"] == checks["devices"] == checks["cache"] == doctor.OK
     monkeypatch.setattr(doctor, "_installed", lambda name: None)
     assert main(["doctor"]) == 1
-    assert "13 failed" in capsys.readouterr().out
+    assert "16 failed" in capsys.readouterr().out
+
+
+def test_a_missing_script_runtime_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    assert "Deno 2." in doctor.check_script_runtime().detail
+    monkeypatch.setattr("deno.find_deno_bin", lambda: "/no/such/deno")
+    missing = doctor.check_script_runtime()
+    assert missing.status == doctor.WARNING and "YouTube" in missing.detail

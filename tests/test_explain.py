@@ -12,8 +12,8 @@ from flax import nnx
 from small_runs import picture, write_run
 
 from fer_jax.data.augment import normalize
-from fer_jax.inference.explain import grad_cam, overlay
-from fer_jax.inference.load import FEW_FACES, load
+from fer_jax.inference.network import FEW_FACES, grad_cam, load
+from fer_jax.inference.recognizer import overlay
 from fer_jax.models import xception
 
 MODEL = {"width": 0.03, "num_middle_blocks": 0, "image_size": 96, "num_classes": 3}
@@ -54,7 +54,7 @@ def asked(head: str) -> dict[str, Any]:
             jax.grad(lambda x, label=label: head_of_one(params, x)[label])(one)
             for one, label in zip(activations, CLASSES, strict=True)
         ]
-        return activations, jnp.stack(gradients), merged(normalize(images))
+        return activations, jnp.stack(gradients), merged.pooled_and_logits(normalize(images))[1]
 
     network = {"params": params, "batch_stats": batch_stats, "ema": {}}
     maps, probabilities = step(network, images, classes)

@@ -13,8 +13,7 @@ from fer_jax.data.augment import normalize
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.export import export
-from fer_jax.inference.load import load
-from fer_jax.inference.network import predict_step
+from fer_jax.inference.network import load, predict_step
 from fer_jax.inference.onnx_graph import to_onnx
 from fer_jax.models import xception
 
@@ -44,7 +43,7 @@ def crops(size: int, count: int = 3) -> np.ndarray:
         (48, "gap", {"stem_stride": 1, "grayscale": True}),
     ],
 )
-def test_the_graph_answers_as_the_network_does(size: int, head: str, kind: dict[str, Any]):
+def test_the_graph_predicts_as_the_network_does(size: int, head: str, kind: dict[str, Any]):
     runtime = pytest.importorskip("onnxruntime")
     model = {"num_classes": 3, "width": 0.05, "num_middle_blocks": 2, "image_size": size}
     model |= {"head": head, "dropout": 0.5, "dtype": "float32", "batch_norm_momentum": 0.9} | kind
@@ -71,14 +70,14 @@ def test_the_graph_answers_as_the_network_does(size: int, head: str, kind: dict[
     )
     expected = predict_step(network, jax.numpy.asarray(images), graphdef=xception.graphdef(**model))
     for count in (1, 3):
-        answers = session.run(["probabilities", "logits"], {"images": images[:count]})
-        np.testing.assert_allclose(answers[0], expected[:count], atol=2e-5)
-        np.testing.assert_allclose(answers[1], logits[:count], rtol=1e-4, atol=1e-4)
+        outputs = session.run(["probabilities", "logits"], {"images": images[:count]})
+        np.testing.assert_allclose(outputs[0], expected[:count], atol=2e-5)
+        np.testing.assert_allclose(outputs[1], logits[:count], rtol=1e-4, atol=1e-4)
     assert np.ptp(np.asarray(logits), axis=0).min() > 1e-3, "the pictures must differ"
     assert json.loads(session.get_modelmeta().custom_metadata_map["task"]) == "emotion"
 
 
-def test_every_form_is_tried_and_written(
+def test_every_form_is_checked_and_written(
     run: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     pytest.importorskip("onnxruntime")
@@ -86,13 +85,13 @@ def test_every_form_is_tried_and_written(
     out = tmp_path / "export"
     assert main(["export", f"--workdir={run}", f"--out={out}"]) == 0
     printed = capsys.readouterr().out
-    assert "tried on 7 validation faces" in printed
+    assert "checked on 7 validation faces" in printed
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["README.md", "config.json", *export.FILES.values()]
     )
     card = (out / "README.md").read_text()
     assert "| faces | train | validation |" in card and "Not scored" in card
-    # The exported network is one that loads, and answers the same to the bit.
+    # The exported network loads and predicts the same to the bit.
     records = open_records("faces", "validation", data_dir)
     faces = [records.image(row) for row in range(len(records))]
     np.testing.assert_array_equal(load(out).probabilities(faces), load(run).probabilities(faces))
@@ -102,14 +101,14 @@ def test_every_form_is_tried_and_written(
     np.testing.assert_allclose(back.call(images), load(run).probabilities(faces[:5]), atol=1e-5)
 
 
-def test_what_answers_otherwise_is_not_written(
+def test_what_predicts_differently_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("fer_jax.models.fold.EPSILON", 0.05)
+    monkeypatch.setattr("fer_jax.inference.onnx_graph.EPSILON", 0.05)
     with pytest.raises(InputError, match="onnx: a probability differs by 0.* not written"):
         export.export(load(run), tmp_path / "out", ("safetensors", "onnx"), crops(71))
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -118,12 +117,12 @@ def test_bad_input(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "--format cannot be 'onxx'; did you mean 'onnx'" in refused(
+    assert "unknown --format 'onxx'; did you mean 'onnx'" in refused(
         f"--workdir={run}", "--format=onxx"
     )
     assert "does not exist" in refused(f"--workdir={tmp_path / 'none'}")
     assert main(["export", f"--workdir={run}", f"--data_dir={tmp_path}"]) == 2
-    assert "point --data_dir at them" in capsys.readouterr().err
+    assert "name their folder with --data_dir" in capsys.readouterr().err
 
 
 def test_a_damaged_export_is_refused(run: Path, tmp_path: Path):
@@ -157,7 +156,7 @@ def test_a_folder_never_holds_two_networks(run: Path, tmp_path: Path):
     other = dataclasses.replace(
         model, about=model.about | {"step": 2}, arrays=model.arrays | {"params": doubled}
     )
-    with pytest.raises(InputError, match=r"holds model.onnx of another network \(step 1\)"):
+    with pytest.raises(InputError, match=r"has model.onnx of another network \(step 1\)"):
         export.export(other, out, ("safetensors",), crops(71))
     assert load(out).fingerprint() == model.fingerprint(), "it is as it was"
     export.export(other, out, ("safetensors", "onnx"), crops(71))
@@ -165,20 +164,28 @@ def test_a_folder_never_holds_two_networks(run: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["README.md", "config.json"])
-def test_somebody_elses_files_are_not_replaced(run: Path, tmp_path: Path, name: str):
+def test_other_files_are_not_replaced(run: Path, tmp_path: Path, name: str):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError, match=f"holds somebody else's {name}"):
+    with pytest.raises(InputError, match=f"already has a {name} that fer-jax export did not write"):
         export.export(load(run), tmp_path, ("safetensors",), crops(71))
     assert (tmp_path / name).read_text() == "{}"
 
 
 def test_the_card_has_scores_with_intervals(run: Path, data_dir: Path, tmp_path: Path):
     interval = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "ece"), [0.4, 0.6])
-    one = {"dataset": "faces", "split": "test", "variant": "", "n": 7.0, "n_subjects": 3}
-    one |= dict.fromkeys(interval, 0.5) | {"intervals": interval, "prevalence": [1 / 7] * 7}
-    one |= {"n_clusters": 3, "cluster": "subject", "effective_clusters": 3.0, "undefined_draws": {}}
-    one |= {"errors": [{"record_id": "faces/somebody"}]}
+    one = {
+        "dataset": "faces",
+        "split": "test",
+        "variant": "",
+        "n": 7.0,
+        "n_subjects": 3,
+        "chance": 0.2,
+    }
+    one |= dict.fromkeys(interval, 0.5) | {"intervals": interval}
+    one |= {"caveats": ["only 3 clusters (by subject): rough intervals"], "curves": {}}
+    one |= {"errors": [{"record_id": "faces/secret"}]}
     scores = {"sets": [one], "classes": list(load(run).classes), "task": "emotion"}
+    scores |= {"test_access": [], "checkpoint": {"step": load(run).step}}
     (run / "results.json").write_text(json.dumps(scores))
     export.export(load(run), tmp_path / "out", ("safetensors",), crops(71))
     (run / "results.json").unlink()
@@ -187,6 +194,13 @@ def test_the_card_has_scores_with_intervals(run: Path, data_dir: Path, tmp_path:
     assert "- faces test: only 3 clusters (by subject): rough intervals" in card
     # The page of an export shows them, too; no record is named in what is handed on.
     beside = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert beside["sets"][0]["accuracy"] == 0.5 and "somebody" not in json.dumps(beside)
+    assert beside["sets"][0]["accuracy"] == 0.5 and "secret" not in json.dumps(beside)
     export.export(load(run), tmp_path / "out", ("safetensors",), crops(71))
     assert not (tmp_path / "out" / "results.json").exists(), "the run has no scores now"
+    # Scores of another checkpoint are not this network's.
+    (run / "results.json").write_text(json.dumps(scores | {"checkpoint": {"step": 99}}))
+    export.export(load(run), tmp_path / "out", ("safetensors",), crops(71))
+    (run / "results.json").unlink()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "the scores of the run are of step 99." in card and "0.500" not in card
+    assert not (tmp_path / "out" / "results.json").exists()

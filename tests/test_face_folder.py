@@ -1,5 +1,6 @@
 """Folders, zips and CSVs of faces become records; what does not is in the ledger, counted."""
 
+import collections
 import csv
 import importlib.util
 import io
@@ -8,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import pytest
 
 from fer_jax.__main__ import main
 from fer_jax.data.records import build_summary, open_records
+from fer_jax.media import images
 from fer_jax.schema import EMOTIONS
 
 
@@ -80,21 +83,24 @@ def test_a_zip_with_a_manifest_and_everything_that_can_be_wrong(tmp_path: Path):
         "set/text.png": b"<html>",
         "set/cut.jpg": whole[: len(whole) // 2],
         "set/unnamed.png": picture(2),
-        "set/notes.txt": b"not an image, not an input",
+        "set/notes.txt": b"not an image",
+        "__MACOSX/set/._1.png": b"not a file of the set",
         "manifest.csv": manifest(rows),
     }
     assert build(make_zip(tmp_path / "x.zip", files), tmp_path / "data") == 0
     reasons = ledger(tmp_path / "data")
-    assert reasons.pop("set/contempt.png").startswith("'contempt' is not an emotion")
+    assert reasons.pop("set/contempt.png").startswith("unknown emotion 'contempt'")
     assert reasons == {
         "set/gone.png": "no such file",
         "x/set/empty": "empty file",
         "x/set/text": "unreadable image",
         "x/set/cut": "truncated JPEG",
+        "set/notes.txt": "not in the manifest",
         "set/unnamed.png": "not in the manifest",
     }
     summary = build_summary("x", tmp_path / "data")
-    assert (summary["inputs"], summary["records"]) == (46, 40)
+    assert (summary["inputs"], summary["records"]) == (47, 40)
+    assert summary["ignored"] == {"a system file": 1, "read for labels": 1}
     assert summary["inputs"] == summary["records"] + sum(summary["skipped"].values())
     records = open_records("x", "all", tmp_path / "data")
     assert len(records) == 40
@@ -217,11 +223,17 @@ def test_bad_sources_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     files, rows = people(6)
     for path in ("../x.png", "happy/../../x.png", "/tmp/x.png", "happy\\..\\..\\x.png"):
         refused({path: picture(0)}, "a path that leaves it")
-    refused({"x.png": picture(0)}, "no image is in a folder named after an emotion")
+    refused({"x.png": picture(0)}, "no file is in a folder named after an emotion")
+    names = {f"pictures/{number}/x.png": picture(0) for number in range(6)}
+    says = "the folders 'pictures/0', 'pictures/1', 'pictures/2', 'pictures/3' and 2 more and the "
+    refused(names, says + "files 'pictures/0/x.png', ")
+    refused(names, "see data_builders/face_folder/README.md")
     refused(files | {"manifest.csv": b"a,b\n1,2\n"}, "needs the columns path and label")
     refused(files | {"manifest.csv": manifest(rows + rows[:1])}, "names 1 files twice")
     other = [row | {"dataset": "xx"} for row in rows]
-    refused(files | {"manifest.csv": manifest(other)}, "no dataset 'x'; did you mean 'xx'")
+    source = make_zip(tmp_path / "x.zip", files | {"manifest.csv": manifest(other)})
+    assert build(source, tmp_path / "data", "--dataset=x") == 2
+    assert "no dataset 'x'; did you mean 'xx'" in capsys.readouterr().err
     refused(files | {"manifest.csv": manifest(rows)}, "would be empty")
     refused(files | {"manifest.csv": b"path,label\n\xff,happy\n"}, "not a CSV in UTF-8")
     refused(files | {"manifest.csv": b'path,label\n"' + b"a" * 1_100_000}, "is not a CSV")
@@ -312,6 +324,24 @@ def test_files_that_an_archive_cannot_give_have_their_reason(tmp_path: Path):
     assert (summary["inputs"], summary["records"]) == (8, 4)
 
 
+def test_a_member_that_unpacks_to_more_than_it_declares_is_refused(tmp_path: Path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(4):
+            archive.writestr(f"happy/{n}.png", picture(n))
+        archive.writestr("happy/bomb.png", bytes(300 * 2**20))
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02")
+    data[place + 24 : place + 28] = struct.pack("<I", 1000)
+    path.write_bytes(data)
+    tracemalloc.start()
+    assert build(path, tmp_path / "data", "--folds=2", protocol="folds") == 0
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ledger(tmp_path / "data", "folds") == {"x/happy/bomb": "damaged in the archive"}
+    assert most < 100 * 2**20
+
+
 def enormous_png(width: int, height: int) -> bytes:
     """Some hundred bytes that claim so many pixels."""
 
@@ -323,6 +353,35 @@ def enormous_png(width: int, height: int) -> bytes:
     data = zlib.compress(bytes(10_000))
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+CV2_FIRST = """
+import cv2, sys
+from fer_jax.errors import InputError
+from fer_jax.media import images
+
+for name in sys.argv[1:]:
+    try:
+        print(images.decode(open(name, "rb").read()).shape)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_sizes_are_checked_also_where_opencv_was_imported_first(tmp_path: Path):
+    (tmp_path / "small.png").write_bytes(picture(0))
+    (tmp_path / "huge.png").write_bytes(enormous_png(12_000, 12_000))
+    (tmp_path / "vast.png").write_bytes(enormous_png(65_000, 65_000))
+    (tmp_path / "words.png").write_bytes(b"no picture")
+    names = [str(tmp_path / f"{name}.png") for name in ("small", "huge", "vast", "words")]
+    environment = {k: v for k, v in os.environ.items() if k != "OPENCV_IO_MAX_IMAGE_PIXELS"}
+    words = [sys.executable, "-c", CV2_FIRST, *names]
+    ran = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
+    shape = images.decode(picture(0)).shape
+    assert ran.stdout.splitlines() == [str(shape), OVER, OVER, "unreadable image"]
+
+
+OVER = "over the limit of 64000000 pixels; OPENCV_IO_MAX_IMAGE_PIXELS=N raises it"
 
 
 def test_a_small_file_that_claims_gigapixels_is_not_decoded(tmp_path: Path):
@@ -341,8 +400,8 @@ def test_a_small_file_that_claims_gigapixels_is_not_decoded(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert ledger(tmp_path / "data", "folds") == {
-        "x/happy/huge": "too many pixels",
-        "x/happy/large": "too many pixels",
+        "x/happy/huge": OVER,
+        "x/happy/large": OVER,
     }
 
 
@@ -361,7 +420,7 @@ def test_short_and_long_rows_of_a_manifest_are_rows(tmp_path: Path):
     source = make_zip(tmp_path / "x.zip", files | {"manifest.csv": text.encode()})
     assert build(source, tmp_path / "data", "--folds=2", protocol="folds") == 0
     assert ledger(tmp_path / "data", "folds") == {
-        "": "no such file",
+        "manifest.csv: row 4": "no file is named",
         "4.png": "no label",
         "5.png": "not in the manifest",
     }
@@ -476,3 +535,34 @@ def test_the_command_of_tfds_builds_the_same(tmp_path: Path):
         for place in ("tfds", "ours")
     ]
     assert ids[0] == ids[1]
+
+
+def test_an_empty_part_says_what_was_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(20):
+        (tmp_path / "x" / "img").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / "img" / f"{number}.png").write_bytes(picture(number))
+    rows = [{"path": f"img/{n}.png", "label": "bored", "content": "c"} for n in range(20)]
+    (tmp_path / "x" / "manifest.csv").write_bytes(manifest(rows))
+    for protocol in ("grouped", "folds", "content", "given"):
+        assert build(tmp_path / "x", tmp_path / "data", protocol=protocol) == 2
+        said = capsys.readouterr().err
+        assert "all 20 inputs were skipped (unknown emotion 'bored'" in said, protocol
+    rows[0]["label"] = "fear"
+    (tmp_path / "x" / "manifest.csv").write_bytes(manifest(rows))
+    for words, protocol in (((), "grouped"), (("--content_parts=train=c;test=d",), "content")):
+        assert build(tmp_path / "x", tmp_path / "data", *words, protocol=protocol) == 2
+        said = capsys.readouterr().err
+        assert "would be empty: " in said
+        assert "; 19 inputs were skipped (unknown emotion 'bored'" in said
+
+
+def test_class_folders_may_be_numbered(tmp_path: Path):
+    names = ("1_anger", "02. Happy", "3 - sad", "4-neutral")
+    for number in range(40):
+        folder = tmp_path / "x" / names[number % 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(picture(number))
+    assert build(tmp_path / "x", tmp_path / "data", protocol="folds") == 0
+    classes = build_summary("x/folds", tmp_path / "data")["classes"].values()
+    counts = sum((collections.Counter(one["emotion"]) for one in classes), collections.Counter())
+    assert counts == dict.fromkeys(("anger", "happiness", "sadness", "neutral"), 10)

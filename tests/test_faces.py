@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fer_jax.errors import InputError
-from fer_jax.media import faces, images
+from fer_jax.media import detector, faces, images
 from fer_jax.media.faces import Face
+from fer_jax.media.video import Video
 
 # Where the eyes and the nose of the mean face lie in a tight crop, in shares of its side.
 EYES_AND_NOSE = np.array([[0.31, 0.38], [0.69, 0.38], [0.5, 0.38 + 0.57 * 0.38]])
@@ -310,29 +311,29 @@ def zoo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Zoo]:
             pass
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    faces.make_detector.cache_clear()
+    detector.make_detector.cache_clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        place = f"http://127.0.0.1:{server.server_port}/{faces.YUNET_FILE}"
-        monkeypatch.setattr(faces, "YUNET_URL", place)
+        place = f"http://127.0.0.1:{server.server_port}/{detector.YUNET_FILE}"
+        monkeypatch.setattr(detector, "YUNET_URL", place)
         yield zoo
         server.shutdown()
         thread.join()
-    faces.make_detector.cache_clear()
+    detector.make_detector.cache_clear()
 
 
 def test_the_detector_is_fetched_once_and_kept(zoo: Zoo, tmp_path: Path, yunet_model: Path):
     zoo.answer = yunet_model.read_bytes()
-    kept = tmp_path / "cache" / "fer_jax" / faces.YUNET_FILE
-    assert faces.detector_model("") == kept
+    kept = tmp_path / "cache" / "fer_jax" / detector.YUNET_FILE
+    assert detector.detector_model("") == kept
     assert kept.read_bytes() == zoo.answer
     assert [file.name for file in kept.parent.iterdir()] == [kept.name]
-    assert faces.detector_model("") == kept and zoo.asked == 1
-    assert faces.make_detector("yunet", "")(np.zeros((90, 90, 3), np.uint8), 640) == []
+    assert detector.detector_model("") == kept and zoo.asked == 1
+    assert detector.make_detector("yunet")(np.zeros((90, 90, 3), np.uint8), 640) == []
     # A kept file that was damaged since is fetched again.
     kept.write_bytes(zoo.answer[:1000])
-    assert faces.detector_model("") == kept and zoo.asked == 2
+    assert detector.detector_model("") == kept and zoo.asked == 2
     assert kept.read_bytes() == zoo.answer
 
 
@@ -350,32 +351,34 @@ def test_another_file_than_the_known_detector_is_refused(
         "longer": bytes(data) + b"\0",
     }[change]
     with pytest.raises(InputError, match="has another file than the known detector; download"):
-        faces.detector_model("")
+        detector.detector_model("")
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_detector_that_cannot_be_had_is_an_error_and_not_another_detector(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, yunet_model: Path
 ):
-    says = "could not be downloaded .*; download .* to .*, or name it with --detector_model"
+    says = f"could not be downloaded .*; download {detector.YUNET_URL[:8]}.* to .*--detector_model"
     for status in (404, 503, 0):
         zoo.status = status
         with pytest.raises(InputError, match=says):
-            faces.make_detector("yunet", "")
+            detector.make_detector("yunet")
     zoo.status, zoo.answer = 200, yunet_model.read_bytes()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match=says):
-        faces.make_detector("yunet", "")
-    monkeypatch.setattr(faces, "YUNET_URL", "http://127.0.0.1:9/nobody.onnx")
+        detector.make_detector("yunet")
+    monkeypatch.setattr(detector, "YUNET_URL", "http://127.0.0.1:9/nobody.onnx")
     with pytest.raises(InputError, match=says):
-        faces.make_detector("yunet", "")
+        detector.make_detector("yunet")
 
 
 def test_a_given_detector_is_never_fetched(zoo: Zoo, tmp_path: Path, yunet_model: Path):
-    assert faces.detector_model(str(yunet_model)) == yunet_model
-    with pytest.raises(InputError, match="--detector_model '.*gone.onnx' does not exist"):
-        faces.detector_model(str(tmp_path / "gone.onnx"))
+    assert detector.detector_model(str(yunet_model)) == yunet_model
+    with pytest.raises(
+        InputError, match="--detector_model '.*gone.onnx' does not exist; get it from http"
+    ):
+        detector.detector_model(str(tmp_path / "gone.onnx"))
     assert zoo.asked == 0
 
 
@@ -403,12 +406,13 @@ def test_a_file_that_is_no_yunet_is_refused(tmp_path: Path):
     for content in (other, b"", b"no network"):
         (tmp_path / "x.onnx").write_bytes(content)
         with pytest.raises(InputError, match="x.onnx' is not the YuNet detector"):
-            faces.yunet(tmp_path / "x.onnx")
+            detector.make_detector.cache_clear()
+            detector.make_detector("yunet", str(tmp_path / "x.onnx"))
 
 
 def test_a_misspelled_detector_is_told():
     with pytest.raises(InputError, match="unknown detector 'yunett'; did you mean 'yunet'"):
-        faces.make_detector("yunett", "")
+        detector.make_detector("yunett", "")
 
 
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -433,7 +437,7 @@ def test_faces_of_real_photos_are_found(
 ):
     photos = shared / "data" / "photos"
     truth = faces.read_boxes(photos / "boxes.csv")
-    detect = faces.make_detector(name, str(yunet_model))
+    detect = detector.make_detector(name, str(yunet_model))
     hits = alarms = 0
     for (file, _), true in truth.items():
         picture = cv2.imread(str(photos / file))
@@ -447,7 +451,7 @@ def test_faces_of_real_photos_are_found(
 
 def test_faces_are_found_in_small_and_in_large_pictures(shared: Path, yunet_model: Path):
     """Boxes and landmarks are in pixels of the picture that was given."""
-    detect, size = faces.yunet(yunet_model), faces.ALL_FACES
+    detect, size = detector.make_detector("yunet", str(yunet_model)), faces.ALL_FACES
     picture = cv2.imread(str(shared / "data" / "photos" / "photo_28.jpg"))
     assert picture is not None
     before = sorted(detect(picture, size), key=lambda face: face.box[0])
@@ -473,7 +477,7 @@ def test_faces_are_found_in_small_and_in_large_pictures(shared: Path, yunet_mode
 
 def test_aligned_faces_look_alike_to_the_detector(shared: Path, yunet_model: Path):
     """Faces of photos, aligned, have their eyes where the tight crops of the sets have them."""
-    detect = faces.yunet(yunet_model)
+    detect = detector.make_detector("yunet", str(yunet_model))
     eyes = []
     with (shared / "data" / "photos" / "manifest.csv").open(newline="") as text:
         single = [row["file"] for row in csv.DictReader(text) if row["yunet_count_at_0.6"] == "1"]
@@ -486,3 +490,31 @@ def test_aligned_faces_look_alike_to_the_detector(shared: Path, yunet_model: Pat
         eyes.append(again.landmarks[:2] / len(crop))
     middle = np.median(eyes, axis=0)
     np.testing.assert_allclose(middle, EYES_AND_NOSE[:2], atol=0.03)
+
+
+def test_a_cut_to_another_person_in_the_same_place_ends_the_track():
+    random = np.random.default_rng(0)
+    people = [random.integers(0, 256, (3, 3, 3)).astype(np.uint8) for _ in range(2)]
+    box = faces.Face((40.0, 40.0, 60.0, 60.0), 1.0, None)
+    frames = []
+    for person in (0, 0, 0, 1, 1, 0):
+        scene = cv2.resize(people[person], (160, 160), interpolation=cv2.INTER_CUBIC)
+        scene = cv2.add(scene, random.integers(0, 5, scene.shape, dtype=np.uint8))
+        frames.append(faces.add_looks(scene, [box]))
+    # Where the first person is shown again, the track goes on.
+    assert faces.track(frames) == [0, 0, 0, None, None, 0]
+    assert faces.track([[box]] * 6) == [0] * 6
+
+
+def test_no_track_holds_two_real_people(shared: Path, yunet_model: Path):
+    find = detector.make_detector("yunet", str(yunet_model))
+    frames = []
+    for name in ("clip_33.mp4", "clip_12.mp4", "clip_34.mp4"):
+        with Video(shared / "data" / "videos" / name) as video:
+            for frame in video.frames(count=5):
+                assert frame.image is not None
+                (face, *_) = faces.largest_first(find(frame.image, faces.LARGE_FACES))
+                (face,) = faces.add_looks(frame.image, [face])
+                frames.append([face._replace(box=(0.0, 0.0, 90.0, 90.0))])
+    followed = faces.track(frames)
+    assert followed in ([0] * 5 + [None] * 10, [None] * 5 + [0] * 5 + [None] * 5)

@@ -68,7 +68,7 @@ def test_a_seeds_latent_is_the_published_tools_own():
     np.testing.assert_array_equal(rows[[0, 2]], np.repeat(expected, 2, axis=0))
     assert rows.dtype == np.float32 and latents([], 4).shape == (0, 4)
     for wrong in (-1, 2**32):
-        with pytest.raises(InputError, match="a seed is a whole number"):
+        with pytest.raises(InputError, match="a seed must be an integer"):
             latents([1, wrong], 4)
 
 

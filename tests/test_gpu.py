@@ -14,11 +14,10 @@ import optax
 import pytest
 from test_stylegan2 import ATOL_IMAGE, GOLDENS, Golden, image_keys
 
-from fer_jax.config import default_config
+from fer_jax.data.augment import Augmentation
 from fer_jax.models import xception
-from fer_jax.models.normalization import Unnormalized, affine
-from fer_jax.models.separable import grouped_conv3x3, shifted_conv3x3
-from fer_jax.training.step import init_state, train_step
+from fer_jax.models.layers import Unnormalized, affine, grouped_conv3x3, shifted_conv3x3
+from fer_jax.training.step import StepOptions, init_state, train_step
 
 pytestmark = pytest.mark.gpu
 MODEL = {"num_classes": 7, "width": 0.25, "num_middle_blocks": 2, "image_size": 96, "dropout": 0.0}
@@ -84,19 +83,16 @@ def test_a_bfloat16_step_trains(gpu: Any):
     model = MODEL | {"dtype": "bfloat16"}
     optimizer = optax.adam(1e-3)
     state = init_state(jax.random.key(0), optimizer, model=model, ema=False)
-    step = jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=xception.graphdef(**model),
-            optimizer=optimizer,
-            class_weights=np.ones(7, np.float32),
-            label_smoothing=0.0,
-            augmentation={name: 0 for name in default_config().augment},
-            accumulation_steps=1,
-            ema_decay=0.0,
-            frozen_statistics=False,
-            dynamic_loss_scale=False,
+    options = StepOptions(
+        graphdef=xception.graphdef(**model),
+        optimizer=optimizer,
+        class_weights=np.ones(7, np.float32),
+        augmentation=Augmentation(
+            rotation_degrees=0.0, shift=0.0, shear=0.0, zoom=0.0, horizontal_flip=False
         ),
+    )
+    step = jax.jit(
+        functools.partial(train_step, options=options),
         donate_argnums=0,
     )
     rng = np.random.default_rng(0)

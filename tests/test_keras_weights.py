@@ -1,5 +1,6 @@
 """Keras' Xception with random weights and statistics gives the same numbers here."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from fer_jax.__main__ import main
 from fer_jax.errors import InputError
 from fer_jax.models import xception
 from fer_jax.sharding import make_mesh, state_sharding
-from fer_jax.training import start
+from fer_jax.training import classifier
 from fer_jax.training.step import init_state
-from fer_jax.weights.xception import load_xception
+from fer_jax.weights.keras import load_xception, read_xception
 
 # Keras' own variables lack numpy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -161,7 +162,7 @@ def test_a_converted_file_is_the_same_start(
     path, out = save(reference, tmp_path / name), tmp_path / "start"
     for _ in range(2):  # the same command again gives the same
         assert main(["convert", str(path), str(out)]) == 0
-        assert "Xception, 7 classes, 20,875,823 numbers" in capsys.readouterr().out
+        assert "Xception, 7 classes, 20,875,823 parameters" in capsys.readouterr().out
     assert sorted(file.name for file in out.iterdir()) == ["arrays.safetensors", "config.json"]
     jax.tree.map(
         np.testing.assert_array_equal, load_xception(out, *fresh), load_xception(path, *fresh)
@@ -181,7 +182,7 @@ def test_training_starts_from_a_converted_file_without_top(
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     sharding = state_sharding(shapes, make_mesh(), "data_parallel")
-    state = start.fresh(init, jax.random.key(0), sharding, str(out))
+    state = classifier.first_state(init, jax.random.key(0), sharding, str(out))
     assert f"started from {out}; fresh: {', '.join(TOP)}" in capsys.readouterr().out
     kernel = reference.get_layer("block14_sepconv2").get_weights()[1][0, 0]
     for params in (state.params, state.ema):
@@ -199,7 +200,7 @@ def test_a_converted_folder_that_does_not_fit_is_refused(
         assert "\n" not in str(caught.value)
 
     out.mkdir()
-    refused("is no start that fer-jax convert wrote")
+    refused("is not a folder that fer-jax convert wrote")
     assert main(["convert", str(save(reference, tmp_path / "x.h5")), str(out)]) == 0
     narrow = fresh[0] | {"stem1": {**fresh[0]["stem1"], "kernel": np.zeros((3, 3, 3, 16))}}
     refused(r"params/stem1/kernel is \(3, 3, 3, 32\) and \(3, 3, 3, 16\)", narrow)
@@ -213,3 +214,75 @@ def test_a_converted_folder_that_does_not_fit_is_refused(
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "is not an HDF5 file" in errors[0]
     assert "no weights file" in errors[1] and not (tmp_path / "new").exists()
+
+
+def _external(group: h5py.Group, target: Path) -> None:
+    group.create_dataset("0", (3, 3, 3, 32), "f4", external=[(str(target), 0, h5py.h5f.UNLIMITED)])
+
+
+def _virtual(group: h5py.Group, target: Path) -> None:
+    layout = h5py.VirtualLayout((3, 3, 3, 32), "f4")
+    layout[...] = h5py.VirtualSource(target, "x", (3, 3, 3, 32), "f4")
+    group.create_virtual_dataset("0", layout)
+
+
+def _linked(link: Any) -> Any:
+    return lambda group, target: group.__setitem__("0", link(target))
+
+
+def _stored(shape: Any = (3, 3, 3, 32), dtype: str = "f4", value: Any = 0, **options: Any) -> Any:
+    return lambda group, target: group.create_dataset("0", shape, dtype, fillvalue=value, **options)
+
+
+CRAFTED = {
+    "external storage": (_external, "in another file"),
+    "a virtual dataset": (_virtual, "in another file"),
+    "an external link": (_linked(lambda target: h5py.ExternalLink(target, "x")), "a link"),
+    "a soft link": (_linked(lambda target: h5py.SoftLink("/elsewhere")), "a link"),
+    "a group as an array": (
+        lambda group, target: group.create_group("0"),
+        "not an array of floats",
+    ),
+    "576 GiB": (_stored((2**19, 2**18), chunks=(64, 64)), "claims the shape"),
+    "a large chunk": (_stored((4, 4), maxshape=(None,) * 2, chunks=(2**14,) * 2), "claims the"),
+    "integers": (_stored(dtype="i4"), "not an array of floats"),
+    "texts": (_stored(dtype="S8", value=b"x"), "not an array of floats"),
+    "no numbers": (_stored(value=np.nan), "not finite"),
+    "an unusual filter": (_stored(compression="lzf"), "a filter that is not supported"),
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_a_crafted_file_reads_nothing_else(what: str, tmp_path: Path):
+    (tmp_path / "secret").write_bytes(np.full((3, 3, 3, 32), 7, np.float32).tobytes())
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.full((3, 3, 3, 32), 7, np.float32)
+        file["elsewhere"] = np.full((3, 3, 3, 32), 7, np.float32)
+    write, says = CRAFTED[what]
+    path = tmp_path / "crafted.weights.h5"
+    with h5py.File(path, "w") as file:
+        target = tmp_path / ("secret" if what == "external storage" else "x.h5")
+        write(file.create_group("layers/conv2d/vars"), target)
+    with pytest.raises(InputError, match=says) as raised:
+        read_xception(path)
+    assert str(raised.value).count("\n") == 0 and str(path) in str(raised.value)
+
+
+def test_flipped_bits_are_one_line(tmp_path: Path):
+    path = tmp_path / "small.weights.h5"
+    save(keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(3)]), path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        bits = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, len(bits), rng.integers(1, 40))
+        bits[places] ^= np.uint8(1) << rng.integers(0, 8, len(places)).astype(np.uint8)
+        path.write_bytes(bits.tobytes())
+        with pytest.raises(InputError) as raised:
+            read_xception(path)
+        assert str(raised.value).count("\n") == 0
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.h5")
+    with pytest.raises(InputError, match="no weights file"):
+        read_xception(tmp_path / "x.h5")

@@ -1,4 +1,4 @@
-"""Labels of generated faces: a calibrated teacher, class means, directions in w."""
+"""Labels of synthetic faces: a calibrated teacher, class means, directions in w."""
 
 import dataclasses
 from pathlib import Path
@@ -16,8 +16,7 @@ from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predict import predict
-from fer_jax.inference.load import load
-from fer_jax.inference.network import compile_predict_step, model_arguments
+from fer_jax.inference.network import compile_predict_step, load, model_arguments
 from fer_jax.models import xception
 from fer_jax.schema import EMOTIONS
 from fer_jax.sharding import make_mesh, replicated
@@ -42,7 +41,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def overconfident(n: int = 4000, sharpness: float = 2.5) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from probabilities, and the same probabilities sharpened."""
+    """Labels sampled from probabilities, and the same probabilities sharpened."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(n, 7))
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -55,10 +54,10 @@ def test_the_temperature_undoes_overconfidence():
     given, sharp = overconfident()
     temperature = labels.fit_temperature(given, sharp)
     assert temperature == pytest.approx(2.5, rel=0.06)
-    calm = labels.tempered(sharp, temperature)
+    calm = labels.with_temperature(sharp, temperature)
 
     def loss(value: float) -> float:
-        return metrics.score(given, labels.tempered(sharp, value))["loss"]
+        return metrics.score(given, labels.with_temperature(sharp, value))["loss"]
 
     assert loss(temperature) < min(loss(temperature * 1.01), loss(temperature / 1.01))
     before, after = (metrics.score(given, p)["ece"] for p in (sharp, calm))
@@ -66,16 +65,21 @@ def test_the_temperature_undoes_overconfidence():
     np.testing.assert_array_equal(calm.argmax(axis=1), sharp.argmax(axis=1))
 
 
-def test_a_temperature_of_one_changes_nothing_and_rounding_to_zero_is_borne():
+def test_a_temperature_of_one_changes_nothing_and_zeros_are_accepted():
     _, p = overconfident(50)
-    np.testing.assert_allclose(labels.tempered(p, 1.0), p, atol=1e-12)
+    np.testing.assert_allclose(labels.with_temperature(p, 1.0), p, atol=1e-12)
     hard = np.eye(7)
-    assert labels.fit_temperature(np.arange(7), hard) == labels.SHARPEST
+    # Where all temperatures give a loss of 0, the highest of them.
+    right = labels.fit_temperature(np.arange(7), hard)
+    lowest, highest = labels.TEMPERATURES
+    assert lowest <= right < 0.15
+    np.testing.assert_array_equal(labels.with_temperature(hard, right), hard)
     wrong = labels.fit_temperature((np.arange(7) + 1) % 7, hard)
-    assert wrong == labels.FLATTEST
+    assert wrong == pytest.approx(highest)
+    assert labels.fit_temperature(np.arange(7), hard * 0.3 + 0.1) == pytest.approx(lowest)
 
 
-def test_a_loaded_run_answers_as_evaluation_does(run: Path):
+def test_a_loaded_run_predicts_as_evaluation_does(run: Path):
     model = load(run / "run", batch_sizes=(8,))
     records = open_records("lab", "validation", run / "data")
     rows = np.arange(len(records))
@@ -120,11 +124,11 @@ def test_a_teacher_is_calibrated_and_says_what_it_saw(run: Path):
     faces = [picture(7), picture(8, 90)]
     np.testing.assert_allclose(
         teacher.probabilities(faces),
-        labels.tempered(teacher.model.probabilities(faces), teacher.temperature),
+        labels.with_temperature(teacher.model.probabilities(faces), teacher.temperature),
     )
 
 
-def test_a_teacher_that_knows_no_colour_is_shown_none(run: Path, tmp_path: Path):
+def test_a_teacher_of_grey_images_is_given_grey_images(run: Path, tmp_path: Path):
     parts = {part: [(f"{part}{i}", i % 7) for i in range(7)] for part in PEOPLE}
     write_dataset(tmp_path / "data", "grey", parts, grey=True)
     write_dataset(tmp_path / "data", "lab", parts)
@@ -140,8 +144,8 @@ def test_a_teacher_that_knows_no_colour_is_shown_none(run: Path, tmp_path: Path)
 
 def test_a_teacher_that_saw_a_test_subject_is_refused(run: Path):
     data = run / "data"
-    # Somebody of the training part under another set's name: as ck48 and ckseq share people.
-    write_dataset(data, "again", {"test": [("a", 0)], "train": [("b", 1)]})
+    # A person of the training part in another dataset: as ck48 and ckseq share people.
+    write_dataset(data, "again", {"test": [("a", 0)], "train": [("b", 1)]}, 9000)
     shared = write_run(run / "shared", data, sources=("lab",), test_sets=())
     labels.load_teacher(shared, "emotion", data, [("lab", "test")])
     with pytest.raises(InputError, match="saw 5 of the subjects of the test set lab train"):
@@ -149,7 +153,7 @@ def test_a_teacher_that_saw_a_test_subject_is_refused(run: Path):
     # What it was calibrated and chosen on was seen, too.
     with pytest.raises(InputError, match="saw 3 of the subjects .*such as 'lab/v0'"):
         labels.load_teacher(shared, "emotion", data, [("lab", "validation")])
-    # Pictures of nobody known are compared one by one.
+    # Images without a subject are compared one by one.
     own = write_run(run / "own", data, sources=("nameless",), test_sets=("nameless",))
     with pytest.raises(InputError, match="saw 7 of the records of the test set nameless train"):
         labels.load_teacher(own, "emotion", data, [("nameless", "train")])
@@ -157,7 +161,7 @@ def test_a_teacher_that_saw_a_test_subject_is_refused(run: Path):
 
 def test_a_teacher_of_another_task_is_refused(run: Path):
     other = write_run(run / "other", run / "data", task="interest", sources=("lab",))
-    with pytest.raises(InputError, match="tells interest, not emotion"):
+    with pytest.raises(InputError, match="predicts interest, not emotion"):
         labels.load_teacher(other, "emotion", None, [])
 
 
@@ -194,7 +198,7 @@ def planted(n: int = 600, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray, n
     return w, shifted, centred / np.linalg.norm(centred, axis=1, keepdims=True)
 
 
-def test_directions_are_found_again():
+def test_known_directions_are_recovered():
     w, scores, truth = planted()
     found = labels.fit_directions(w, scores, EMOTIONS, "network")
     cosines = (found.vectors * truth).sum(axis=1)
@@ -245,7 +249,7 @@ def test_pictures_without_a_face_are_left_out_and_too_few_refused():
     found = labels.fit_directions(w, scores, EMOTIONS, "network")
     assert (found.vectors * truth).sum(axis=1).min() > 0.99
     scores[99 * 2 :] = np.nan
-    with pytest.raises(InputError, match="only 99 of 600 sampled pictures show a face"):
+    with pytest.raises(InputError, match="only 99 of 600 sampled images show a face"):
         labels.fit_directions(w, scores, EMOTIONS, "network")
 
 
@@ -253,18 +257,18 @@ def test_directions_survive_their_file_and_fit_one_network_only(tmp_path: Path):
     generator = small_generator()
     network = fingerprint((generator.params, generator.buffers))
     w, scores, _ = planted()
-    made = labels.fit_directions(w, scores, EMOTIONS, network)
+    fitted = labels.fit_directions(w, scores, EMOTIONS, network)
     path = tmp_path / "directions.safetensors"
-    labels.write_directions(path, made)
+    labels.write_directions(path, fitted)
     found = labels.read_directions(path, generator, network, "emotion")
-    assert (found.classes, found.apart, found.network) == (made.classes, made.apart, network)
-    np.testing.assert_array_equal(found.vectors, made.vectors)
+    assert (found.classes, found.apart, found.network) == (fitted.classes, fitted.apart, network)
+    np.testing.assert_array_equal(found.vectors, fitted.vectors)
 
     other = small_generator(seed=1)
     foreign = fingerprint((other.params, other.buffers))
     with pytest.raises(InputError, match="is for another network"):
         labels.read_directions(path, other, foreign, "emotion")
-    with pytest.raises(InputError, match="names 'anger', no interest"):
+    with pytest.raises(InputError, match="names an unknown interest 'anger'"):
         labels.read_directions(path, generator, network, "interest")
     with pytest.raises(InputError, match="does not exist"):
         labels.read_directions(tmp_path / "none", generator, network, "emotion")
@@ -275,34 +279,34 @@ def test_a_damaged_file_of_directions_is_refused(tmp_path: Path, damage: str):
     generator = small_generator()
     w, scores, _ = planted(200)
     path = tmp_path / "d.safetensors"
-    made = labels.fit_directions(w, scores, EMOTIONS, "network")
+    fitted = labels.fit_directions(w, scores, EMOTIONS, "network")
     if damage == "shape":
-        made = made._replace(vectors=made.vectors[:, :5])
+        fitted = fitted._replace(vectors=fitted.vectors[:, :5])
     if damage == "nan":
-        made = made._replace(vectors=made.vectors * np.nan)
-    labels.write_directions(path, made)
+        fitted = fitted._replace(vectors=fitted.vectors * np.nan)
+    labels.write_directions(path, fitted)
     if damage == "text":
         path.write_text("anger,0.1,0.2\n")
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-7])
     if damage == "no metadata":
         save_file(load_file(path), path)
-    with pytest.raises(InputError, match="does not hold a direction|is not a file of directions"):
+    with pytest.raises(InputError, match="does not have a direction|is not a file of directions"):
         labels.read_directions(path, generator, "network", "emotion")
 
 
-def test_an_edit_that_would_make_another_person_is_refused():
+def test_an_edit_that_would_change_the_person_is_refused():
     w, scores, _ = planted()
     found = labels.fit_directions(w, scores, EMOTIONS, "network")
     labels.check_strength(found, range(7), 0.5)
-    far = 1.02 * labels.MAX_MOVED * found.apart / found.scales[3]
+    far = 1.02 * labels.MAX_EDIT * found.apart / found.scales[3]
     with pytest.raises(InputError, match="towards happiness by 0.51 of the distance"):
         labels.check_strength(found, [3], -far)
     with pytest.raises(InputError, match="must be a finite number"):
         labels.check_strength(found, [3], float("nan"))
 
 
-def test_a_fingerprint_is_of_the_numbers():
+def test_a_fingerprint_depends_on_the_arrays():
     one, two = small_generator(), small_generator()
     assert fingerprint(one.params) == fingerprint(two.params)
     assert fingerprint(one.params) != fingerprint(small_generator(seed=1).params)

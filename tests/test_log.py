@@ -39,7 +39,7 @@ def test_tensorboard_receives_scalars_images_and_the_config(tmp_path: Path):
 
 
 FIGURES = {
-    **{"loss": 1.5, "accuracy": 0.25},
+    **{"train_loss": 1.5, "train_accuracy": 0.25, "train_gradient_norm": 2.0},
     **{"images_per_second": 100.0, "data_wait_share": 0.031, "model_flop_per_second": 2.73e12},
 }
 
@@ -47,16 +47,23 @@ FIGURES = {
 def test_plain_lines_where_there_is_no_terminal():
     stream = io.StringIO()
     progress = ProgressLine(100, stream=stream)
-    progress.show(10, **FIGURES)
+    progress.show(10, FIGURES)
     progress.note("validated")
-    progress.show(20, **FIGURES)
+    progress.show(20, FIGURES)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3
     assert "\r" not in stream.getvalue()
-    for part in ("step 20/100", "loss 1.5000", "accuracy 0.250", "100 images/s", "wait 3%", "ETA"):
+    for part in (
+        "step 20/100",
+        "loss 1.5000",
+        "accuracy 0.250",
+        "100 images/s",
+        "loading 3%",
+        "ETA",
+    ):
         assert part in lines[2]
     assert "2730 GFLOP/s" in lines[2]
-    progress.show(30, **FIGURES, model_flop_utilisation=0.412)
+    progress.show(30, FIGURES | {"model_flop_utilisation": 0.412})
     assert "MFU 41.2%" in stream.getvalue() and stream.getvalue().count("GFLOP/s") == 2
 
 
@@ -64,8 +71,8 @@ def test_one_line_is_rewritten_on_a_terminal():
     stream = io.StringIO()
     stream.isatty = lambda: True
     progress = ProgressLine(100, stream=stream)
-    progress.show(10, **FIGURES)
-    progress.show(20, **FIGURES)
+    progress.show(10, FIGURES)
+    progress.show(20, FIGURES)
     assert "\n" not in stream.getvalue()
     assert stream.getvalue().count("\r") == 2
 

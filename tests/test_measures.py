@@ -74,7 +74,7 @@ def test_precision_and_recall_are_shares_of_manifolds(monkeypatch):
     assert 0 < min(precision, recall) and max(precision, recall) < 1
 
 
-def test_one_face_over_and_over_is_precise_and_recalls_nothing():
+def test_one_repeated_face_has_precision_and_no_recall():
     real = features(200)
     precision, recall = measures.precision_recall(real, np.repeat(real[:1], 50, axis=0))
     assert precision == 1 and recall <= 1 / 200
@@ -95,11 +95,11 @@ def test_measures_of_too_few_are_not_a_number(tmp_path: Path):
 
 def test_each_class_is_compared_with_its_own():
     real, generated = features(300), features(200, seed=1)
-    real_labels, made_labels = np.arange(300) % 3, np.arange(200) % 3
-    generated[made_labels == 1] += 5
+    real_labels, synthetic_labels = np.arange(300) % 3, np.arange(200) % 3
+    generated[synthetic_labels == 1] += 5
     rows = {
         r["class"]: r
-        for r in measures.compare(real, real_labels, generated, made_labels, ("a", "b", "c"))
+        for r in measures.compare(real, real_labels, generated, synthetic_labels, ("a", "b", "c"))
     }
     assert [rows[name]["real"] for name in ("all", "a", "b", "c")] == [300, 100, 100, 100]
     assert [rows[name]["generated"] for name in ("all", "a", "b", "c")] == [200, 67, 67, 66]

@@ -23,7 +23,7 @@ def lower(batch_size: int) -> Any:
 
 
 def test_a_step_that_fits_is_compiled():
-    compiled = memory.compile_that_fits(lower, 8, 1)
+    compiled = memory.compile_that_fits(lower, 8, 1, what="a step")
     assert compiled(jnp.zeros(2**18), jnp.ones((8, 1))).shape == (2**18,)
     # The state comes in and goes out.
     assert memory.needed(compiled) > 2 * 2**20 + 8 * 2**20
@@ -33,7 +33,7 @@ def test_the_batch_that_would_fit_does(monkeypatch: pytest.MonkeyPatch):
     needs = {size: memory.needed(lower(size).compile()) for size in (14, 16)}
     monkeypatch.setattr(memory, "free_bytes", lambda: needs[14])
     with pytest.raises(InputError, match="config.batch_size 40 does not fit") as refused:
-        memory.compile_that_fits(lower, 40, 2)
+        memory.compile_that_fits(lower, 40, 2, what="a step")
     said = str(refused.value)
     found = re.search(r"; (\d+) would fit \(the step was compiled at 40 and 20\)", said)
     assert found and int(found[1]) == 14 and needs[16] > needs[14]
@@ -44,7 +44,7 @@ def test_a_state_that_does_not_fit_is_no_matter_of_the_batch(monkeypatch: pytest
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     for batch_size in (4, 16):
         with pytest.raises(InputError, match="no batch would fit"):
-            memory.compile_that_fits(lower, batch_size, 4)
+            memory.compile_that_fits(lower, batch_size, 4, what="a step")
 
 
 def test_cpu_devices_share_the_machines_memory():

@@ -27,6 +27,15 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return labels, raw / raw.sum(axis=1, keepdims=True)
 
 
+def class_error(positive: np.ndarray, scores: np.ndarray) -> float:
+    """The calibration error of one class's probability, bin by bin."""
+    gaps = []
+    for low in np.arange(15):
+        rows = (scores * 15 > low) & (scores * 15 <= low + 1)
+        gaps.append(abs(sum(positive[rows].astype(float) - scores[rows])))
+    return sum(gaps) / len(scores)
+
+
 @settings(deadline=None, max_examples=100)
 @given(cases())
 def test_they_agree_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]):
@@ -42,7 +51,21 @@ def test_they_agree_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]):
             labels, predicted, labels=present, average="macro", zero_division=0
         ),
         "loss": reference.log_loss(labels, probabilities, labels=list(classes)),
+        "weighted_f1": reference.f1_score(labels, predicted, average="weighted", zero_division=0),
+        "brier": np.mean(
+            [
+                sum((p - (c == y)) ** 2 for c, p in enumerate(row))
+                for y, row in zip(labels, probabilities, strict=True)
+            ]
+        ),
+        "class_ece": np.mean([class_error(labels == c, probabilities[:, c]) for c in classes]),
     }
+    if len({*labels, *predicted}) > 1:
+        expected["kappa"] = reference.cohen_kappa_score(labels, predicted)
+    if len(present) > 1 < len(set(predicted)):
+        expected["mcc"] = reference.matthews_corrcoef(labels, predicted)
+    assert np.isnan(scored["kappa"]) == ("kappa" not in expected)
+    assert np.isnan(scored["mcc"]) == ("mcc" not in expected)
     for name, value in expected.items():
         assert scored[name] == pytest.approx(value, abs=1e-9), name
     np.testing.assert_array_equal(

@@ -1,5 +1,6 @@
 """Styles are mixed between images, their content stays, and only in training."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fer_jax.methods.mixstyle import mix_styles, partners
 from fer_jax.models import xception
-from fer_jax.models.mixstyle import Mixing, mix_styles, partners
 from fer_jax.sharding import batch_sharding, make_mesh
 
 TWO_DOMAINS = jnp.asarray([0, 1], jnp.int32)
@@ -21,6 +22,10 @@ def feature_maps(n: int, seed: int = 0) -> jax.Array:
     return jnp.float32(offset + scale * rng.standard_normal((n, 6, 5, 4)))
 
 
+def mixed_by(x: Any, probability: float, key: jax.Array, domain: Any) -> jax.Array:
+    return mix_styles(x, 1, probability=probability, key=key, domain=domain)
+
+
 def moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(axis=(1, 2)), x.std(axis=(1, 2))
 
@@ -30,7 +35,7 @@ def test_probability_zero_is_the_identity_and_shape_and_dtype_stay(dtype: str):
     x = jnp.asarray(feature_maps(8), dtype)
     domain = jnp.arange(8, dtype=jnp.int32) % 3
     for probability in (0.0, 1.0):
-        mixed = mix_styles(x, Mixing(probability, jax.random.key(0), domain), 1)
+        mixed = mixed_by(x, probability, jax.random.key(0), domain)
         assert (mixed.shape, mixed.dtype) == (x.shape, x.dtype)
         assert np.array_equal(mixed, x) is (probability == 0)
 
@@ -39,7 +44,7 @@ def test_the_output_has_the_mixed_statistics_and_the_inputs_content():
     x = feature_maps(2)
     mean, deviation = moments(x)
     keys = jax.random.split(jax.random.key(0), 50)
-    outputs = jax.vmap(lambda key: mix_styles(x, Mixing(1.0, key, TWO_DOMAINS), 1))(keys)
+    outputs = jax.vmap(lambda key: mixed_by(x, 1.0, key, TWO_DOMAINS))(keys)
     shares = []
     for mixed in np.asarray(outputs):
         mixed_mean, mixed_deviation = moments(mixed)
@@ -63,10 +68,10 @@ def test_the_output_has_the_mixed_statistics_and_the_inputs_content():
 def test_partners_are_of_another_domain_where_there_is_one():
     domain = np.asarray([0] * 9 + [1] * 2 + [2] * 5)
     keys = jax.random.split(jax.random.key(0), 400)
-    drawn = np.asarray(jax.vmap(lambda key: partners(key, jnp.asarray(domain)))(keys))
-    assert (domain[drawn] != domain).all()
+    sampled = np.asarray(jax.vmap(lambda key: partners(key, jnp.asarray(domain)))(keys))
+    assert (domain[sampled] != domain).all()
     # The first image has seven strangers, all equally likely: 57 draws each of 400.
-    counts = np.bincount(drawn[:, 0], minlength=16)
+    counts = np.bincount(sampled[:, 0], minlength=16)
     assert counts[:9].sum() == 0 and counts[9:].min() > 30 and counts[9:].max() < 90
     alone = np.asarray(jax.vmap(lambda key: partners(key, jnp.zeros(4, jnp.int32)))(keys))
     assert np.bincount(alone.ravel(), minlength=4).min() > 300
@@ -75,16 +80,16 @@ def test_partners_are_of_another_domain_where_there_is_one():
 def test_a_batch_is_mixed_as_often_as_the_probability_says():
     x = feature_maps(2)
     keys = jax.random.split(jax.random.key(1), 1000)
-    mixed = jax.vmap(lambda key: mix_styles(x, Mixing(0.3, key, TWO_DOMAINS), 1))(keys)
+    mixed = jax.vmap(lambda key: mixed_by(x, 0.3, key, TWO_DOMAINS))(keys)
     changed = (np.asarray(mixed) != x).any(axis=(1, 2, 3, 4))
     assert 0.25 < changed.mean() < 0.35
 
 
 def test_no_gradient_flows_through_the_statistics():
     x = feature_maps(2)
-    mixing = Mixing(1.0, jax.random.key(3), TWO_DOMAINS)
-    gradient = jax.grad(lambda x: mix_styles(x, mixing, 1).sum())(x)
-    ratio = moments(np.asarray(mix_styles(x, mixing, 1)))[1] / moments(x)[1]
+    arguments = 1.0, jax.random.key(3), TWO_DOMAINS
+    gradient = jax.grad(lambda x: mixed_by(x, *arguments).sum())(x)
+    ratio = moments(np.asarray(mixed_by(x, *arguments)))[1] / moments(x)[1]
     expected = np.broadcast_to(ratio[:, None, None], x.shape)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4)
     assert np.abs(ratio - 1).max() > 0.05
@@ -96,16 +101,15 @@ def test_the_network_mixes_in_training_only():
     network = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
     graphdef = xception.graphdef(**model)
     images = jax.ShapeDtypeStruct((4, 71, 71, 3), jnp.float32)
-    mixing = Mixing(1.0, jax.random.key(2), jnp.asarray([0, 0, 1, 1], jnp.int32))
+    domain = jnp.asarray([0, 0, 1, 1], jnp.int32)
+    mix = functools.partial(mix_styles, probability=1.0, key=jax.random.key(2), domain=domain)
 
-    def program(train: bool, mixing: Mixing | None) -> str:
-        step = jax.jit(
-            lambda p, s, x: xception.apply(graphdef, p, s, x, train=train, mixing=mixing)
-        )
+    def program(train: bool, mix: xception.Mix | None) -> str:
+        step = jax.jit(lambda p, s, x: xception.apply(graphdef, p, s, x, train=train, mix=mix))
         return step.lower(*network, images).as_text()
 
-    assert program(False, mixing) == program(False, None)
-    assert program(True, mixing) != program(True, None)
+    assert program(False, mix) == program(False, None)
+    assert program(True, mix) != program(True, None)
 
 
 def test_eight_devices_borrow_from_each_other():
@@ -115,7 +119,7 @@ def test_eight_devices_borrow_from_each_other():
     for count in (1, 8):
         where = batch_sharding(make_mesh(jax.devices()[:count]))
         mix = jax.jit(
-            lambda x, domain: mix_styles(x, Mixing(1.0, jax.random.key(4), domain), 1),
+            lambda x, domain: mixed_by(x, 1.0, jax.random.key(4), domain),
             in_shardings=(where, where),
             out_shardings=where,
         )

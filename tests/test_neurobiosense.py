@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import openpyxl
 import pytest
+import xlwt
 
 from data_builders.neurobiosense import neurobiosense_dataset_builder as neurobiosense
 from fer_jax.__main__ import main
@@ -85,7 +87,7 @@ def test_a_clips_folders_say_all_of_it(tmp_path: Path):
         row = rows[f"food_market/p{number:02}/ad_{number}/{letter.lower()}/x"]
         assert EMOTIONS[row["emotion"]] == emotion
         assert row["subject_id"] == f"neurobiosense/p{number:02}"
-        assert row["stimulus_id"] == f"food_market/ad_{number}"
+        assert row["stimulus_id"] == f"ad_{number}"
         assert (row["content"], row["source"]) == ("food_market", "controlled")
         assert row["clip_id"] == row["record_id"] == row["_job"].item
         assert Path(row["_job"].path) == tmp_path / names[number - 1]
@@ -135,10 +137,13 @@ def test_the_order_is_seen_from_the_names(
     second: tuple[str, ...], third: tuple[str, ...], participant_first: bool
 ):
     pairs = {(a, b) for a in second for b in third}
-    assert neurobiosense._participant_first(pairs, {}, "auto") is participant_first
-    for order in ("participant_ad", "ad_participant"):
-        given = neurobiosense._participant_first(pairs, {}, order)
-        assert given is (order == "participant_ad")
+    for order, expected in (
+        ("auto", participant_first),
+        ("participant_ad", True),
+        ("ad_participant", False),
+    ):
+        found = neurobiosense._participant_first(pairs, None, order)
+        assert found == dict.fromkeys(pairs, expected)
 
 
 def test_where_names_do_not_tell_the_spreadsheet_does_and_else_a_person(tmp_path: Path):
@@ -153,6 +158,70 @@ def test_where_names_do_not_tell_the_spreadsheet_does_and_else_a_person(tmp_path
     assert "food_market/p11/2/j/x" in by_clip(planned(source))
     sheet(source / TABLE, (1, "f", 30, "yes"), (2, "m", 31, "no"))
     assert "food_market/p02/11/j/x" in by_clip(planned(source))
+
+
+def test_each_clip_of_a_source_with_both_orders_is_read_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = [f"Food and Market/P0{p}/Ad {a}/J/c.mp4" for p in (1, 2) for a in (1, 2)]
+    names += [f"Cosmetics and Fashion/Nike/P0{p}/J/c.mp4" for p in (3, 4)]
+    names += ["Car and Technology/12/1/J/c.mp4", "Car and Technology/2/11/J/c.mp4"]
+    source = touch(tmp_path / "x", *names, "Car and Technology/2/1/J/c.mp4")
+    clear = {f"food_market/p0{p}/ad_{a}/j/c" for p in (1, 2) for a in (1, 2)}
+    clear |= {f"cosmetics_fashion/p0{p}/nike/j/c" for p in (3, 4)}
+    plan = planned(source)
+    assert by_clip(plan).keys() == clear
+    unclear = "Car and Technology/2/1/J/c.mp4"
+    assert len(plan.skipped) == 3 and dict(plan.skipped)[unclear].startswith(
+        "cannot tell participant from advertisement ('2/1'), and other clips lie in both orders"
+    )
+    assert "note: 4 clips lie in participant/advertisement/, 2 in advertisement/participant/" in (
+        capsys.readouterr().out
+    )
+    # Participants 1, 2, 11 and 12 and advertisements 1 and 2: two pairs are one way round only.
+    rows = [(p, a, "f", 30, "yes") for p in (1, 2, 11, 12) for a in (1, 2)]
+    header = ("Participant", "Ad", *HEADER[1:])
+    sheet(source / TABLE, *rows, header=header)
+    plan = planned(source)
+    assert by_clip(plan).keys() == clear | {"car_tech/p12/1/j/c", "car_tech/p11/2/j/c"}
+    assert [item for item, _ in plan.skipped] == [unclear]
+    num_files = sum(path.is_file() for path in source.rglob("*"))
+    assert num_files == len(plan.rows) + len(plan.skipped) + sum(plan.ignored.values())
+
+
+@pytest.mark.parametrize(
+    ("ads", "filed", "alike"),
+    [
+        # Of three categories, an advertisement is filed under two.
+        (({"A1", "A2"}, {"A1", "A3"}, {"A4"}), {"a_1"}, False),
+        (({"Nike", "Puma"}, {"nike"}, {"Audi"}), {"nike"}, False),
+        (({"A1", "A2"}, {"A3", "A4"}, {"A5", "A6"}), set(), False),
+        # Each category counts from the start.
+        (({"A1", "A2"}, {"A01", "A02"}, {"A1", "A2", "A3"}), set(), True),
+        (({"Ad A", "Ad B", "Nike"}, {"Ad A", "Ad B"}, {"Ad A", "Nike"}), {"nike"}, True),
+    ],
+)
+def test_an_advertisement_that_is_filed_under_two_categories_has_one_id(
+    tmp_path: Path,
+    ads: tuple[set[str], ...],
+    filed: set[str],
+    alike: bool,
+    capsys: pytest.CaptureFixture[str],
+):
+    names = [
+        f"{category}/P{number}/{ad}/J/c.mp4"
+        for number, (category, own) in enumerate(zip(CATEGORIES, ads, strict=True))
+        for ad in own
+    ]
+    rows = planned(touch(tmp_path, *names)).rows
+    contents = collections.defaultdict(set)
+    for row in rows:
+        contents[row["stimulus_id"]].add(row["content"])
+    assert {ad for ad, content in contents.items() if len(content) > 1} == filed
+    printed = capsys.readouterr().out
+    assert ("every category counts its advertisements from the start" in printed) is alike
+    said = f"note: {len(filed)} advertisements, such as '{min(filed, default='')}', are filed under"
+    assert (said in printed) is bool(filed)
 
 
 def test_what_the_spreadsheet_knows_of_people(tmp_path: Path):
@@ -249,10 +318,221 @@ def test_rows_that_contradict_each_other_say_nothing(tmp_path: Path):
     )
     rows = by_clip(planned(source))
     told = [rows[f"food_market/p0{n}/ad_1/j/c"] for n in (1, 2)]
+    # Several rows of a person and no column for the advertisement: each may be of any.
     assert [(r["gender"], r["age"], r["interest"]) for r in told] == [
         ("", 30, -1),
-        ("female", 41, 0),
+        ("female", 41, -1),
     ]
+
+
+PUBLISHED = ("RECORD ID", "SUBJECT ID", "GENDER", "AGE", "AD CODE", "EMOTION", "INTERESTED IN")
+
+
+def published(
+    folder: Path, tree: str = "{category}/{person}/{ad}/{letter}/c.MP4"
+) -> tuple[Path, dict[str, int]]:
+    """The published tree of 6 people who watch two advertisements, and the interest of each."""
+    right, names = {}, []
+    for number in range(1, 7):
+        category = CATEGORIES[number % 3]
+        for ad in (1, 2):
+            for letter in ("J", "SA"):
+                words = {"category": category, "person": f"P{number:02}", "ad": f"A{ad:02}"}
+                names.append(f"Advertisement Categories/{tree.format(letter=letter, **words)}")
+                content = neurobiosense.category_name(category)
+                clip = f"{content}/p{number:02}/a_{ad}/{letter.lower()}/c"
+                right[clip] = int((number + ad) % 2)
+    return touch(folder, *names), right
+
+
+def rows_of_people(
+    person: str = "P{:02}", ad: str = "A{:02}", words: tuple[str, str] = ("no", "Yes")
+) -> list[tuple[Any, ...]]:
+    return [
+        (
+            *(2 * number + ad_number - 2, person.format(number), "FM"[number % 2], 20 + number),
+            *(ad.format(ad_number), "J %50 SA %50", words[(number + ad_number) % 2]),
+        )
+        for number in range(1, 7)
+        for ad_number in (1, 2)
+    ]
+
+
+def write_table(file: Path, header: tuple[str, ...], rows: list[tuple[Any, ...]], how: str) -> Path:
+    """A table whose person, gender and age are in each row, merged, or in a person's first row."""
+    spanned = [i for i, name in enumerate(header) if name in ("SUBJECT ID", "GENDER", "AGE")]
+    if how != "full":
+        rows = [
+            tuple(None if n % 2 and i in spanned else cell for i, cell in enumerate(row))
+            for n, row in enumerate(rows)
+        ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".csv":
+        with file.open("w", newline="", encoding="utf-8-sig") as text:
+            csv.writer(text, delimiter=";").writerows([header, *rows])
+        return file
+    if file.suffix == ".xls":
+        book = xlwt.Workbook()
+        page = book.add_sheet("Sheet")
+        for n, row in enumerate([header, *rows]):
+            for i, cell in enumerate(row):
+                if how != "merged" or not n or i not in spanned:
+                    page.write(n, i, cell)
+                elif n % 2:
+                    page.write_merge(n, n + 1, i, i, cell)
+        book.save(file)
+        return file
+    book = openpyxl.Workbook()
+    page = book.active
+    assert page is not None
+    for row in (header, *rows):
+        page.append(row)
+    for n in range(2, len(rows) + 2, 2) if how == "merged" else ():
+        for i in spanned:
+            page.merge_cells(start_row=n, end_row=n + 1, start_column=i + 1, end_column=i + 1)
+    book.save(file)
+    return file
+
+
+def interests(plan: Inputs) -> dict[str, int]:
+    return {clip: row["interest"] for clip, row in by_clip(plan).items()}
+
+
+@pytest.mark.parametrize("how", ["full", "merged", "first row"])
+@pytest.mark.parametrize("suffix", [".xlsx", ".xls", ".csv"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_published_table_labels_each_clip_as_its_row_says(
+    tmp_path: Path, how: str, suffix: str, order: int, capsys: pytest.CaptureFixture[str]
+):
+    source, right = published(tmp_path)
+    rows = [row[::order] for row in rows_of_people()]
+    file = source / "Participant Data" / f"Participant_demographic_information{suffix}"
+    write_table(file, PUBLISHED[::order], rows, "first row" if suffix == ".csv" else how)
+    plan = planned(source)
+    assert interests(plan) == right and plan.skipped == plan.remarks == []
+    printed = capsys.readouterr().out
+    assert "12 rows read, 24 clips matched, 0 clips without a row, 0 rows without a clip" in printed
+    assert "columns not used: " + ", ".join(("RECORD ID", "EMOTION")[::order]) in printed
+    filled = how == "first row" or suffix == ".csv"
+    assert ("6 rows without a participant are taken for the one above" in printed) is filled
+    for clip, row in by_clip(plan).items():
+        number = int(clip.split("/")[1][1:])
+        assert (row["age"], row["gender"]) == (20 + number, ("female", "male")[number % 2])
+
+
+@pytest.mark.parametrize(
+    ("person", "ad"),
+    [("{}.0", "{}"), ("S{}", "Ad {}"), ("{:03}", "A{}"), ("Participant {}", "{}.0")],
+)
+@pytest.mark.parametrize("header", ["AD CODE", "AD", "Ad No.", "STIMULUS", "Advertisement_ID"])
+@pytest.mark.parametrize(
+    ("words", "interested"),
+    [
+        (("NO", "YES"), "INTERESTED IN (YES/NO)"),
+        (("n", "y"), "Interested?"),
+        (("0", "1.0"), "interested_in"),
+    ],
+)
+def test_ids_are_compared_by_what_they_mean(
+    tmp_path: Path, person: str, ad: str, header: str, words: tuple[str, str], interested: str
+):
+    source, right = published(tmp_path, "{category}/{ad}/{person}/{letter}/c.mp4")
+    names = ("RECORD ID", "Subject_No", "Sex", "Age (years)", header, "EMOTION", interested)
+    write_table(source / "data" / TABLE, names, rows_of_people(person, ad, words), "full")
+    assert interests(planned(source)) == right
+
+
+def test_a_table_that_does_not_match_labels_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, right = published(tmp_path)
+    header = ("NO", "SUBJECT ID", "GENDER", "AGE", "AD CODE", "EMOTION", "INTERESTED IN")
+    nothing = dict.fromkeys(right, -1)
+
+    def labels(rows: list[tuple[Any, ...]], header: tuple[str, ...] = header) -> dict[str, int]:
+        write_table(source / TABLE, header, rows, "full")
+        plan = planned(source)
+        return {clip: row.get("interest", -1) for clip, row in by_clip(plan).items()}
+
+    assert labels(rows_of_people()) == right
+    assert labels(rows_of_people("X{}")) == labels(rows_of_people(ad="B{}")) == nothing
+    assert "12 rows read, 0 clips matched, 24 clips without a row, 12 rows without a clip" in (
+        capsys.readouterr().out
+    )
+    # The advertisement is in no column that is known: a person's rows cannot be told apart.
+    assert labels(rows_of_people(), (*header[:4], "FILM", *header[5:])) == nothing
+    assert "0 clips matched, 24 clips without a row" in capsys.readouterr().out
+    # Numbers of rows are not people, an empty advertisement is not all of them.
+    with pytest.raises(InputError, match="no columns for the participant"):
+        labels(rows_of_people(), ("NO", "WHO", *header[2:]))
+    assert labels([(*row[:4], "", *row[5:]) for row in rows_of_people()]) == nothing
+    # A number after two words is two ids.
+    touch(source, "Advertisement Categories/Food and Market/S01/A01/J/c.mp4")
+    several = labels(rows_of_people("{}"))
+    assert several["food_market/s_1/a_1/j/c"] == several["cosmetics_fashion/p_1/a_1/j/c"] == -1
+    assert several["car_tech/p02/a_1/j/c"] == right["car_tech/p02/a_1/j/c"]
+    assert (
+        labels(rows_of_people())["cosmetics_fashion/p_1/a_1/j/c"]
+        == right["cosmetics_fashion/p01/a_1/j/c"]
+    )
+
+
+def test_rows_and_clips_without_each_other_are_in_the_ledger(tmp_path: Path):
+    source, right = published(tmp_path)
+    rows = rows_of_people()
+    rows[0] = (*rows[0][:6], "perhaps")  # P01 and A01
+    rows[1] = (*rows[1][:1], "P77", *rows[1][2:])
+    rows.append((*rows[2][:6], "no" if rows[2][6] == "Yes" else "Yes"))  # P02 and A01
+    write_table(source / TABLE, PUBLISHED, rows, "full")
+    plan = planned(source)
+    unlabelled = {
+        clip: row["interest"] for clip, row in by_clip(plan).items() if row["interest"] < 0
+    }
+    assert {clip.split("/", 1)[1].rsplit("/", 2)[0] for clip in unlabelled} == {
+        *("p01/a_1", "p01/a_2", "p02/a_1")
+    }
+    assert {c: i for c, i in interests(plan).items() if c not in unlabelled} == {
+        c: i for c, i in right.items() if c not in unlabelled
+    }
+    assert dict(plan.remarks) == {
+        f"{TABLE}: row 3": "no clip of participant 'P77' and advertisement 'A02'",
+        **{
+            f"cosmetics_fashion/p01/a_1/{letter}/c": f"row 2 of {TABLE}: no interest that is "
+            "understood"
+            for letter in ("j", "sa")
+        },
+        **{
+            f"cosmetics_fashion/p01/a_2/{letter}/c": f"no row of {TABLE}: its interest is unknown"
+            for letter in ("j", "sa")
+        },
+        **{
+            f"car_tech/p02/a_1/{letter}/c": f"rows 4 and 14 of {TABLE} contradict each other"
+            for letter in ("j", "sa")
+        },
+    }
+
+
+def test_an_old_spreadsheet_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, _ = published(tmp_path)
+    (source / "Participant_demographic_information.xls").write_bytes(b"\xd0\xcf\x11\xe0")
+    monkeypatch.setitem(sys.modules, "xlrd", None)
+    with pytest.raises(InputError, match=r"old spreadsheet .*'\.\[xls\]', or save it as .xlsx"):
+        planned(source)
+
+
+def test_one_table_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, right = published(tmp_path / "x")
+    planned(source)
+    assert "no participant_demographic_information.xlsx, .xls or .csv was found" in (
+        capsys.readouterr().out
+    )
+    first = write_table(source / TABLE, PUBLISHED, rows_of_people(), "merged")
+    write_table(source / "copy" / TABLE, PUBLISHED, rows_of_people(), "merged")
+    with pytest.raises(InputError, match="there are several tables .*choose one with --table"):
+        planned(source)
+    plan = planned(source, f"--table={first}")
+    assert interests(plan) == right and plan.ignored["read as a table"] == 1
+    assert [item for item, _ in plan.skipped] == [f"copy/{TABLE}"]
 
 
 def test_people_who_are_numbered_in_every_category(
@@ -275,11 +555,11 @@ def test_people_who_are_numbered_in_every_category(
         "neurobiosense/car_tech/p03",
     }
     assert by_clip(apart).keys() == by_clip(plan).keys()
-    assert capsys.readouterr().out == ""
+    assert "occur in several" not in capsys.readouterr().out
     # A spreadsheet that does not say of which category its participant 1 is cannot be used.
     sheet(source / TABLE, (1, "f", 30, "yes"), (2, "m", 40, "no"))
     apart = planned(source, "--numbered_per_category")
-    assert "note: the spreadsheet has no column for the category" in capsys.readouterr().out
+    assert "8 clips without a row, 2 rows without a clip" in capsys.readouterr().out
     assert all("age" not in row for row in apart.rows)
     rows = [("Food and Market", 1, "f", 30, "yes"), ("Car & Tech", 1, "m", 50, "no")]
     sheet(source / TABLE, *rows, header=("Ad Category", *HEADER))
@@ -297,6 +577,11 @@ def test_what_lies_elsewhere_or_is_named_otherwise_has_its_reason(tmp_path: Path
         "Food and Market/P1/short.mp4",
         "Food and Market/P1/Ad 1/J/deep/x.mp4",
         "Food and Market/P1/Ad 1/Q/x.mp4",
+        "Food and Market/P1/Ad 1/J/still.jpe",
+        "Food and Market/P1/Ad 1/J/._c.mp4",
+        "Food and Market/Thumbs.db",
+        ".DS_Store",
+        "__MACOSX/Food and Market/P1/Ad 1/J/c.mp4",
         "Sports/P1/Ad 1/J/x.mp4",
         "Cosmetic & Fashion/P5/Ad 1/Joy/x.mp4",
         "notes/readme.txt",
@@ -304,13 +589,20 @@ def test_what_lies_elsewhere_or_is_named_otherwise_has_its_reason(tmp_path: Path
     plan = planned(source)
     reasons = dict(plan.skipped)
     nowhere = "not in folders category/participant/advertisement/letter/"
-    assert reasons.pop("Food and Market/P1/Ad 1/Q/x.mp4").startswith("'Q' is not an emotion")
+    assert reasons.pop("Food and Market/P1/Ad 1/Q/x.mp4") == (
+        "'Q' is not an emotion; valid are J, SA, A, D, SU, N, F"
+    )
     assert reasons.pop("Sports/P1/Ad 1/J/x.mp4").startswith("'Sports' is no category")
     assert reasons == {
         "loose.mp4": nowhere,
         "Food and Market/P1/short.mp4": nowhere,
         "Food and Market/P1/Ad 1/J/deep/x.mp4": nowhere,
+        "Food and Market/P1/Ad 1/J/still.jpe": "a picture, not a clip",
+        "notes/readme.txt": nowhere,
     }
+    assert plan.ignored == {"read as a table": 0, "a system file": 4}
+    num_files = sum(path.is_file() for path in source.rglob("*"))
+    assert num_files == len(plan.rows) + len(plan.skipped) + sum(plan.ignored.values())
     assert by_clip(plan)["cosmetics_fashion/p05/ad_1/joy/x"]["emotion"] == EMOTIONS.index(
         "happiness"
     )
@@ -345,6 +637,8 @@ def test_a_table_of_metadata_instead_of_folders(tmp_path: Path):
         ("y.webm", "3", "Car and Technology", "no"),
         ("z", "Participant 4", "cosmetic_fashion", "interested"),
     )
+    with pytest.raises(InputError, match="--table and --order cannot act"):
+        planned(source, "--table=x.xlsx")
     plan = planned(source)
     assert plan.skipped == []
     told = {k: (r.get("interest"), r.get("emotion")) for k, r in by_clip(plan).items()}
@@ -451,10 +745,12 @@ def test_a_spreadsheet_that_is_none_is_one_line(tmp_path: Path):
     refused("--table '.*gone.xlsx' does not exist", "gone.xlsx")
     (tmp_path / "t.xlsx").write_text("Participant,INTERESTED IN\n1,yes\n")
     refused(none)
-    shutil.copy(tmp_path / "t.xlsx", tmp_path / "t.csv")
-    refused(none, "t.csv")
+    (tmp_path / "t.csv").write_bytes(b"Participant,Liked\n1,\xff\n")
+    refused("no columns for .* it has Participant, Liked", "t.csv")
+    (tmp_path / "t.csv").write_text('Participant,INTERESTED IN\n1,"' + "a" * 1_100_000)
+    refused("is not a CSV", "t.csv")
     (tmp_path / "t.xls").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500))
-    refused(none, "t.xls")
+    refused(f"{none}|extra 'xls'", "t.xls")
     with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:
         archive.writestr("hello", "world")
     refused(none)
@@ -505,9 +801,9 @@ def test_a_spreadsheet_is_read_whatever_stands_around_its_table(tmp_path: Path):
     [
         (["--source=nowhere"], "--source 'nowhere' is not a folder"),
         (["--name=../x"], "must be lower case letters"),
-        (["--folds=1"], "cannot be dealt into 1 folds"),
-        (["--folds=many"], "--folds is a number or 'loso'"),
-        (["--content_parts=train"], "--content_parts is PART=GROUP"),
+        (["--folds=1"], "cannot be divided into 1 folds"),
+        (["--folds=many"], "--folds must be a number or 'loso'"),
+        (["--content_parts=train"], "--content_parts must be PART=GROUP"),
     ],
 )
 def test_mistakes_are_told(tmp_path: Path, words: list[str], says: str):
@@ -516,9 +812,12 @@ def test_mistakes_are_told(tmp_path: Path, words: list[str], says: str):
 
 
 def test_a_folder_of_something_else_is_told(tmp_path: Path):
-    with pytest.raises(InputError, match="holds no video"):
+    with pytest.raises(InputError, match="holds no file"):
         planned(tmp_path)
-    with pytest.raises(InputError, match="no clip lies in category/.* and there is no metadata"):
+    says = (
+        "no clip lies in category/.* no metadata.*the folders 'a' and the files 'a/b.mp4'; see data"
+    )
+    with pytest.raises(InputError, match=says):
         planned(touch(tmp_path, "a/b.mp4"))
 
 
@@ -665,3 +964,51 @@ def test_real_sequences_in_each_layout(
             # Lit skin in the middle, whoever it is.
             assert faces[:, 30:66, 30:66].mean(axis=(1, 2, 3)).min() > 60
     assert by_number["one"] == by_number["listed"]
+
+
+def test_all_sheets_are_read_and_one_named_after_a_category_is_its(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = tmp_path / "x"
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    book.active.append(("collected in 2023",))
+    for number, category in enumerate(CATEGORIES):
+        people(source, "P1", "P2", category=category)
+        page = book.create_sheet(category)
+        page.append(("Participant ID", "AD", "INTERESTED IN"))
+        for who in ("P\N{NO-BREAK SPACE}1", "P2"):
+            for ad in (1, 2):
+                page.append((who, ad, "yes" if number == 1 else "no"))
+    book.save(tmp_path / "t.xlsx")
+    rows = by_clip(planned(source, f"--table={tmp_path / 't.xlsx'}"))
+    said = capsys.readouterr().out
+    assert "12 rows read, 12 clips matched, 0 clips without a row, 0 rows without a clip" in said
+    assert "sheets without these columns: Sheet" in said
+    assert f"sheets read: {', '.join(CATEGORIES)}" in said
+    interest = {row["content"]: row["interest"] for row in rows.values()}
+    assert interest == {"food_market": 0, "cosmetics_fashion": 1, "car_tech": 0}
+
+
+def test_a_table_of_other_people_says_how_the_names_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source = people(tmp_path / "x", "P1", "P2")
+    table = sheet(tmp_path / "t.xlsx", ("Anna", "f", 30, "yes"))
+    planned(source, f"--table={table}")
+    said = capsys.readouterr().out
+    assert "row 2 has participant 'Anna'" in said and "a clip has 'P1', 'Ad 1'" in said
+
+
+def test_names_beyond_ascii_are_kept_apart(tmp_path: Path):
+    names = [f"food_market/P1/{ad}/J/x.mp4" for ad in ("Çay", "Şay", "Ülker 01")]
+    plan = planned(touch(tmp_path, *names, "food_market/P2/Çay/J/x.mp4"))
+    assert {row["stimulus_id"] for row in plan.rows} == {"çay", "şay", "ülker_1"}
+
+
+def test_headers_of_metadata_may_have_capitals_and_spaces(tmp_path: Path):
+    source = touch(tmp_path, "food_market/P1/x.mp4", "food_market/P2/x.mp4")
+    lines = [f"x;P{n};food_market;joy\n" for n in (1, 2)]
+    text = "Video ID;Participant_ID;Category;Reaction Type\n" + "".join(lines)
+    (source / "metadata.csv").write_text(text, "utf-16-le")
+    assert len(planned(source).rows) == 2

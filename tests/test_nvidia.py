@@ -328,6 +328,7 @@ def deep_list() -> list[Any]:
     [
         (lambda k: k.update(magnitude_ema_beta=0.5), "'magnitude_ema_beta'=0.5, which StyleGAN2"),
         (lambda k: k.update(z_dim="6"), "option z_dim='6', which should be int"),
+        (lambda k: k.update(resolution_h=32), "resolution_h=32 beside the resolution 16"),
         (lambda k: k.update(img_resolution=48), "resolution must be a power of two"),
         (lambda k: k["synthesis_kwargs"].update(architecture="unet"), "architecture cannot be"),
         (lambda k: k["synthesis_kwargs"].update(activation="gelu"), "activation cannot be 'gelu'"),
@@ -360,6 +361,10 @@ def test_tensorflow_files_that_are_not_stylegan2(tmp_path: Path):
         return write(tmp_path / "x.pkl", make, protocol=3)
 
     assert list(nvidia.read_networks(file({"lod": np.zeros(())}), ("D",))) == ["D"]
+    size = made["D"].resolution
+    square = file(options={"resolution_w": size, "resolution_h": float(size)})
+    assert list(nvidia.read_networks(square, ("D",))) == ["D"]
+    refused(file(options={"resolution_w": 2 * size}), f"resolution_w={2 * size} beside", ("D",))
     refused(file({"8x8/Noise/weight": np.zeros(2)}), "not: '8x8/Noise/weight'", ("D",))
     refused(file(drop="4x4/Conv/bias"), "lacks the variable 4x4/Conv/bias", ("D",))
     refused(file(options={"fmap_decay": 0.5}), "fmap_decay=0.5, which is not supp", ("D",))

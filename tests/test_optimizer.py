@@ -5,12 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from fer_jax.training.optimizer import (
-    make_optimizer,
-    make_schedule,
-    plateau_scale,
-    validations_since_best,
-)
+from fer_jax.training.step import make_optimizer, make_schedule
+from fer_jax.training.validation import plateau_scale, validations_since_best
 
 
 def test_cosine_warms_up_and_ends_at_zero():

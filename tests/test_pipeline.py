@@ -12,7 +12,7 @@ from small_runs import write_dataset
 
 from fer_jax import checkpoints
 from fer_jax.config import default_config
-from fer_jax.data import batches, decoded
+from fer_jax.data import batches
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.sharding import batch_sharding, make_mesh
@@ -54,7 +54,7 @@ def mixture_of(data_dir: Path) -> batches.Mixture:
 def opened(kind: str, mixture: Any, workdir: Path, free: int = 2**40) -> Any:
     config = small_config(input=kind)
     mesh = make_mesh()
-    return pipeline.open_source(config, mixture, mesh, workdir, num_steps=5, free=free)
+    return pipeline.open_pipeline(config, mixture, mesh, workdir, num_steps=5, free=free)
 
 
 def taken(iterator: Any, place: Any) -> list[Any]:
@@ -130,7 +130,7 @@ def test_a_map_of_other_data_is_made_anew(data_dir: Path, tmp_path: Path):
     mixture = mixture_of(data_dir)
 
     def mapped(mixture: Any, size: int = 71) -> np.ndarray:
-        return decoded.memory_map(mixture, size, tmp_path, writes=True, written=lambda: None)
+        return batches.memory_map(mixture, size, tmp_path, writes=True, written=lambda: None)
 
     before = mapped(mixture)
     (file,) = tmp_path.iterdir()
@@ -155,7 +155,7 @@ def test_no_room_is_said_before_anything_is_decoded(
     with pytest.raises(InputError, match="on the host"):
         opened("device", mixture, tmp_path)
     usage = dataclasses.make_dataclass("Usage", ["free"])
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda folder: usage(1000))
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda folder: usage(1000))
     with pytest.raises(InputError, match=r"config.input=memmap: .*set config.input=stream"):
         opened("memmap", mixture, tmp_path)
     assert not list((tmp_path / "decoded").iterdir())

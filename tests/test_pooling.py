@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fer_jax.models.pooling import max_pool3x3
+from fer_jax.models.layers import max_pool3x3
 
 
 def plain(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The verb `predict`: every input ends as an answer or as a row with a reason, and once."""
+"""The verb `predict`: every input ends in predictions or in a row with a reason, and once."""
 
 import csv
 import json
@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from small_runs import picture, write_run
 
+from fer_jax import storage
 from fer_jax.__main__ import main
+from fer_jax.figures import CLASS_COLOURS
 from fer_jax.inference import recognizer
 from fer_jax.media import camera, images
 from fer_jax.media.faces import Face
 from fer_jax.predict import predict as predicting
-from fer_jax.predict.drawing import COLOURS, Shown, annotate
+from fer_jax.predict.output import DrawnFace, annotate
 from fer_jax.schema import EMOTIONS, TASKS
 
 WriteVideo = Callable[..., Path]
@@ -31,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_faces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A detector that finds what is bright: two squares move, and black is nobody."""
+    """A detector that finds bright squares."""
 
     def detect(image: np.ndarray, size: int) -> list[Face]:
         bright = (image.max(axis=2) > 40).astype(np.uint8)
@@ -40,7 +42,7 @@ def two_faces(monkeypatch: pytest.MonkeyPatch) -> None:
             Face((float(x), float(y), float(w), float(h)), 0.9, None) for x, y, w, h, _ in boxes[1:]
         ]
 
-    monkeypatch.setattr(recognizer, "make_detector", lambda model: detect)
+    monkeypatch.setattr(recognizer, "make_detector", lambda name, model, fast: detect)
 
 
 def scene(number: int, *, people: int = 2) -> np.ndarray:
@@ -87,7 +89,7 @@ def folder(tmp_path: Path, write_video: WriteVideo) -> Path:
     return folder
 
 
-def test_a_folder_ends_in_answers_and_reasons(
+def test_a_folder_ends_in_predictions_and_reasons(
     two_faces: None, run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
@@ -114,7 +116,7 @@ def test_a_folder_ends_in_answers_and_reasons(
         "moves.avi": ("20", "20", "40"),
     }
     said = capsys.readouterr().out
-    assert "8 inputs: 4 answered (0 not to the end), 4 not" in said
+    assert "8 inputs: 4 processed (0 of them in part), 4 not" in said
     assert "23 pictures, 22 with a face, 44 faces" in said
 
     rows = lines(out / "faces.jsonl")
@@ -155,19 +157,19 @@ def test_a_folder_ends_in_answers_and_reasons(
     assert "time constant of 0.3 s" in " ".join(plot.itertext())
 
 
-def test_the_same_command_goes_on_and_does_nothing_twice(
+def test_the_same_command_resumes_and_does_nothing_twice(
     two_faces: None, run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out = tmp_path / "out"
     words = ["predict", str(folder), f"--model={run}", f"--out={out}"]
-    whole = predicting.Answers.finish
+    whole = predicting.Output.finish
 
     def stopped(self: Any, one: Any, **known: Any) -> None:
         if one.path.name == "nobody.jpg":
             raise KeyboardInterrupt
         whole(self, one, **known)
 
-    monkeypatch.setattr(predicting.Answers, "finish", stopped)
+    monkeypatch.setattr(predicting.Output, "finish", stopped)
     assert main(words) == 130
     before = (out / "ledger.csv").read_text()
     # Another stop, in the middle of a row.
@@ -181,7 +183,7 @@ def test_the_same_command_goes_on_and_does_nothing_twice(
         asked.append(one.path.name)
         whole(self, one, **known)
 
-    monkeypatch.setattr(predicting.Answers, "finish", watched)
+    monkeypatch.setattr(predicting.Output, "finish", watched)
     assert main(words) == 0
     assert (out / "ledger.csv").read_text().startswith(before)
     done = [Path(row["file"]).name for row in csv.DictReader(before.splitlines())]
@@ -191,13 +193,22 @@ def test_the_same_command_goes_on_and_does_nothing_twice(
 
     asked.clear()
     assert main(words) == 0 and asked == []
+    # Rows that two commands wrote, before folders were locked, are written again.
+    double = (out / "faces.jsonl").read_text().splitlines()[0] + "\n"
+    with (out / "faces.jsonl").open("a") as file:
+        file.write(double)
+    assert main(words) == 0 and asked == [Path(json.loads(double)["file"]).name]
+    assert len(lines(out / "faces.jsonl")) == 44
+    asked.clear()
+    with storage.lock(out):
+        assert main(words) == 2 and asked == []
     cv2.imwrite(str(folder / "two.png"), scene(0, people=1))
     assert main(words) == 0 and asked == ["two.png"]
     assert len(lines(out / "faces.jsonl")) == 43 == len(table(out / "faces.csv"))
     assert len(table(out / "clips.csv")) == 2
 
 
-def test_answers_of_other_settings_are_not_mixed(
+def test_predictions_of_other_settings_are_not_mixed(
     two_faces: None, run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
@@ -210,11 +221,11 @@ def test_answers_of_other_settings_are_not_mixed(
     ]
     assert main(words) == 0
     assert {path.name for path in out.iterdir()} == {
-        *("faces.csv", "faces.jsonl", "clips.csv", "ledger.csv", "settings.json")
+        *("faces.csv", "faces.jsonl", "clips.csv", "ledger.csv", "settings.json", ".lock")
     }
     capsys.readouterr()
     assert main([*words, "--every=5"]) == 2
-    assert "holds the answers of another model, or of other settings" in capsys.readouterr().err
+    assert "other settings: every (was 1, now 5); choose another --out" in capsys.readouterr().err
     assert main([*words, "--every=5", "--start=0.4", "--end=1.6", "--overwrite"]) == 0
     assert [row["frame"] for row in lines(out / "faces.jsonl")] == [4, 4, 9, 9, 14, 14]
 
@@ -231,7 +242,7 @@ def test_without_a_folder_the_rows_are_printed(
     assert shown.out == "" and "words.jpg: unreadable image" in shown.err
 
 
-def test_a_clip_that_stops_is_answered_as_far_as_it_goes(
+def test_a_clip_that_stops_is_processed_as_far_as_it_goes(
     two_faces: None, run: Path, tmp_path: Path, write_video: WriteVideo
 ):
     whole = write_video(tmp_path / "whole.avi", [scene(n % 20) for n in range(40)])
@@ -241,10 +252,23 @@ def test_a_clip_that_stops_is_answered_as_far_as_it_goes(
     (row,) = table(tmp_path / "out" / "ledger.csv")
     decoded = len(frames_of(cut))
     assert 10 < decoded < 40 and int(row["pictures"]) == decoded
-    assert row["reason"].startswith(f"{40 - decoded} wanted frames missing ({decoded} to 39)")
+    assert row["reason"].startswith(f"{40 - decoded} frames missing ({decoded} to 39)")
 
 
-def test_a_camera_is_watched_until_its_end(
+def test_a_cut_to_another_person_begins_a_new_face(
+    run: Path, tmp_path: Path, write_video: WriteVideo
+):
+    people = [
+        picture(0, 96) // 2 + np.asarray(tint, np.uint8) for tint in ((120, 0, 0), (0, 0, 120))
+    ]
+    clip = write_video(tmp_path / "cut.avi", [people[n // 4] for n in range(8)])
+    words = [f"--model={run}", f"--out={tmp_path / 'out'}", "--faces=crop", "--no_pictures"]
+    assert main(["predict", str(clip), *words]) == 0
+    rows = table(tmp_path / "out" / "clips.csv")
+    assert [(row["face"], row["frames"]) for row in rows] == [("1", "4"), ("2", "4")]
+
+
+def test_a_camera_is_processed_until_its_end(
     two_faces: None,
     run: Path,
     tmp_path: Path,
@@ -259,7 +283,7 @@ def test_a_camera_is_watched_until_its_end(
         main(["predict", "webcam", f"--model={run}", f"--out={tmp_path / 'out'}", "--end=60"]) == 0
     )
     (row,) = table(tmp_path / "out" / "ledger.csv")
-    # Frames that came while others were looked at are let go; the end of it is said.
+    # Frames that come while another is processed are skipped; the reason is why it ended.
     assert row["file"] == "webcam" and 1 <= int(row["pictures"]) <= 20
     assert row["reason"] == "camera 0 sends no frames"
 
@@ -272,7 +296,7 @@ def test_a_camera_is_watched_until_its_end(
         (["webcam:7", "--model=RUN", "--faces=crop"], "no camera 7 on this machine"),
         (["DATA", "--model=gone"], "'gone' does not exist; name a run's workdir"),
         (["DATA", "--model=DATA"], "holds no run"),
-        (["DATA", "--model=RUN", "--every=0"], "--every must be at least 1, not 0"),
+        (["DATA", "--model=RUN", "--every=0"], "--every must be at least 1, got 0"),
         (["DATA", "--model=RUN", "--start=2", "--end=1"], "--end must be after --start"),
         (["DATA", "--model=RUN", "--smooth=-1"], "--smooth must be at least 0"),
         (["DATA", "--model=RUN", "--explain"], "--explain draws pictures; it needs --out"),
@@ -302,14 +326,35 @@ def test_a_picture_is_marked_where_its_faces_are(width: int):
     box = (20.0, 150.0, 50.0, 60.0)
     chances = np.full(7, 0.05)
     chances[EMOTIONS.index("sadness")] = 0.7
-    marked = annotate(image, [Shown(box, "1", chances)], "emotion")
+    marked = annotate(image, [DrawnFace(box, "1", chances)], "emotion")
     assert marked.shape[1] == width and marked.shape[0] > 300 and not image.any()
-    red, green, blue = bytes.fromhex(COLOURS["sadness"][1:])
+    red, green, blue = bytes.fromhex(CLASS_COLOURS["sadness"][1:])
     here = np.abs(marked[:300].astype(int) - (blue, green, red)).max(axis=2) < 12
     rows, columns = np.nonzero(here)
     # The box, and above it most of the bar.
     assert (rows.max(), columns.min(), columns.max()) == (210, 20, max(70, columns.max()))
     assert here[180, 20] and here[180, 70] and not marked[160:200, 25:65].any()
-    # A face at the edge, or larger than the picture, is drawn as far as it is there.
-    annotate(image, [Shown((-50, -50, 1000, 1000), "", chances)], "emotion")
-    assert set(COLOURS) == {name for classes in TASKS.values() for name in classes}
+    # A face at the edge, or larger than the picture, is drawn as far as it is inside.
+    annotate(image, [DrawnFace((-50, -50, 1000, 1000), "", chances)], "emotion")
+    assert set(CLASS_COLOURS) == {name for classes in TASKS.values() for name in classes}
+
+
+def test_brackets_in_a_folders_name_are_no_pattern(tmp_path: Path):
+    for name in ("photos [2024]/a.jpg", "photos [2024]/b.png", "photos 2/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = predicting.find_inputs(
+        [f"{tmp_path}/photos [2024]/*.jpg", f"{tmp_path}/photos [0-9]/*"]
+    )
+    assert [one.path.parent.name for one in found] == ["photos [2024]", "photos 2"]
+
+
+def test_a_picture_is_one_whatever_its_ending(tmp_path: Path):
+    picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    for name in ("plain", "x.jpg_large"):
+        (tmp_path / name).write_bytes(picture)
+    (tmp_path / "text").write_text("x")
+    found = predicting.find_inputs([str(tmp_path)])
+    assert {one.path.name: one.kind for one in found} == {
+        **{"plain": "picture", "text": "", "x.jpg_large": "picture"}
+    }

@@ -57,7 +57,7 @@ def test_file_names_are_safe_and_do_not_collide():
     ("old", "new", "says"),
     [
         ("record_id,", "id,", "lacks the columns record_id"),
-        (",anger,", ",contempt,", "label 'contempt'"),
+        (",anger,", ",contempt,", "unknown label 'contempt'"),
         ("/folds/1,", "/folds/0,", "occurs twice"),
     ],
 )
@@ -77,8 +77,14 @@ def test_probabilities_that_do_not_sum_to_one_are_refused(tmp_path: Path):
     predictions.write(tmp_path / "x.csv", wrong, EMOTIONS)
     with pytest.raises(InputError, match=r"line 5: probabilities sum to 1\.0"):
         predictions.read(tmp_path / "x.csv")
-    (tmp_path / "x.csv").write_text("record_id\n")
-    with pytest.raises(InputError, match="holds no predictions"):
+    outside = table()
+    outside["probabilities"][3] = [1.5, -0.5, 0, 0, 0, 0, 0]
+    predictions.write(tmp_path / "x.csv", outside, EMOTIONS)
+    with pytest.raises(InputError, match=r"line 5: p_anger must be from 0 to 1, got 1\.5"):
+        predictions.read(tmp_path / "x.csv")
+    header = (tmp_path / "x.csv").read_text().splitlines()[0]
+    (tmp_path / "x.csv").write_text(header + "\n")
+    with pytest.raises(InputError, match="has no predictions"):
         predictions.read(tmp_path / "x.csv")
 
 

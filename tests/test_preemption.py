@@ -1,5 +1,7 @@
-"""A signal is heard at once and obeyed at the next check; a second Ctrl-C leaves at once."""
+"""A signal stops a run after its step; a second Ctrl-C exits at once."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from fer_jax.__main__ import main
 from fer_jax.errors import Preempted
 from fer_jax.training import preemption, train
 
-HEARD = """
+SIGNALLED = """
 import os, signal, time
 from fer_jax.errors import Preempted
 from fer_jax.training import preemption
@@ -24,18 +26,18 @@ def raised(check):
 
 before = [signal.getsignal(one) for one in preemption.SIGNALS]
 for number in preemption.SIGNALS:
-    with preemption.heeded() as notice:
-        notice.trained = True
+    with preemption.handle_signals() as notice:
+        notice.training_started = True
         notice.check()
         os.kill(os.getpid(), number)
         deadline = time.monotonic() + 5
-        while not notice.heard and time.monotonic() < deadline:
+        while not notice.signal_name and time.monotonic() < deadline:
             time.sleep(0.01)
-        print(notice.heard, raised(notice.check), raised(notice.checking(lambda: None)))
+        print(notice.signal_name, raised(notice.check), raised(notice.wrap(lambda: None)))
 assert [signal.getsignal(one) for one in preemption.SIGNALS] == before
 
 def begin():
-    with preemption.heeded():
+    with preemption.handle_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
@@ -43,10 +45,10 @@ print(raised(begin))
 """
 
 
-def test_a_signal_is_obeyed_at_the_next_check_and_before_the_first_step_at_once():
+def test_a_signal_raises_at_the_next_check_and_before_the_first_step_at_once():
     # In a process of its own: what is sent here would otherwise reach who runs the tests.
     ran = subprocess.run(
-        [sys.executable, "-c", HEARD], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120, check=True
     )
     *steps, start = ran.stdout.splitlines()
     assert steps == [" ".join([number.name] * 3) for number in preemption.SIGNALS]
@@ -55,10 +57,10 @@ def test_a_signal_is_obeyed_at_the_next_check_and_before_the_first_step_at_once(
         assert f"{number.name}: saving after this step" in ran.stderr
 
 
-def test_in_another_thread_nothing_is_heard_and_nothing_changes():
+def test_in_another_thread_no_signal_is_handled():
     def body() -> None:
-        with preemption.heeded() as notice:
-            notice.trained = True
+        with preemption.handle_signals() as notice:
+            notice.training_started = True
             notice.check()
             seen.append(signal.getsignal(signal.SIGTERM))
 
@@ -69,26 +71,26 @@ def test_in_another_thread_nothing_is_heard_and_nothing_changes():
     assert seen == [signal.getsignal(signal.SIGTERM)]
 
 
-def test_of_several_processes_one_is_enough_and_all_hear_it_at_the_same_check(
+def test_all_processes_stop_at_the_same_check(
     monkeypatch: pytest.MonkeyPatch,
 ):
     # One process here; what goes over the devices is what several would send.
     monkeypatch.setattr(preemption.jax, "process_count", lambda: 2)
-    notice = preemption.Notice()
+    notice = preemption.PreemptionNotice()
     notice.check()
-    notice.heard = "SIGTERM"
+    notice.signal_name = "SIGTERM"
     notice.check()  # reads what was said at the check before
     with pytest.raises(Preempted) as raised:
         notice.check()
     assert raised.value.message == "SIGTERM"
-    assert bool(preemption._anybody(True)) and not bool(preemption._anybody(False))
+    assert bool(preemption._any_process(True)) and not bool(preemption._any_process(False))
 
 
-LISTENS = """
-import time
+HANDLES = """
+import os, signal, time
 from fer_jax.training import preemption
-with preemption.heeded() as notice:
-    notice.trained = {trained}
+with preemption.handle_signals() as notice:
+    notice.training_started = {trained}
     print("ready", flush=True)
     try:
         {body}
@@ -98,7 +100,7 @@ with preemption.heeded() as notice:
 
 
 def started(trained: bool, body: str) -> subprocess.Popen[str]:
-    code = LISTENS.format(trained=trained, body=body)
+    code = HANDLES.format(trained=trained, body=body)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -106,25 +108,55 @@ def started(trained: bool, body: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_interrupt_leaves_at_once():
+def test_a_second_interrupt_exits_at_once():
     process = started(True, "[time.sleep(0.1) for _ in range(600)]")
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
     lines = [process.stderr.readline() for _ in range(2)]
-    assert lines[1] == "SIGINT: saving after this step; Ctrl-C again leaves at once\n"
+    assert lines[1] == "SIGINT: saving after this step; Ctrl-C again exits at once\n"
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
 
 
-def test_the_command_line_says_it_in_a_line_and_returns_75(
+def test_a_closed_terminal_stops_a_run_as_sigterm_does():
+    body = "time.sleep(1); print('more'); notice.check()"
+    code = HANDLES.format(trained=True, body=body)
+    terminal, other = pty.openpty()
+    words = ["setsid", "--ctty", sys.executable, "-c", code]
+    process = subprocess.Popen(words, stdin=other, stdout=other, stderr=other)
+    os.close(other)
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    assert process.wait(timeout=20) == 75
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    code = HANDLES.format(trained=True, body="os.kill(os.getpid(), signal.SIGHUP); notice.check()")
+    code = "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + code
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_start_that_compiles_exits_within_seconds():
+    # A call into a library that no signal interrupts, as a compilation is.
+    hang = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock; "
+    hang += "mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
+    process = started(False, hang)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (75, "")
+    assert err == "\nSIGTERM: stopping before training\n"
+
+
+def test_the_command_line_prints_a_line_and_returns_75(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def preempted(argv: list[str]) -> None:
-        raise Preempted("SIGTERM: step 41 is saved; the same command continues")
+        raise Preempted("SIGTERM: step 41 is saved; rerun the same command to resume")
 
     monkeypatch.setattr(train, "main", preempted)
     assert main(["train"]) == 75
     assert capsys.readouterr().err == (
-        "fer-jax: SIGTERM: step 41 is saved; the same command continues\n"
+        "fer-jax: SIGTERM: step 41 is saved; rerun the same command to resume\n"
     )

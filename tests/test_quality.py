@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from small_runs import picture
 
+from fer_jax import results
 from fer_jax.errors import InputError
 from fer_jax.media import faces, images
+from fer_jax.media.detector import YUNET_FILE, make_detector
 from fer_jax.media.faces import Face
 from fer_jax.synthesis import quality
-from fer_jax.synthesis.quality import Examined, Gates
+from fer_jax.synthesis.quality import FaceQuality, Gates
 
-GOOD = Examined(256, 40.0, 300.0, 1, 0.3, None)
+GOOD = FaceQuality(256, 40.0, 300.0, 1, 0.3, None)
 
 
 @pytest.mark.parametrize(
@@ -35,19 +37,19 @@ GOOD = Examined(256, 40.0, 300.0, 1, 0.3, None)
     ],
 )
 def test_each_gate_has_its_reason(change: dict, reason: str | None):
-    assert quality.refusal(GOOD._replace(**change), Gates()) == reason
+    assert quality.rejection_reason(GOOD._replace(**change), Gates()) == reason
 
 
 def test_gates_of_zero_let_everything_through():
-    bad = Examined(8, 0.0, 0.0, 3, 1.0, None)
-    assert quality.refusal(bad, Gates(0, 0, 0, (0, 1), one_face=False)) is None
+    bad = FaceQuality(8, 0.0, 0.0, 3, 1.0, None)
+    assert quality.rejection_reason(bad, Gates(0, 0, 0, (0, 1), one_face=False)) is None
 
 
 def test_a_picture_is_measured_as_a_whole_and_its_largest_face_cut_out():
     image = np.full((200, 160, 3), 90, np.uint8)
     image[20:100, 30:110] = picture(0, 80)
     found = [Face((120.0, 150.0, 80.0, 40.0), 0.9, None), Face((30.0, 20.0, 80.0, 80.0), 0.8, None)]
-    one = quality.examine(image, lambda *_: found)
+    one = quality.assess(image, lambda *_: found)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     assert (one.size, one.num_faces) == (160, 2)
     assert one.contrast == pytest.approx(grey.std())
@@ -56,19 +58,19 @@ def test_a_picture_is_measured_as_a_whole_and_its_largest_face_cut_out():
     expected = faces.align(np.ascontiguousarray(image[..., ::-1]), found[1])[..., ::-1]
     np.testing.assert_array_equal(one.crop, expected)
     # Of a box that leaves the picture the part inside counts.
-    out = quality.examine(image, lambda *_: found[:1])
+    out = quality.assess(image, lambda *_: found[:1])
     assert out.face_share == pytest.approx(40 * 40 / 32000)
 
 
-def test_the_detector_gets_its_blue_first():
+def test_the_detector_gets_bgr():
     seen = []
-    quality.examine(picture(0), lambda image, _: seen.append(image) or [])
+    quality.assess(picture(0), lambda image, _: seen.append(image) or [])
     np.testing.assert_array_equal(seen[0][..., ::-1], picture(0))
 
 
 def test_gates_that_nothing_can_pass_are_refused():
     quality.check_gates(Gates(), 256)
-    with pytest.raises(InputError, match="pictures of 128 px and --min_size is 256"):
+    with pytest.raises(InputError, match="images of 128 px and --min_size is 256"):
         quality.check_gates(Gates(), 128)
     for wrong in ({"contrast": float("nan")}, {"sharpness": -1}, {"face_share": (0.9, 0.1)}):
         with pytest.raises(InputError, match="--min_|--face_share"):
@@ -80,10 +82,10 @@ def reencoded(image: np.ndarray) -> np.ndarray:
     return images.decode(images.encode_jpeg(small))
 
 
-def test_the_same_face_again_is_found_in_other_clothes():
-    kept = quality.Kept()
+def test_near_duplicates_are_found():
+    kept = quality.DuplicateIndex()
     for seed in range(40):
-        assert not kept.is_copy(picture(seed, 128), seed)
+        assert not kept.has_duplicate(picture(seed, 128), seed)
         kept.add(picture(seed, 128), seed)
     shifted = cv2.warpAffine(
         picture(5, 128),
@@ -92,12 +94,12 @@ def test_the_same_face_again_is_found_in_other_clothes():
         borderMode=cv2.BORDER_REPLICATE,
     )
     for copy in (picture(5, 128), reencoded(picture(5, 128)), picture(5, 128)[:, ::-1], shifted):
-        assert kept.is_copy(np.ascontiguousarray(copy), 1000)
+        assert kept.has_duplicate(np.ascontiguousarray(copy), 1000)
     # Of one seed only the same picture is a copy: its face may wear two expressions.
     other = cv2.addWeighted(picture(5, 128), 0.8, picture(99, 128), 0.2, 0)
-    assert kept.is_copy(other, 1000) and not kept.is_copy(other, 5)
-    assert kept.is_copy(picture(5, 128), 5)
-    assert not kept.is_copy(np.full((64, 64, 3), 7, np.uint8), 0)
+    assert kept.has_duplicate(other, 1000) and not kept.has_duplicate(other, 5)
+    assert kept.has_duplicate(picture(5, 128), 5)
+    assert not kept.has_duplicate(np.full((64, 64, 3), 7, np.uint8), 0)
 
 
 def test_the_table_adds_up():
@@ -109,7 +111,7 @@ def test_the_table_adds_up():
             ("", "no face"): 4,
         }
     )
-    lines = quality.table(tally, ["anger", "fear", "joy"])
+    lines = quality.filter_table(tally, ["anger", "fear", "joy"])
     assert lines == [
         ["class", "judged", "kept", "no face", "near-duplicate"],
         ["anger", "5", "3", "2", "0"],
@@ -118,7 +120,7 @@ def test_the_table_adds_up():
         ["(none)", "4", "0", "4", "0"],
         ["all", "14", "3", "6", "5"],
     ]
-    assert "(none)       4     0" in quality.aligned(lines)
+    assert "(none)       4     0" in results.align(lines)
 
 
 def portraits(shared: Path, count: int) -> list[np.ndarray]:
@@ -129,31 +131,31 @@ def portraits(shared: Path, count: int) -> list[np.ndarray]:
 
 
 def test_real_portraits_pass_and_their_damaged_copies_do_not(shared: Path):
-    detector = faces.yunet(shared / "models" / faces.YUNET_FILE)
-    kept, reasons = quality.Kept(), collections.Counter()
+    detector = make_detector("yunet", str(shared / "models" / YUNET_FILE))
+    kept, reasons = quality.DuplicateIndex(), collections.Counter()
     originals = portraits(shared, 40)
     for number, image in enumerate(originals):
-        examined = quality.examine(image, detector)
-        reason = quality.refusal(examined, Gates())
+        found = quality.assess(image, detector)
+        reason = quality.rejection_reason(found, Gates())
         reasons[reason] += 1
         if reason is None:
-            assert not kept.is_copy(image, number)
+            assert not kept.has_duplicate(image, number)
             kept.add(image, number)
-        blurred = quality.examine(cv2.GaussianBlur(image, (0, 0), 6), detector)
-        assert quality.refusal(blurred, Gates()) == "sharpness below 100"
-        faded = quality.examine((image // 8 + 100).astype(np.uint8), detector)
-        assert quality.refusal(faded, Gates()) == "contrast below 20"
+        blurred = quality.assess(cv2.GaussianBlur(image, (0, 0), 6), detector)
+        assert quality.rejection_reason(blurred, Gates()) == "sharpness below 100"
+        faded = quality.assess((image // 8 + 100).astype(np.uint8), detector)
+        assert quality.rejection_reason(faded, Gates()) == "contrast below 20"
         two = np.concatenate([image, image[:, ::-1]], axis=1)
-        assert quality.refusal(quality.examine(two, detector), Gates()) == "several faces"
+        assert quality.rejection_reason(quality.assess(two, detector), Gates()) == "several faces"
         if reason is None:
             mirrored = np.ascontiguousarray(image[:, ::-1])
             for copy in (images.decode(images.encode_jpeg(mirrored)), reencoded(image)):
-                assert kept.is_copy(copy, 1000 + number)
+                assert kept.has_duplicate(copy, 1000 + number)
     # Portraits of one face each: nearly all of them are good.
     assert reasons[None] >= 36, reasons
 
 
-def test_a_png_with_alpha_is_no_hindrance():
+def test_a_png_with_alpha_is_read():
     data = cv2.imencode(".png", np.dstack([picture(0), picture(0)[..., :1]]))[1].tobytes()
-    crop = quality.examine(images.decode(data), None).crop
+    crop = quality.assess(images.decode(data), None).crop
     assert crop is not None and crop.shape == (32, 32, 3)

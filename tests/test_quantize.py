@@ -1,4 +1,4 @@
-"""Int8: what is rounded answers as before, and learns its ranges from training faces alone."""
+"""Int8: rounded networks predict nearly the same; ranges come from training faces alone."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,7 @@ from fer_jax.errors import InputError
 from fer_jax.evaluation import predictions
 from fer_jax.export import export, quantize
 from fer_jax.inference import runtime
-from fer_jax.inference.load import Network, load
-from fer_jax.inference.network import model_arguments
+from fer_jax.inference.network import Network, load, model_arguments
 from fer_jax.inference.onnx_graph import to_onnx
 
 # Every part shows all classes; no picture is in two of them.
@@ -47,7 +46,7 @@ def graph_of(model: Network) -> Any:
     return to_onnx(network["params"], network["batch_stats"], arguments, model.about)
 
 
-def answers(graph: Any, images: np.ndarray) -> np.ndarray:
+def predict(graph: Any, images: np.ndarray) -> np.ndarray:
     return runtime.open_onnx(graph.SerializeToString(), "onnxruntime", "graph")[1](images)
 
 
@@ -64,7 +63,7 @@ def pictures(size: int, count: int) -> np.ndarray:
 )
 @example(np.full((1, 1), 1e-45, np.float32))
 def test_a_kernel_comes_back_to_half_a_step(kernel: np.ndarray):
-    integers, scale = quantize.rounded_kernel(kernel)
+    integers, scale = quantize.quantize_kernel(kernel)
     assert integers.dtype == np.int8 and scale.shape == kernel.shape[-1:]
     error = np.abs(integers * scale.astype(np.float64) - kernel)
     assert (error <= 0.5 * scale * (1 + 1e-5) + 1e-30).all()
@@ -73,11 +72,11 @@ def test_a_kernel_comes_back_to_half_a_step(kernel: np.ndarray):
 def test_equal_channels_change_nothing_but_the_ranges(run: Path):
     model = load(run)
     graph, images = graph_of(model), pictures(model.image_size, 8)
-    equal = quantize._Graph(quantize.import_onnx(), graph)
+    equal = quantize._Quantizer(quantize.import_onnx(), graph)
     before = equal.ranges(images)
     equal.equalize(before)
     after = equal.ranges(images)
-    np.testing.assert_allclose(answers(equal.model, images), answers(graph, images), atol=1e-5)
+    np.testing.assert_allclose(predict(equal.model, images), predict(graph, images), atol=1e-5)
 
     def unevenness(ranges: dict[str, np.ndarray], name: str) -> float:
         reached = np.abs(ranges[name]).max(axis=0)
@@ -94,13 +93,13 @@ def test_equal_channels_change_nothing_but_the_ranges(run: Path):
     assert np.median([unevenness(after, name) for name in between]) < 1.01
 
 
-def test_the_graph_in_int8_answers_as_the_network_does(run: Path, shared: Path):
+def test_the_graph_in_int8_predicts_as_the_network_does(run: Path, shared: Path):
     model = load(run)
     graph = graph_of(model)
     # Real faces, of which half give the ranges.
     faces = real_faces(shared, model.image_size, 64)
-    rounded = quantize.quantized_graph(graph, faces[::2])
-    here, there = answers(rounded, faces[1::2]), answers(graph, faces[1::2])
+    rounded = quantize.quantize_graph(graph, faces[::2])
+    here, there = predict(rounded, faces[1::2]), predict(graph, faces[1::2])
     spread = np.sqrt(np.mean((there - there.mean(axis=0)) ** 2))
     # Measured: 0.006 on average, 0.23 of the spread over faces; ranges of a quarter of the size
     # give 0.07 and 3.1 of it, kernels of 4 bits 0.035 and 1.6.
@@ -127,7 +126,7 @@ def real_faces(shared: Path, size: int, count: int) -> np.ndarray:
     return np.stack([cv2.resize(image, (size, size)) for image in found])
 
 
-def test_the_verb_learns_ranges_from_training_faces_alone(
+def test_the_verb_takes_ranges_from_training_faces_alone(
     run: Path,
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -141,11 +140,11 @@ def test_the_verb_learns_ranges_from_training_faces_alone(
         lambda self, *given: read.append((self.name, self.split)) or images(self, *given),
     )
     calibrated: list[np.ndarray] = []
-    quantized_graph = export.quantized_graph
+    quantize_graph = export.quantize_graph
     monkeypatch.setattr(
         export,
-        "quantized_graph",
-        lambda graph, crops: calibrated.append(crops) or quantized_graph(graph, crops),
+        "quantize_graph",
+        lambda graph, crops: calibrated.append(crops) or quantize_graph(graph, crops),
     )
     assert main(["export", f"--workdir={run}", "--quantize=int8"]) == 0
     printed = capsys.readouterr().out
@@ -153,7 +152,7 @@ def test_the_verb_learns_ranges_from_training_faces_alone(
     train = open_records("faces", "train", data_dir)
     np.testing.assert_array_equal(calibrated[0], train.images(np.arange(len(train)), 71))
     assert "on 14 validation images (4 clusters by subject)" in printed
-    assert "only 4 clusters" in printed and "images a second in ONNX Runtime" in printed
+    assert "only 4 clusters" in printed and "images per second in ONNX Runtime" in printed
     out = run / "export_int8"
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["README.md", "config.json", "model.onnx", "model.safetensors"]
@@ -166,7 +165,7 @@ def test_the_verb_learns_ranges_from_training_faces_alone(
         for metric in ("accuracy", "macro_f1", "ece")
     )
     assert json.loads((out / "config.json").read_text())["quantization"] == "int8"
-    # Both forms answer nearly as the run does.
+    # Both forms predict nearly as the run does.
     faces = pictures(71, 6)
     expected = load(run).probabilities(faces)
     weights = load(out).probabilities(faces)
@@ -180,12 +179,12 @@ def test_evaluate_scores_it_as_a_variant(
 ):
     assert main(["evaluate", f"--workdir={run}", "--int8"]) == 2
     assert "run `fer-jax export --workdir=" in capsys.readouterr().err
-    assert not (run / "openings.jsonl").exists(), "nothing was opened for it"
+    assert not (run / "test_access.jsonl").exists(), "it needs no test set"
     assert main(["export", f"--workdir={run}", "--quantize=int8", "--format=onnx"]) == 0
     assert main(["evaluate", f"--workdir={run}", "--int8"]) == 0
     printed = capsys.readouterr().out
     assert "faces test, int8 -> " in printed and "macro_f1" in printed
-    assert len((run / "openings.jsonl").read_text().splitlines()) == 1
+    assert len((run / "test_access.jsonl").read_text().splitlines()) == 1
     file = run / "predictions" / predictions.file_name("faces", "test")
     plain, _ = predictions.read(file)
     rounded, _ = predictions.read(file.with_name("faces.test.int8.csv"))
@@ -207,7 +206,7 @@ def test_evaluate_scores_it_as_a_variant(
 
 def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str]):
     for words, says in (
-        (["--quantize=int8", "--format=stablehlo"], "--quantize has no stablehlo"),
+        (["--quantize=int8", "--format=stablehlo"], "--quantize does not support stablehlo"),
         (["--quantize=int4"], "invalid choice: 'int4'"),
     ):
         assert main(["export", f"--workdir={run}", *words]) == 2
@@ -221,7 +220,7 @@ def test_what_rounds_too_much_is_not_written(
     monkeypatch.setattr(quantize, "LARGEST", 1)
     assert main(["export", f"--workdir={run}", "--quantize=int8", "--format=safetensors"]) == 2
     assert "on average, more than 0.03; not written" in capsys.readouterr().err
-    assert not list((run / "export_int8").iterdir())
+    assert not (run / "export_int8").exists()
 
 
 def test_scales_of_another_shape_are_refused(run: Path):

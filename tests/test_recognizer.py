@@ -1,8 +1,11 @@
 """`fer_jax.load(path).predict(x)`: every kind of path and picture, and what cannot be read."""
 
 import csv
+import io
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +19,8 @@ from small_runs import image_bomb, picture, write_run
 import fer_jax
 from fer_jax.errors import InputError
 from fer_jax.export.export import FILES, export
-from fer_jax.inference.load import load
-from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, prefetch_map
+from fer_jax.inference.network import load
+from fer_jax.inference.recognizer import PICTURES_AHEAD, Recognizer, as_picture, prefetch_map
 from fer_jax.media import images
 from fer_jax.media.extraction import Extraction, faces_in_image
 from fer_jax.schema import EMOTIONS
@@ -39,7 +42,7 @@ def finder(run: Path, yunet_model: Path) -> Recognizer:
     return fer_jax.load(run, detector_model=str(yunet_model))
 
 
-def test_every_path_that_was_trained_gives_the_same_answer(
+def test_every_path_that_was_trained_gives_the_same_prediction(
     run: Path, recognizer: Recognizer, tmp_path: Path
 ):
     export(load(run), tmp_path / "out", ("safetensors",), np.stack([picture(0, 71)]))
@@ -55,7 +58,29 @@ def test_every_path_that_was_trained_gives_the_same_answer(
         assert face["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
 
 
-def test_a_crop_is_answered_as_the_records_network_answers(run: Path, recognizer: Recognizer):
+def test_loading_prints_nothing_and_the_model_prints_as_a_few_lines(
+    run: Path, recognizer: Recognizer
+):
+    program = "import sys, fer_jax; fer_jax.load(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, run],
+        cwd=Path(fer_jax.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    lines = str(recognizer).splitlines()
+    assert (
+        len(lines) == 6
+        and lines[0].startswith("Xception (width 0.03")
+        and max(map(len, lines)) < 300
+    )
+    for part in ("emotion", "anger, disgust", "71 x 71", f"step 1 of '{run}'", "jax", "YuNet"):
+        assert part in str(recognizer)
+
+
+def test_a_crop_is_predicted_as_a_record_is(run: Path, recognizer: Recognizer):
     image = picture(1, 90)
     (face,) = recognizer.predict(image, faces="crop")
     (expected,) = load(run).probabilities([image])
@@ -78,8 +103,8 @@ def test_every_kind_of_picture_is_the_same_picture(recognizer: Recognizer, tmp_p
         assert recognizer.predict(same, faces="crop") == [expected]
     batch = np.stack([image, picture(3, 80)])
     for several in ([file, picture(3, 80)], batch, (one for one in batch)):
-        answers = recognizer.predict(several, faces="crop")
-        assert len(answers) == 2 and answers[0] == [expected] != answers[1]
+        predictions = recognizer.predict(several, faces="crop")
+        assert len(predictions) == 2 and predictions[0] == [expected] != predictions[1]
     assert recognizer.predict([], faces="crop") == []
 
 
@@ -89,7 +114,7 @@ def test_interest_is_called_interest(tmp_path: Path):
     assert face["interest"] in face["probabilities"].keys() == {"not_interested", "interested"}
 
 
-def test_a_full_batch_answers_as_single_pictures_do(recognizer: Recognizer):
+def test_a_full_batch_predicts_as_single_pictures_do(recognizer: Recognizer):
     pictures = [picture(seed, 71) for seed in range(43)]
     together = recognizer.predict(pictures, faces="crop")
     for number in (0, 31, 32, 39, 42):
@@ -106,21 +131,26 @@ def test_a_full_batch_answers_as_single_pictures_do(recognizer: Recognizer):
         (".", "'.': is a folder"),
         (np.zeros((9, 9, 3), np.float32), "picture 0: the array must be uint8"),
         (np.zeros((9, 9), np.uint8), "picture 0: the array must be RGB"),
-        ([np.zeros((9, 9, 3), np.uint8), 7], "picture 1: int is not a path, PIL image or array"),
+        ([np.zeros((9, 9, 3), np.uint8), 7], "picture 1: int is not a path, bytes, PIL image"),
     ],
 )
-def test_what_is_no_picture_is_named(recognizer: Recognizer, given: object, said: str):
+def test_what_is_not_a_picture_is_named(recognizer: Recognizer, given: object, said: str):
     with pytest.raises(InputError, match=said):
         recognizer.predict(given, faces="crop")
 
 
-def test_files_that_are_no_images_are_named(recognizer: Recognizer, tmp_path: Path):
+def test_files_that_are_not_images_are_named(recognizer: Recognizer, tmp_path: Path):
     good = images.encode_jpeg(picture(0, 64))
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    progressive = cv2.imencode(".jpg", picture(0, 64), options)[1].tobytes()
     for content, said in (
         (b"", "empty file"),
         (b"these are words, not a picture", "unreadable image"),
         (good[: len(good) // 2], "truncated JPEG"),
-        (image_bomb(), "too many pixels"),
+        (good[: len(good) // 2] + b"\xff\xd9" + bytes(99), "truncated JPEG"),
+        (progressive[: len(good) // 2] + b"\xff\xd9", "truncated JPEG"),
+        (b"\0\0\0\x20ftypheic" + bytes(99), "HEIC is not supported; save the picture as JPEG"),
+        (image_bomb(), "over the limit of 64000000 pixels"),
     ):
         file = tmp_path / "face.jpg"
         file.write_bytes(content)
@@ -128,28 +158,49 @@ def test_files_that_are_no_images_are_named(recognizer: Recognizer, tmp_path: Pa
             recognizer.predict(file, faces="crop")
 
 
-def test_a_stream_goes_on_after_what_cannot_be_read(recognizer: Recognizer):
-    answers = list(recognizer.stream(["gone.jpg", picture(0, 71)], faces="crop"))
-    assert [answer.reason for answer in answers] == ["no such file", ""]
-    assert [len(answer.found) for answer in answers] == [0, 1]
+def test_bytes_of_a_file_are_a_picture_whatever_is_behind_it(recognizer: Recognizer):
+    good = images.encode_jpeg(picture(0, 64))
+    (expected,) = recognizer.predict(images.decode(good), faces="crop")
+    grey = cv2.imencode(".jpg", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
+    assert recognizer.predict(good, faces="crop") == [expected]
+    moving = good + b"\0\0\0\x18ftypmp42" + bytes(999) + good
+    assert recognizer.predict([moving, good], faces="crop") == [[expected], [expected]]
+    assert len(recognizer.predict(grey + bytes(999), faces="crop")) == 1
 
 
-def test_an_endless_input_is_answered_with_few_pictures_ahead(recognizer: Recognizer):
+def test_16_bits_are_scaled_as_from_a_file(recognizer: Recognizer):
+    image_module = pytest.importorskip("PIL.Image")
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    file = cv2.imencode(".png", grey)[1].tobytes()
+    expected = as_picture(file)
+    for opened in (image_module.open(io.BytesIO(file)), image_module.fromarray(grey)):
+        assert np.abs(as_picture(opened).astype(int) - expected).max() <= 1
+    for mode in ("L", "LA", "P", "1", "CMYK", "RGBA"):
+        assert as_picture(image_module.new(mode, (9, 8))).shape == (8, 9, 3)
+
+
+def test_a_stream_continues_after_what_cannot_be_read(recognizer: Recognizer):
+    predictions = list(recognizer.stream(["gone.jpg", picture(0, 71)], faces="crop"))
+    assert [prediction.reason for prediction in predictions] == ["no such file", ""]
+    assert [len(prediction.found) for prediction in predictions] == [0, 1]
+
+
+def test_an_endless_input_is_processed_with_few_pictures_ahead(recognizer: Recognizer):
     drawn = itertools.count()
 
     def endless() -> Iterator[np.ndarray]:
         while True:
             yield picture(next(drawn) % 3, 71)
 
-    answers = recognizer.stream(endless(), faces="crop")
+    predictions = recognizer.stream(endless(), faces="crop")
     for _ in range(20):
-        next(answers)
-    answers.close()
-    # What is waiting for the network, what is ahead of it, and the one that was being drawn.
+        next(predictions)
+    predictions.close()
+    # What is waiting for the network, what is prefetched, and the one in progress.
     assert next(drawn) <= 20 + 2 * PICTURES_AHEAD + 1
 
 
-def test_what_is_worked_out_ahead_keeps_its_order_and_its_errors():
+def test_prefetching_keeps_the_order_and_the_errors():
     def slow_first(number: int) -> int:
         time.sleep(0.05 if number == 0 else 0)
         if number == 5:
@@ -171,7 +222,7 @@ def test_what_is_worked_out_ahead_keeps_its_order_and_its_errors():
         next(worked)
 
 
-def test_nothing_goes_on_after_it_was_let_go():
+def test_nothing_runs_after_it_was_closed():
     began = []
 
     def note(number: int) -> int:
@@ -199,7 +250,7 @@ def test_nothing_goes_on_after_it_was_let_go():
         (".", "jaxx", "unknown engine 'jaxx'; did you mean 'jax'"),
     ],
 )
-def test_what_is_no_model_is_named(tmp_path: Path, path: str, engine: str, said: str):
+def test_what_is_not_a_model_is_named(tmp_path: Path, path: str, engine: str, said: str):
     (tmp_path / "words.txt").write_text("words")
     with pytest.raises(InputError, match=said):
         fer_jax.load(tmp_path / path, engine)
@@ -249,30 +300,30 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_true_faces_are_found(finder: Recognizer, shared: Path):
     truth = true_boxes(shared)
     folder = shared / "data" / "photos"
-    answers = finder.predict([folder / name for name in truth])
+    predictions = finder.predict([folder / name for name in truth])
     overlaps = [
         max(overlap(box, face["box"]) for face in found)
-        for boxes, found in zip(truth.values(), answers, strict=True)
+        for boxes, found in zip(truth.values(), predictions, strict=True)
         for box in boxes
     ]
     # All 23 by more than half; the truth's boxes are square, the detector's are taller.
     assert len(overlaps) == 23 and min(overlaps) > 0.6 and np.mean(overlaps) > 0.7
 
 
-def test_a_crowd_gives_all_its_faces_and_nobody_gives_none(finder: Recognizer, shared: Path):
+def test_a_crowd_gives_all_its_faces_and_a_landscape_none(finder: Recognizer, shared: Path):
     with (shared / "data" / "photos" / "manifest.csv").open(newline="") as file:
         counts = {row["file"]: int(row["yunet_count_at_0.6"]) for row in csv.DictReader(file)}
     crowd = max(counts, key=lambda name: counts[name])
-    nobody = min(counts, key=lambda name: counts[name])
-    assert counts[crowd] >= 16 and counts[nobody] == 0
-    many, none = finder.predict([shared / "data" / "photos" / name for name in (crowd, nobody)])
+    without = min(counts, key=lambda name: counts[name])
+    assert counts[crowd] >= 16 and counts[without] == 0
+    many, none = finder.predict([shared / "data" / "photos" / name for name in (crowd, without)])
     assert len(many) == counts[crowd] and none == []
     sizes = [face["box"][2] * face["box"][3] for face in many]
     assert sizes == sorted(sizes, reverse=True)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
-def test_faces_are_cut_out_as_build_cut_them(
+def test_faces_are_cropped_as_build_crops_them(
     tmp_path: Path, shared: Path, yunet_model: Path, margin: float
 ):
     run = write_run(tmp_path / "run", tmp_path)
@@ -281,9 +332,9 @@ def test_faces_are_cut_out_as_build_cut_them(
     image = images.read(shared / "data" / "photos" / "photo_01.jpg")
     built = Extraction(detector_model=str(yunet_model), choice="all", margin=margin)
     crops = [images.decode(face["image"]) for face in faces_in_image(image, "", "", built).faces]
-    (answer,) = fer_jax.load(run, detector_model=str(yunet_model)).stream([image])
-    assert len(answer.found) == len(crops) == 8
-    for found, crop in zip(answer.found, crops, strict=True):
+    (prediction,) = fer_jax.load(run, detector_model=str(yunet_model)).stream([image])
+    assert len(prediction.found) == len(crops) == 8
+    for found, crop in zip(prediction.found, crops, strict=True):
         difference = np.abs(found.crop.astype(int) - images.resized(crop, 71))
         # But for the JPEG that a record is; a margin of 0.05 more makes a mean of 4.
         assert difference.mean() < 1.5

@@ -10,9 +10,9 @@ from array_record.python.array_record_module import ArrayRecordReader
 from small_runs import write_dataset
 
 from fer_jax.config import default_config
-from fer_jax.data.batches import drawn, mix
+from fer_jax.data.batches import batch_indices, mix
 from fer_jax.data.experiment import open_experiment
-from fer_jax.data.records import Records, open_records, without
+from fer_jax.data.records import Records, open_records, split_names, without
 from fer_jax.errors import InputError
 
 NAME = "faces"
@@ -87,6 +87,35 @@ def test_a_missing_or_cut_file_is_one_line(
     assert len(open_records(NAME, "validation", data_dir)) == 14
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("features.json", None, "features.json' is missing; build the dataset again"),
+        ("features.json", b"{", "has damaged metadata .*; build the dataset again"),
+        ("features.json", b'{"a": 1}', "has damaged metadata .*; build the dataset again"),
+        ("features.json", b"[" * 100_000, "has damaged metadata .*; build the dataset again"),
+        (
+            "features.json",
+            b'{"featuresDict": {"features": 5}}',
+            "has damaged metadata .*; build the dataset again",
+        ),
+        ("dataset_info.json", b"{", "has damaged metadata .*; build the dataset again"),
+        ("dataset_info.json", b"[]", "has damaged metadata .*; build the dataset again"),
+        ("dataset_info.json", b'{"splits": 5}', "has damaged metadata .*; build the dataset again"),
+    ],
+)
+def test_damaged_metadata_is_one_line(file: str, content: bytes | None, says: str, data_dir: Path):
+    (path,) = data_dir.glob(f"{NAME}/*/*/{file}")
+    path.unlink() if content is None else path.write_bytes(content)
+    for read in (
+        lambda: open_records(NAME, "train", data_dir),
+        lambda: split_names(NAME, data_dir),
+    ):
+        with pytest.raises(InputError, match=says) as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
 def test_a_damaged_record_is_named_by_file_and_number(data_dir: Path):
     number = damage_record(data_dir, 0.5)
     split = "validation[:3]+train[5:]"
@@ -114,7 +143,7 @@ def test_damaged_records_are_skipped_and_counted_when_the_config_says_so(data_di
     assert (len(fewer), left_out, len(fewer.skipped)) == (37, 1, 2)
 
 
-def test_the_config_word_is_for_what_is_learned_on_not_for_tests(data_dir: Path):
+def test_skipping_damaged_records_is_for_training_data_not_for_tests(data_dir: Path):
     number = damage_record(data_dir, 0.1)
     config = default_config()
     config.sources, config.test_sets = (NAME,), ()
@@ -146,6 +175,6 @@ def test_votes_that_are_not_finite_name_their_record(data_dir: Path):
         mix([records], "emotion", weights=[0.0], soft_labels=True)
     mixture = mix([records], "emotion", weights=[0.0])
     # Two epochs of every image once.
-    steps = [drawn(mixture, step, batch_size=8, seed=0) for step in range(10)]
+    steps = [batch_indices(mixture, step, batch_size=8, seed=0) for step in range(10)]
     for epoch in (steps[:5], steps[5:]):
         assert sorted(np.concatenate(epoch)) == list(range(40))

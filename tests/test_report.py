@@ -1,8 +1,12 @@
 """The reports: self-contained, every number from results.json, readable by anybody anywhere."""
 
 import json
+import math
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,14 +15,18 @@ from typing import Any
 import chromium
 import numpy as np
 import pytest
-from small_runs import write_dataset, write_predictions, write_run
+from small_runs import picture, write_dataset, write_predictions, write_run
 
+from fer_jax import checkpoints, results
 from fer_jax.__main__ import main
 from fer_jax.config import default_config, to_json
+from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
-from fer_jax.evaluation import predictions, results
-from fer_jax.evaluation.evaluate import evaluate
-from fer_jax.report.layout import position
+from fer_jax.evaluation import bootstrap, explanations, predictions, run_scores
+from fer_jax.evaluation.evaluate import _differences, evaluate
+from fer_jax.inference.network import load
+from fer_jax.media import detector, images
+from fer_jax.report.layout import position, without_empty_columns
 from fer_jax.report.report import report
 from fer_jax.schema import EMOTIONS
 
@@ -44,9 +52,7 @@ def make_workdir(workdir: Path, cross: str = "demo/social") -> Path:
     log = "".join(json.dumps(row) + "\n" for row in rows)
     # A run that was stopped left half a line.
     workdir.joinpath("metrics.jsonl").write_text(log + '{"step": 7, "train_lo')
-    workdir.joinpath("training_labels.csv").write_text(
-        "source,content,label,images\n" + "".join(f"x,x,{name},20\n" for name in EMOTIONS)
-    )
+    results.write(workdir, run_scores.score_run(workdir))
     return workdir
 
 
@@ -62,11 +68,12 @@ def run_with_faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     """(workdir, data_dir) of an untrained network that is scored on pictures that are here."""
     data_dir = tmp_path_factory.mktemp("data")
     people = [(f"s{i // 7}", i % 7) for i in range(28)]
-    write_dataset(data_dir, "lab", {"train": people, "validation": people, "test": people})
-    write_dataset(data_dir, "web", {"test": people}, first=5000)
+    others = [(f"t{i // 7}", i % 7) for i in range(28)]
+    write_dataset(data_dir, "lab", {"train": people, "validation": people, "test": others})
+    write_dataset(data_dir, "web", {"test": people}, first=5000, grey=True)
     workdir = write_run(tmp_path_factory.mktemp("faces") / "run", data_dir, sources=("lab",))
     config = json.loads((workdir / "config.json").read_text())
-    evaluate(workdir, data_dir, [("lab", "test"), ("web", "test")])
+    evaluate(workdir, data_dir, [("lab", "test"), ("web", "test")], explain=True)
     assert config["sources"] == ["lab"]
     return workdir, data_dir
 
@@ -104,11 +111,11 @@ def numbers(text: str) -> set[str]:
 
 
 def as_shown(value: Any) -> Iterator[str]:
-    """Every way in which a value of results.json may stand on a page."""
+    """Every way in which a value of results.json may stand on a page; curves are drawn only."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from numbers(str(key))
-            yield from as_shown(inner)
+            yield from as_shown(inner if key != "curves" else None)
     elif isinstance(value, list):
         for inner in value:
             yield from as_shown(inner)
@@ -141,12 +148,12 @@ def test_every_number_of_a_run_is_in_results_json(workdir: Path, tmp_path: Path)
 
 def test_results_come_from_the_tables_alone(workdir: Path, tmp_path: Path):
     scored = json.loads((workdir / "results.json").read_text())
-    assert results.plain(results.results(workdir)) == scored
-    for name in ("config.json", "training_labels.csv"):
+    assert results.plain(run_scores.score_run(workdir)) == scored
+    for name in ("config.json", "training_labels.csv", "metrics.jsonl"):
         shutil.copy(workdir / name, tmp_path / name)
     shutil.copytree(workdir / "predictions", tmp_path / "predictions")
-    assert results.plain(results.results(tmp_path)) == scored
-    cross = next(one for one in scored["sets"] if one["relation"] == "cross")
+    assert results.plain(run_scores.score_run(tmp_path)) == scored
+    cross = next(one for one in scored["sets"] if one["relation"] == "cross_domain")
     assert cross["class_roc_auc"][6] is None
     assert cross["roc_auc_classes"] == 6
     assert cross["n_subjects"] == 9
@@ -156,7 +163,7 @@ def test_results_come_from_the_tables_alone(workdir: Path, tmp_path: Path):
 
 def test_the_most_confident_errors_are_one_of_each_clip(workdir: Path):
     scored = json.loads((workdir / "results.json").read_text())
-    one = next(one for one in scored["sets"] if one["relation"] == "cross")
+    one = next(one for one in scored["sets"] if one["relation"] == "cross_domain")
     table, classes = predictions.read(workdir / "predictions" / "demo-social.test.csv")
     wrong = {}
     for row, p in enumerate(table["probabilities"]):
@@ -165,70 +172,160 @@ def test_the_most_confident_errors_are_one_of_each_clip(workdir: Path):
             if clip not in wrong or p.max() > wrong[clip][0]:
                 wrong[clip] = (p.max(), str(table["record_id"][row]), classes[p.argmax()])
     assert len(wrong) < (table["probabilities"].argmax(axis=1) != table["label"]).sum()
-    expected = sorted(wrong.values(), reverse=True)[: results.WORST_ERRORS]
+    expected = sorted(wrong.values(), reverse=True)[: run_scores.WORST_ERRORS]
     found = [(e["probability"], e["record_id"], e["given"]) for e in one["errors"]]
     assert found == expected
     assert all(e["given"] != e["label"] for e in one["errors"])
     assert all(e["probability"] >= e["probability_of_label"] for e in one["errors"])
 
 
-def scored_set(relation: str, value: float, bounds: list[float], variant: str = "") -> dict:
-    return {
-        "relation": relation,
-        "variant": variant,
-        "balanced_accuracy": value,
-        "intervals": {"balanced_accuracy": bounds},
-    }
+def entry(
+    relation: str, name: str, labels: np.ndarray, right: np.ndarray, people: np.ndarray
+) -> tuple[dict[str, Any], bootstrap.Resampled]:
+    """A scored set of images that are right or not."""
+    given = np.where(right, labels, (labels + 1) % 7)
+    of = bootstrap.sample(labels, people, 7)
+    about = {"relation": relation, "dataset": name, "split": "test", "variant": ""}
+    return about, bootstrap.resample(of, [np.eye(7)[given]], areas=False)
 
 
-def test_the_loss_has_the_interval_of_independent_sets():
-    within = scored_set("within", 0.8, [0.7, 0.85])
-    crosses = [scored_set("cross", 0.5, [0.4, 0.6]), scored_set("cross", 0.6, [0.3, 0.8])]
-    adapted = scored_set("cross", 0.99, [0.98, 1.0], variant="adapted")
-    found = results.generalization([within, *crosses, adapted], 7)
-    assert found["within"] == {"value": 0.8, "interval": pytest.approx([0.7, 0.85]), "n_sets": 1}
-    assert found["cross"]["value"] == pytest.approx(0.55)
-    below, above = np.hypot(0.1, 0.3) / 2, np.hypot(0.1, 0.2) / 2
-    assert found["cross"]["interval"] == pytest.approx([0.55 - below, 0.55 + above])
-    # The lower end of the loss is where within is low and cross is high.
-    expected = [0.25 - np.hypot(0.1, above), 0.25 + np.hypot(0.05, below)]
-    assert found["loss"]["interval"] == pytest.approx(expected)
-    assert found["why"] is None
-    together = results.generalization([within, *crosses], 7, shared_people=True)
-    assert np.isnan(together["loss"]["interval"]).all() and "in several" in together["why"]
-    assert together["within"]["interval"] == pytest.approx([0.7, 0.85])
-    alone = results.generalization([within], 7)
-    assert np.isnan(alone["cross"]["value"]) and np.isnan(alone["loss"]["value"])
-
-
-def test_the_interval_of_the_loss_covers_the_truth():
-    """Independent normal estimates with exact intervals: about 95 % of 4,000 hold the loss."""
+def test_the_loss_is_of_the_same_classes_and_people(tmp_path: Path):
     rng = np.random.default_rng(0)
-    errors, truths = np.asarray([0.03, 0.05, 0.08]), np.asarray([0.8, 0.5, 0.6])
-    held = 0
-    for estimates in truths + errors * rng.standard_normal((4000, 3)):
-        sets = [
-            scored_set(relation, value, [value - 1.96 * error, value + 1.96 * error])
-            for relation, value, error in zip(
-                ("within", "cross", "cross"), estimates, errors, strict=True
-            )
-        ]
-        low, high = results.generalization(sets, 7)["loss"]["interval"]
-        held += low <= 0.25 <= high
-    # Standard error of the share: 0.0034.
-    assert 0.94 <= held / 4000 <= 0.96
+    people = np.repeat(np.arange(30), 14)
+    labels = np.tile(np.arange(7), 60)
+    skill = rng.uniform(0.4, 1, 30)[people]
+    five = labels < 5
+    right = [rng.random(420) < chance * skill for chance in (1.0, 0.6, 0.9)]
+    sets = [
+        entry("within", "lab", labels, right[0], people),
+        entry("cross_domain", "web", labels[five], right[1][five], people[five]),
+        entry("cross_domain", "press", labels, right[2], people + 100),
+    ]
+    found = run_scores.generalization(sets, EMOTIONS)
+    assert found["classes"] == list(EMOTIONS[:5]) and found["chance"] == 1 / 5
+    recalls = [np.mean([one[labels == c].mean() for c in range(5)]) for one in right]
+    assert found["within"]["value"] == pytest.approx(recalls[0], abs=1e-9)
+    assert found["cross_domain"]["value"] == pytest.approx(np.mean(recalls[1:]), abs=1e-9)
+    assert found["cross_domain"]["loss"]["value"] == pytest.approx(
+        recalls[0] - np.mean(recalls[1:]), abs=1e-9
+    )
+    assert found["cross_domain"]["sets"] == ["web test", "press test"] and found["why"] is None
+    # What the same people are better at everywhere is not part of the loss's error.
+    alone = [run_scores.generalization(sets[:n], EMOTIONS) for n in (1, 2)]
+    cross = alone[1]["cross_domain"]
+    widths = [np.diff(one["interval"])[0] for one in (alone[1]["within"], cross, cross["loss"])]
+    assert widths[2] < 0.8 * np.hypot(*widths[:2])
+    assert alone[0]["chance"] == 1 / 7 and np.isnan(alone[0]["cross_domain"]["loss"]["value"])
+    few = [
+        sets[0],
+        entry("cross_domain", "x", labels[labels == 6], right[1][labels == 6], people[:60]),
+    ]
+    found = run_scores.generalization(few, EMOTIONS)
+    assert np.isnan(found["within"]["value"]) and "two classes in common" in found["why"]
 
 
-def test_people_in_two_sets_are_noticed(tmp_path: Path):
-    make_workdir(tmp_path)
-    file = tmp_path / "predictions" / "demo-social.test.csv"
-    file.write_text(file.read_text().replace("demo/social/test/s1,", "demo/controlled/test/s1,"))
-    page = report(tmp_path).read_text()
-    assert "no interval where somebody is in several of the test sets" in page
+@pytest.mark.parametrize("in_config", [False, True])
+def test_images_of_another_set_do_not_enter_a_mean_twice(in_config: bool):
+    def part(dataset: str, split: str, images: range) -> tuple[dict[str, Any], Any]:
+        about = {"dataset": dataset, "split": split, "variant": "", "caveats": []}
+        return about | {"not_in_means": None}, {"record_id": np.asarray(images).astype(str)}
+
+    tests = [part("lab", "holdout", range(3)), part("web", "all", range(10, 20))]
+    tests += [part("web", "test", range(15, 25)), part("web/grouped", "x", range(25, 30))]
+    config = default_config()
+    config.test_sets = ("web",) if in_config else ()
+    run_scores._mark_repeated(tests, [("lab validation", part("", "", range(2, 9))[1])], config)
+    why = [one["not_in_means"] for one, _ in tests]
+    # By the order of names `all` comes before `test`, unless `test` is in the config.
+    expected = [None, "has 5 images of web all"]
+    expected = ["has 5 images of web test", None] if in_config else expected
+    assert why == ["has 1 images of lab validation", *expected, None]
+    assert tests[0][0]["caveats"] == ["in no mean: it has 1 images of lab validation"]
+
+
+def test_a_table_of_two_datasets_is_scored_apart(workdir: Path, tmp_path: Path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    for file in (run / "predictions").glob("*.*.*.csv"):
+        file.unlink()
+    files = [
+        run / "predictions" / predictions.file_name(name, "test")
+        for name in ("demo/controlled", "demo/social")
+    ]
+    rows = files[1].read_text().splitlines()[1:]
+    files[0].write_text(files[0].read_text() + "\n".join(rows) + "\n")
+    files[1].unlink()
+    before = json.loads((workdir / "results.json").read_text())
+    after = results.plain(run_scores.score_run(run))
+    assert after["sets"] == [one for one in before["sets"] if not one["variant"]]
+    assert after["generalization"] == before["generalization"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "bounds", "says"),
+    [
+        (0.2, [0.1, 0.3], "a loss of 0.200 [0.100, 0.300]"),
+        (-0.01, [-0.05, 0.03], "a difference of -0.010 [-0.050, +0.030], which is not significant"),
+        (-0.2, [-0.3, -0.1], "a difference of -0.200 [-0.300, -0.100]"),
+        (0.2, [None, None], "a difference of +0.200 (no interval)"),
+    ],
+)
+def test_only_a_significant_loss_is_called_one(loss: float, bounds: list, says: str):
+    assert results.loss_in_words(loss, bounds) == says
+
+
+def test_chance_is_said(workdir: Path, tmp_path: Path):
+    scored = json.loads((workdir / "results.json").read_text())
+    assert [one["chance"] for one in scored["sets"]] == 3 * [1 / 7] + 3 * [1 / 6]
+    page = (workdir / "report.html").read_text()
+    assert "over the 6 classes that all of these sets have" in page
+    assert "not distinguishable from chance" not in page
+    scored["generalization"]["cross_domain"] |= {"value": 0.2, "interval": [0.15, 0.26]}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(scored))
+    assert (
+        "0.200 [0.150, 0.260], not distinguishable from chance, on unseen"
+        in report(folder).read_text()
+    )
+
+
+def test_the_page_says_where_people_are_not_named(workdir: Path, tmp_path: Path):
+    page = (workdir / "report.html").read_text()
+    assert "on held-out people of" in page and "people are named" not in page
+    shutil.copytree(workdir, tmp_path / "run")
+    for file in (tmp_path / "run" / "predictions").glob("demo-controlled.test*.csv"):
+        table, classes = predictions.read(file)
+        table |= {name: np.full(len(table["label"]), "") for name in ("subject_id", "clip_id")}
+        predictions.write(file, table, classes)
+    results.write(tmp_path / "run", run_scores.score_run(tmp_path / "run"))
+    page = report(tmp_path / "run").read_text()
+    assert "on held-out images (not all people are named) of" in page
+    assert "Not all people are named in demo/controlled test: whether" in page
+    assert "no people are named: one who is in several images makes" in page
 
 
 def test_undefined_numbers_read_as_not_available(workdir: Path):
     assert ">n/a<" in (workdir / "report.html").read_text()
+
+
+def test_a_column_without_any_value_is_left_out():
+    table = (
+        '<table><thead><tr><th></th><th colspan="2">number</th><th colspan="2">ECE</th></tr><tr>'
+        "<th>set</th><th>clips</th><th>people</th><th>model</th><th>x</th></tr></thead><tbody>"
+        '<tr><th colspan="5">group</th></tr>'
+        "<tr><th>a</th><td>n/a</td><td><b>n/a</b></td><td>0.1</td><td>n/a: one class</td></tr>"
+        "<tr><th>b</th><td></td><td>3</td><td>n/a</td><td>n/a</td></tr></tbody></table>"
+    )
+    assert without_empty_columns(table) == (
+        '<table><thead><tr><th></th><th colspan="1">number</th><th colspan="2">ECE</th></tr><tr>'
+        "<th>set</th><th>people</th><th>model</th><th>x</th></tr></thead><tbody>"
+        '<tr><th colspan="4">group</th></tr>'
+        "<tr><th>a</th><td><b>n/a</b></td><td>0.1</td><td>n/a: one class</td></tr>"
+        "<tr><th>b</th><td>3</td><td>n/a</td><td>n/a</td></tr></tbody></table>"
+    )
+    both = '<table><thead><tr><th></th><th colspan="2">PR-AUC</th></tr></thead><tbody>'
+    both += "<tr><th>a</th><td>n/a</td><td>n/a</td></tr></tbody></table>"
+    assert "PR-AUC" not in without_empty_columns(both)
 
 
 def test_a_variant_is_a_row_of_its_own(workdir: Path):
@@ -240,14 +337,23 @@ def test_a_variant_is_a_row_of_its_own(workdir: Path):
     assert ['class="variant"' in row for row in rows] == 2 * [False, True, True]
 
 
-def test_the_page_says_how_often_a_test_set_was_opened(
+def test_the_page_says_how_often_a_test_set_was_evaluated(
     workdir: Path, run_with_faces: tuple[Path, Path], tmp_path: Path
 ):
     evaluated = json.loads((run_with_faces[0] / "results.json").read_text())
-    assert [(one["dataset"], one["times"]) for one in evaluated["openings"]] == [
+    assert [(one["dataset"], one["times"]) for one in evaluated["test_access"]] == [
         ("lab", 1),
         ("web", 1),
     ]
+    for file in (run_with_faces[0] / "predictions").glob("*.csv"):
+        origin = predictions.read_origin(file)
+        assert (
+            origin.pop("fingerprint")
+            == build_summary(file.name[:3], run_with_faces[1])["fingerprint"]
+        )
+        assert origin == {"step": 1, "checksum": checkpoints.checksum(run_with_faces[0], 1)} | {
+            "chosen": "best"
+        }
     assert "Test access: n/a" in (workdir / "report.html").read_text()
     run = tmp_path / "run"
     shutil.copytree(workdir, run)
@@ -255,12 +361,16 @@ def test_the_page_says_how_often_a_test_set_was_opened(
         {"dataset": name, "split": "test", "checkpoint": step, "time": f"2026-0{step}-01T00:00:00"}
         for step, name in ((3, "demo/controlled"), (4, "demo/social"), (5, "demo/social"))
     ]
-    (run / "openings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "test_access.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results.write(run, run_scores.score_run(run))
     report(run)
     text = " ".join(" ".join(Text((run / "report.html").read_text()).text).split())
     assert "Some test sets were evaluated more than once" in text
-    assert "Evaluated once, last on 2026-03-01" in text
-    assert "Evaluated 2 times, last on 2026-05-01T00:00:00. repeated test access" in text
+    assert "Evaluated once, on 2026-03-01T00:00:00. PR-AUC is over 7 classes" in text
+    assert (
+        "Evaluated 2 times, last on 2026-05-01T00:00:00. repeated test access PR-AUC is over"
+        in text
+    )
     assert strangers(run) == set()
 
 
@@ -292,17 +402,59 @@ def test_parts_that_are_missing_are_said_to_be(tmp_path: Path):
     (tmp_path / "metrics.jsonl").unlink()
     page = report(tmp_path).read_text()
     assert "n/a: the workdir has no metrics.jsonl" in page
-    assert "the run does not say where its data are" in page
     assert "Leakage into demo/controlled test, demo/social test: n/a" in page
     assert "<img" not in page and not (tmp_path / "explanations").exists()
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         report(tmp_path)
     (tmp_path / "results.json").unlink()
+    with pytest.raises(InputError, match="has no results.json; run `fer-jax evaluate` first"):
+        report(tmp_path)
     for file in (tmp_path / "predictions").iterdir():
         file.unlink()
     with pytest.raises(InputError, match="run `fer-jax evaluate` first"):
-        report(tmp_path)
+        run_scores.score_run(tmp_path)
+
+
+def test_a_report_only_reads(workdir: Path, tmp_path: Path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    before = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    # Nothing is scored again: the tables may be gone.
+    shutil.rmtree(run / "predictions")
+    heavy = "any(name in sys.modules for name in ('jax', 'scipy', 'tensorflow_datasets'))"
+    code = "import sys; from fer_jax.__main__ import main; main(sys.argv[1:]); sys.exit({})"
+    words = ["report", f"--workdir={run}"]
+    done = subprocess.run([sys.executable, "-c", code.format(heavy), *words], check=False)
+    assert done.returncode == 0
+    assert (run / "report.html").read_text() == before
+    kept = {path: data for path, data in files.items() if "predictions" not in path.parts}
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_set_of_grey_images_has_a_caveat_where_colour_was_trained_on(
+    run_with_faces: tuple[Path, Path],
+):
+    scored = json.loads((run_with_faces[0] / "results.json").read_text())
+    caveat = "0% of the training images are grey, 100% of this set's"
+    assert [caveat in one["caveats"] for one in scored["sets"]] == [False, True]
+    assert f"web test: {caveat}" in run_scores.summary(scored)
+
+
+def test_a_set_of_wider_pictures_has_a_caveat(shared: Path):
+    """Tight crops, and photographs of a session with hair and shoulders."""
+    looks = []
+    for name in ("ck48", "jaffe"):
+        with zipfile.ZipFile(shared / "data" / "faces" / f"{name}.zip") as archive:
+            files = [file for file in archive.namelist() if not file.endswith("/")]
+            sample = [images.decode(archive.read(file)) for file in files[:: len(files) // 24][:24]]
+        looks.append((1.0, detector.framing(sample)))
+    tight, wide = looks
+    (caveat,) = _differences(tight, wide)
+    assert re.fullmatch(r"faces take 8\d% of the side of a training image, 6\d% of .*", caveat)
+    assert _differences(tight, tight) == []
+    assert _differences(tight, (1.0, math.nan)) == []
 
 
 def test_the_gallery_shows_faces_and_where_the_network_looked(run_with_faces: tuple[Path, Path]):
@@ -315,46 +467,55 @@ def test_the_gallery_shows_faces_and_where_the_network_looked(run_with_faces: tu
     assert page.count("<img") == 2 * num_errors
     assert "Some images are missing" not in page
     kept = {file.name for file in (workdir / "explanations").iterdir()}
-    assert {"lab.test.1.jpg", "lab.test.12.jpg", "lab.test.json", "web.test.json"} <= kept
-    assert len(kept) == num_errors + 2
+    assert {"lab.test.1.jpg", "lab.test.12.face.jpg", "lab.test.json", "web.test.json"} <= kept
+    assert len(kept) == 2 * num_errors + 2
     rows = json.loads((workdir / "explanations" / "web.test.json").read_text())
     errors = next(one["errors"] for one in scored["sets"] if one["dataset"] == "web")
     assert [{name: row[name] for name in errors[0]} for row in rows] == errors
     assert np.asarray(rows[0]["map"]).shape == (3, 3)
 
 
-def test_faces_stay_out_where_that_is_asked_or_they_are_not_here(
-    run_with_faces: tuple[Path, Path], tmp_path: Path
-):
+def test_faces_stay_out_where_that_is_asked(run_with_faces: tuple[Path, Path], tmp_path: Path):
     workdir = shutil.copytree(run_with_faces[0], tmp_path / "run")
-    shutil.rmtree(workdir / "explanations", ignore_errors=True)
     assert main(["report", f"--workdir={workdir}", "--no_faces"]) == 0
     page = (workdir / "report.html").read_text()
     assert "<img" not in page and "predicted as <b>" in page
+    shutil.rmtree(workdir / "explanations")
+    with pytest.raises(InputError, match="is missing; run `fer-jax evaluate` again, or use --no"):
+        report(workdir)
+    assert main(["evaluate", f"--workdir={workdir}", "--data=web", "--no_faces"]) == 0
     assert not (workdir / "explanations").exists()
-    page = report(workdir, data_dir=tmp_path / "nowhere").read_text()
-    assert "<img" not in page and "is not built in" in page
-    assert not (workdir / "explanations").exists()
+    assert "<img" not in report(workdir).read_text()
 
 
-def test_a_network_that_answers_otherwise_is_not_asked_where_it_looked(
+def test_errors_are_explained_as_far_as_that_is_possible(
     run_with_faces: tuple[Path, Path], tmp_path: Path
 ):
     workdir = shutil.copytree(run_with_faces[0], tmp_path / "run")
-    report(workdir)
-    assert (workdir / "explanations" / "web.test.1.jpg").exists()
     table, classes = predictions.read(workdir / "predictions" / "web.test.csv")
     table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
-    predictions.write(workdir / "predictions" / "web.test.csv", table, classes)
-    page = report(workdir).read_text()
-    assert "answers otherwise than these predictions say" in page
+    web, file = (workdir / "predictions" / f"{name}.test.csv" for name in ("web", "lab"))
+    predictions.write(web, table, classes, predictions.read_origin(web))
+    gone = json.loads((workdir / "explanations" / "lab.test.json").read_text())[0]["record_id"]
+    file.write_text(file.read_text().replace(f"{gone},", "lab/of_an_earlier_build,"))
+
+    def explained(data_dir: Path) -> str:
+        scored = run_scores.score_run(workdir)
+        network = load(workdir)
+        explanations.write(workdir, scored, data_dir, network.explain, network.image_size, 1)
+        results.write(workdir, scored)
+        return report(workdir).read_text()
+
+    page = explained(run_with_faces[1])
+    assert "the checkpoint of step 1 predicts otherwise than this table" in page
     assert json.loads((workdir / "explanations" / "web.test.json").read_text()) == []
+    # Its faces are here, but where the network looked is not known.
     assert not (workdir / "explanations" / "web.test.1.jpg").exists()
-    assert len(json.loads((workdir / "explanations" / "lab.test.json").read_text())) == 12
-    shutil.rmtree(workdir / "checkpoints")
-    page = report(workdir).read_text()
-    assert "where the network looked is not known" in page
-    assert page.count("<img") == 24
+    assert (workdir / "explanations" / "web.test.1.face.jpg").exists()
+    assert len(json.loads((workdir / "explanations" / "lab.test.json").read_text())) == 11
+    assert "some of these records are no longer in the dataset" in page
+    page = explained(tmp_path / "nowhere")
+    assert "<img" not in page and page.count("is not built in") == 2
 
 
 # A study
@@ -396,7 +557,7 @@ def simulated_study() -> dict[str, Any]:
                     "metrics": {},
                     "prevalence": 1 / 7,
                     "majority": {"accuracy": 0.25, "balanced_accuracy": 1 / 7},
-                    "no_pixels": {"accuracy": 0.21, "balanced_accuracy": 0.16},
+                    "pixel_free": {"accuracy": 0.21, "balanced_accuracy": 0.16},
                 }
                 if dataset == "synthetic" and scenario == "lab":
                     cell |= {"empty": "no image of 'contempt' in this set", "metrics": {}}
@@ -407,7 +568,7 @@ def simulated_study() -> dict[str, Any]:
                         found = interval(float(seeds.mean()), 1.5 / np.sqrt(people or n))
                         cell["metrics"][name] = found | {"by_seed": seeds.tolist()}
                 cells.append(cell)
-    cells[6]["no_pixels"] = None
+    cells[6]["pixel_free"] = None
     cells[7]["metrics"]["roc_auc"] = {"value": None, "interval": [None, None], "by_seed": [None]}
     differences = [
         {
@@ -443,6 +604,7 @@ def simulated_study() -> dict[str, Any]:
         "[0.021, 0.158] over the laboratory alone; synthetic faces add 0.012 [-0.041, 0.063].",
         "task": "emotion",
         "classes": list(EMOTIONS),
+        "common_classes": list(EMOTIONS),
         "protocol": "sources by sources, subjects disjoint",
         "baseline": "lab",
         "scenarios": [
@@ -453,6 +615,7 @@ def simulated_study() -> dict[str, Any]:
                 "n_subjects": 80 * len(sources),
                 "seeds": [0, 1, 2],
                 "runs": runs[scenario],
+                "steps": [40, 60, 50],
                 "oracle": scenario == "all",
             }
             for scenario, sources in SCENARIOS.items()
@@ -461,12 +624,14 @@ def simulated_study() -> dict[str, Any]:
             {
                 **{"dataset": dataset, "split": split, "source": dataset, "n": n},
                 **{"n_subjects": people, "n_clips": 0, "classes_present": 7},
+                "faces": f"../../test_faces/{dataset}.{split}.jpg",
                 "majority": {"accuracy": 0.25, "balanced_accuracy": 1 / 7},
             }
             for dataset, (split, n, people) in TEST_SETS.items()
         ],
         "cells": cells,
         "differences": differences,
+        "n_compared": len(differences) + 1,
         "over_sets": [
             {
                 **{"scenario": "all", "against": "lab", "n_sets": 2, "without": ["press test"]},
@@ -475,8 +640,9 @@ def simulated_study() -> dict[str, Any]:
             }
         ],
         "distances": distances,
-        "audit": {"leaks": {}, "allowed": False, "left_out": {"web train": 31}},
-        "openings": [
+        "audit": {"leaks": {}, "warnings": [], "allowed": False, "left_out": {"web train": 31}}
+        | {"looked_for": "people", "near_duplicates": None, "unknown_people": []},
+        "test_access": [
             {
                 **{"run": run, "dataset": dataset, "split": TEST_SETS[dataset][0]},
                 **{"time": "2026-11-24T21:03:11Z", "times": 2 if "all" in run else 1},
@@ -510,6 +676,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = folder / "runs" / "lab.seed_0"
     run.mkdir(parents=True)
     (run / "report.html").write_text("<title>a run</title>")
+    (folder / "test_faces").mkdir()
+    (folder / "test_faces" / "lab.fold_4.jpg").write_bytes(images.encode_jpeg(picture(0, 96)))
     report(folder)
     return folder
 
@@ -540,6 +708,13 @@ def test_the_matrix_has_every_cell_or_says_why_not(study: Path):
     assert "adapted" in rows[-1] and "baseline" in rows[1]
 
 
+def test_a_studys_page_shows_faces_of_its_test_sets(study: Path, tmp_path: Path):
+    page = (study / "report.html").read_text()
+    assert page.count("<img") == 1 and 'alt="Faces of lab fold_4"' in page
+    copied = shutil.copytree(study, tmp_path / "study")
+    assert "<img" not in report(copied, faces=False).read_text()
+
+
 def test_differences_lead_with_balanced_accuracy(study: Path):
     scored = json.loads((study / "results.json").read_text())
     page = (study / "report.html").read_text()
@@ -556,7 +731,7 @@ def test_differences_lead_with_balanced_accuracy(study: Path):
     assert "Differences between recipes" in page
 
 
-def test_a_study_says_what_was_published_and_what_was_opened_again(study: Path):
+def test_a_study_says_what_was_published_and_what_was_evaluated_again(study: Path):
     page = (study / "report.html").read_text()
     assert ">0.940<" in page and "as published" in page.lower()
     assert page.count("repeated test access</span></td>") == len(TEST_SETS)
@@ -565,9 +740,10 @@ def test_a_study_says_what_was_published_and_what_was_opened_again(study: Path):
     assert 'href="runs/lab.seed_0/report.html"' in page and page.count("report.html") == 1
 
 
-def test_a_study_without_publication_openings_or_differences(tmp_path: Path):
-    one = simulated_study() | {"published": None, "openings": [], "differences": []}
-    one["audit"] = {"leaks": {"subject": 3}, "allowed": True, "left_out": {}}
+def test_a_study_without_publication_test_access_or_differences(tmp_path: Path):
+    one = simulated_study() | {"published": None, "test_access": [], "differences": []}
+    one["audit"] |= {"leaks": {"subject": 3}, "allowed": True, "left_out": {}}
+    one["audit"]["warnings"] = ["lab: 3 x person in more than one split"]
     for scenario in one["scenarios"]:
         scenario["seeds"] = [0]
     # An address that leads elsewhere is no link.
@@ -576,7 +752,7 @@ def test_a_study_without_publication_openings_or_differences(tmp_path: Path):
     page = report(write_study(tmp_path / "study", one)).read_text()
     assert "as published" not in page.lower()
     assert "Differences between models" in page and "One seed" in page
-    assert 'class="leaks" role="alert"' in page and "3 x a person on two sides" in page
+    assert 'class="leaks" role="alert"' in page and "3 x person in more than one split" in page
     assert "n/a: no scenarios were compared" in page and "n/a, not logged" in page
     assert "report.html" not in page
     assert strangers(tmp_path / "study") == set()
@@ -588,11 +764,15 @@ def test_a_study_that_is_no_study_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="it lacks 'test_sets'"):
         report(write_study(tmp_path / "a", one))
     one = simulated_study()
+    one["openings"] = one.pop("test_access")
+    with pytest.raises(InputError, match="by another version; rerun `fer-jax study`"):
+        report(write_study(tmp_path / "d", one))
+    one = simulated_study()
     del one["cells"][0]["prevalence"]
     with pytest.raises(InputError, match=r"it lacks .*'prevalence'"):
         report(write_study(tmp_path / "b", one))
     (tmp_path / "c" / "runs").mkdir(parents=True)
-    with pytest.raises(InputError, match="study without results"):
+    with pytest.raises(InputError, match="has no results.json; run `fer-jax study` first"):
         report(tmp_path / "c")
 
 

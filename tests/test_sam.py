@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_train import TINY, make_step, uneven_batch
 
-from fer_jax.methods.sam import ascended
+from fer_jax.methods.sam import perturbed_params
 
 RATE = 0.1  # of the step's SGD
 SMALL = TINY | {"num_middle_blocks": 0, "dropout": 0.3}
@@ -18,16 +18,16 @@ def test_a_quadratic_by_hand():
     # f = (3 x^2 + y^2) / 2 at (1, 4): the gradient is (3, 4), 5 long.
     params = {"x": jnp.asarray(1.0), "y": jnp.asarray(4.0)}
     gradient_of = jax.grad(lambda p: (3 * p["x"] ** 2 + p["y"] ** 2) / 2)
-    up = ascended(params, gradient_of(params), 0.5)
+    up = perturbed_params(params, gradient_of(params), 0.5)
     assert jax.tree.map(float, up) == pytest.approx({"x": 1.3, "y": 4.4})
     assert jax.tree.map(float, gradient_of(up)) == pytest.approx({"x": 3.9, "y": 4.4})
 
 
-def test_radius_zero_and_a_gradient_of_zero_lead_nowhere():
+def test_radius_zero_and_a_gradient_of_zero_change_nothing():
     params = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}
-    jax.tree.map(np.testing.assert_array_equal, ascended(params, params, 0.0), params)
+    jax.tree.map(np.testing.assert_array_equal, perturbed_params(params, params, 0.0), params)
     nothing = jax.tree.map(jnp.zeros_like, params)
-    jax.tree.map(np.testing.assert_array_equal, ascended(params, nothing, 0.5), params)
+    jax.tree.map(np.testing.assert_array_equal, perturbed_params(params, nothing, 0.5), params)
 
 
 def test_a_step_is_two_plain_gradients_by_hand_accumulation_included():

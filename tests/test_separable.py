@@ -10,12 +10,20 @@ import numpy as np
 import pytest
 
 from fer_jax.config import default_config
+from fer_jax.data.augment import Augmentation
 from fer_jax.models import xception
-from fer_jax.models.normalization import BatchNorm, Unnormalized, affine, moments, sum_pixels
-from fer_jax.models.separable import depthwise_conv3x3, grouped_conv3x3, pointwise_conv
+from fer_jax.models.layers import (
+    BatchNorm,
+    Unnormalized,
+    affine,
+    depthwise_conv3x3,
+    grouped_conv3x3,
+    moments,
+    pointwise_conv,
+    sum_pixels,
+)
 from fer_jax.sharding import batch_sharding, make_mesh, replicated
-from fer_jax.training.optimizer import make_optimizer, make_schedule
-from fer_jax.training.step import init_state, train_step
+from fer_jax.training.step import StepOptions, init_state, make_optimizer, make_schedule, train_step
 
 # Heights that one loop covers, that several cover evenly, and that leave rows over.
 SHAPES = [(2, 5, 7, 3), (1, 1, 1, 8), (3, 19, 4, 1), (2, 28, 2, 5), (1, 37, 3, 2)]
@@ -162,19 +170,14 @@ def test_a_data_parallel_step_communicates_by_all_reduce_only(dtype: str):
     }
     state = init_state(jax.random.key(0), optimizer, model=model, ema=False)
     mesh = make_mesh()
+    options = StepOptions(
+        graphdef=xception.graphdef(**model),
+        optimizer=optimizer,
+        class_weights=np.ones(7, np.float32),
+        augmentation=Augmentation(**default_config().augment),
+    )
     step = jax.jit(
-        functools.partial(
-            train_step,
-            graphdef=xception.graphdef(**model),
-            optimizer=optimizer,
-            class_weights=np.ones(7, np.float32),
-            label_smoothing=0.0,
-            augmentation=dict(default_config().augment),
-            accumulation_steps=1,
-            ema_decay=0.0,
-            frozen_statistics=False,
-            dynamic_loss_scale=False,
-        ),
+        functools.partial(train_step, options=options),
         in_shardings=(replicated(mesh), batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )

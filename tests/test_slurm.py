@@ -1,6 +1,5 @@
-"""launch/slurm/train.sbatch on a real Slurm of one node: preempted, queued again, the same end."""
+"""launch/slurm/train.sbatch on a real Slurm: a preempted job is requeued and ends the same."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,14 +9,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from faults import one_node
 from small_runs import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-
-spec = importlib.util.spec_from_file_location("one_node", ROOT / "launch" / "slurm" / "one_node.py")
-assert spec and spec.loader
-one_node = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(one_node)
 
 
 def final_network(workdir: Path, step: int) -> dict[str, np.ndarray]:
@@ -29,7 +24,7 @@ def final_network(workdir: Path, step: int) -> dict[str, np.ndarray]:
 
 # Half a minute: three starts of JAX, Slurm's own waits, and steps enough to be caught among.
 @pytest.mark.skipif(bool(one_node.missing()), reason=one_node.missing() or "it is there")
-def test_a_preempted_job_is_queued_again_and_ends_the_same(tmp_path: Path):
+def test_a_preempted_job_is_requeued_and_ends_the_same(tmp_path: Path):
     rows = {
         "train": [(f"a{index % 4}", index % 7) for index in range(16)],
         "validation": [(f"b{index % 4}", index % 7) for index in range(7)],
@@ -52,31 +47,27 @@ def test_a_preempted_job_is_queued_again_and_ends_the_same(tmp_path: Path):
     runs = {name: tmp_path / name for name in ("whole", "preempted")}
     log = tmp_path / "job.txt"
     more = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
-    def said() -> str:
-        return log.read_text() if log.is_file() else "nothing was written"
+    def messages() -> str:
+        return log.read_text() if log.is_file() else "no log"
 
     with one_node.cluster(tmp_path / "slurm") as found:
         environment = found | more
-        job = one_node.run(
+        job = one_node.submit(
             environment,
-            *("sbatch", "--parsable", "--chdir", str(ROOT), "--output", str(log)),
+            *("--chdir", str(ROOT), "--output", str(log)),
             *("launch/slurm/train.sbatch", *words, f"--workdir={runs['preempted']}"),
         )
-        one_node.wait_for(lambda: "step 8/" in said(), 300, said)
-        one_node.run(
-            environment,
-            *"sbatch --partition=high --exclusive --output=/dev/null --wrap=true".split(),
-        )
-        one_node.wait_for(lambda: one_node.is_over(environment, job), 300, said)
-        told = one_node.run(environment, "scontrol", "show", "job", job)
-    assert "JobState=COMPLETED" in told and "Restarts=1 " in told, said()
-    assert "exit code 75: queued again" in said() and "continuing from step" in said()
+        one_node.wait_for(lambda: "step 8/" in messages(), 300, messages)
+        one_node.preempt(environment)
+        state = one_node.wait_for_job(environment, job, 300, messages)
+    assert "JobState=COMPLETED" in state and "Restarts=1 " in state, messages()
+    assert "exit code 75: requeued" in messages() and "continuing from step" in messages()
 
     subprocess.run(
         [sys.executable, "-m", "fer_jax", "train", *words, f"--workdir={runs['whole']}"],

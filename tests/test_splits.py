@@ -28,24 +28,24 @@ def test_the_group_is_the_subject_else_the_clip_else_the_image():
 
 
 @given(st.sets(st.text(min_size=1), min_size=2, max_size=30), st.integers(2, 8))
-def test_folds_are_even_and_cover_everybody(keys: set[str], count: int):
+def test_folds_are_even_and_cover_all_groups(keys: set[str], count: int):
     if count > len(keys):
-        with pytest.raises(InputError, match="cannot be dealt"):
+        with pytest.raises(InputError, match="cannot be divided"):
             splits.folds(keys, count)
         return
-    dealt = splits.folds(keys, count)
-    sizes = collections.Counter(dealt.values())
-    assert set(dealt) == keys
+    folds = splits.folds(keys, count)
+    sizes = collections.Counter(folds.values())
+    assert set(folds) == keys
     assert set(sizes) == {f"fold_{i}" for i in range(count)}
     assert max(sizes.values()) - min(sizes.values()) <= 1
     assert len(set(splits.folds(keys, None).values())) == len(keys)
 
 
-def test_given_knows_the_words_of_published_sets():
+def test_given_knows_the_names_in_published_collections():
     words = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test", "val": None}
     for word, part in words.items():
         assert splits.given(word) == (part or "validation")
-    with pytest.raises(InputError, match="names no part"):
+    with pytest.raises(InputError, match="unknown split 'holdout'"):
         splits.given("holdout")
 
 
@@ -58,7 +58,9 @@ def test_content_groups_belong_to_their_part_or_are_refused():
 
 def test_an_empty_part_is_refused():
     splits.check_parts(["train", "test"], ["train", "test"])
-    with pytest.raises(InputError, match="validation would be empty.*'folds'"):
+    with pytest.raises(
+        InputError, match="validation would be empty.*add some, or use the protocol 'folds'"
+    ):
         splits.check_parts(["train", "test"], splits.PARTS)
 
 
@@ -68,10 +70,10 @@ def test_a_part_and_a_content_group_are_named_once():
     assert splits.content_parts(text) == parts
     for wrong, says in (
         ("train=a;training=b", "names train twice"),
-        ("train=a,b;test=b", "puts 'b' twice"),
-        ("train=a,a;test=b", "puts 'a' twice"),
-        ("train", "is PART=GROUP,GROUP;PART=GROUP"),
-        ("holdout=a", "'holdout' names no part"),
+        ("train=a,b;test=b", "names 'b' twice"),
+        ("train=a,a;test=b", "names 'a' twice"),
+        ("train", "must be PART=GROUP,GROUP;PART=GROUP"),
+        ("holdout=a", "unknown split 'holdout'"),
     ):
         with pytest.raises(InputError, match=says):
             splits.content_parts(wrong)

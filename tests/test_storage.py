@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from fer_jax import storage
 from fer_jax.errors import InputError
@@ -90,12 +92,12 @@ def test_checksums_find_what_changed(tmp_path: Path):
     assert storage.find_corruption(tmp_path) == ""
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path, check=True)
     (tmp_path / "inner" / "b").write_bytes(b"b" * 999 + b"c")
-    assert storage.find_corruption(tmp_path) == "inner/b is not as it was written"
+    assert storage.find_corruption(tmp_path) == "inner/b has changed"
     (tmp_path / "inner" / "b").unlink()
     assert storage.find_corruption(tmp_path) == "inner/b is missing"
     (tmp_path / "inner" / "b").write_bytes(b"b" * 1000)
     (tmp_path / "c").touch()
-    assert storage.find_corruption(tmp_path) == "SHA256SUMS does not name c"
+    assert storage.find_corruption(tmp_path) == "c is not in SHA256SUMS"
 
 
 def test_differences_name_both_values():
@@ -125,7 +127,123 @@ def test_a_lock_names_its_holder_and_goes_with_it(tmp_path: Path):
     assert folder.is_dir()
 
 
+def test_a_lock_ends_with_its_block_also_after_an_error(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError), storage.lock(tmp_path):
+        raise ZeroDivisionError
+    with storage.lock(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        with storage.lock(tmp_path):
+            pass
+    assert (tmp_path / storage.LOCK_FILE).read_text() == ""
+
+
 def test_a_lock_leaves_no_empty_folder(tmp_path: Path):
     with storage.lock(tmp_path / "new"):
         pass
     assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):
+    host = storage.process_name().rpartition("_")[0]
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "inner").mkdir()
+    left = [f".a.{host}_{ended.pid}-7.tmp.csv", f"inner/.b.{host}_{ended.pid}-7.tmp"]
+    stay = [
+        f".a.{host}_{os.getpid()}-7.tmp.csv",  # of a process that runs
+        f".a.other{host}_{ended.pid}-7.tmp.csv",  # of another host
+        f"a.{host}_{ended.pid}.tmp.csv",
+    ]
+    for name in (*left, *stay):
+        (tmp_path / name).touch()
+    with storage.lock(tmp_path):
+        pass
+    assert [name for name in (*left, *stay) if (tmp_path / name).exists()] == stay
+
+
+def test_a_cell_with_any_end_of_line_is_one_cell(tmp_path: Path):
+    cells = ["a\rb", "c\nd", "e\r\n", "\r", 'f"\r', "plain"]
+    storage.write_table(tmp_path / "t.csv", ("x", "y"), [{"x": c, "y": 1.0} for c in cells])
+    data = (tmp_path / "t.csv").read_bytes()
+    assert data.startswith(b"x,y\n") and data.endswith(b"\nplain,1\n")
+    assert [row["x"] for row in storage.read_table(tmp_path / "t.csv")] == cells
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://me:word@host/x.h5", "https://***@host/x.h5"),
+        ("s3://key@bucket/x?X-Amz-Signature=ab12&y=1", "s3://***@bucket/x?X-Amz-Signature=***&y=1"),
+        ("https://host/x?sig=ab%2F&se=2026", "https://host/x?sig=***&se=2026"),
+        ("--config.api_key=ab12", "--config.api_key=***"),
+        ("HF_TOKEN=ab12 PASSWORD:xyz", "HF_TOKEN=*** PASSWORD:***"),
+        ("demo/controlled", "demo/controlled"),
+        ("train[:90%]+a@b", "train[:90%]+a@b"),
+    ],
+)
+def test_secrets_are_not_written(text: str, kept: str):
+    assert storage.redact_secrets(text) == kept
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("https://me:{}@host/x.h5", "s3://me:a@{}@host/x", "https://me:a/{}@host/x?y=1"),
+        *("https://{}@host/x", "--config.api-key={}", "api_key: {}", "X-Api-Key: {}"),
+        *("AccountKey={};EndpointSuffix=x", "private_key={}", '{{"private_key": "{}"}}'),
+        *("password: {}", "password={}", "PGPASSWORD='{}'", "--password {}", "--hf_token {} --x=1"),
+        *("Authorization: Bearer {}", "authorization: Basic {}", "curl -H 'Bearer {}'"),
+        *("https://h/x?sv=1&sig={}&se=2", "https://h/x?X-Amz-Credential={}&y", "client_secret={}"),
+        *("Cookie: session={}; a=b", "aws_secret_access_key = {}", "passwd:{}", "pwd={};"),
+        "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
+    ],
+)
+@hypothesis.given(secret=st.text("abcXYZ0189+=._~-", min_size=8, max_size=24))
+def test_no_form_of_a_secret_is_written(form: str, secret: str):
+    hypothesis.assume(secret[0] not in "-=" and not form.startswith(secret))
+    written = storage.redact_secrets(f"before {form.format(secret)} after")
+    assert secret not in written and written.startswith("before ")
+
+
+@pytest.mark.parametrize("token", ["ghp_", "hf_", "glpat-", "xoxb-", "AKIA", "sk-"])
+def test_a_known_token_is_not_written_wherever_it_stands(token: str):
+    assert storage.redact_secrets(f"see {token}{'a1B2' * 5} here") == "see *** here"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("https://host:8080/@person/clip.mp4", "https://host/a@b", "--cookies=cookies.txt"),
+        *("--config.seed=3 --workdir=runs/a", "train[:90%]+a@b", "tokens of a sentence"),
+    ],
+)
+def test_what_is_no_secret_is_kept(text: str):
+    assert storage.redact_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "Expecting property name"),
+        (b"[]", "not an object"),
+        (b'{"a": Infinity}', "Infinity is no JSON"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"a": "\xff"}', "invalid start byte"),
+    ],
+)
+def test_a_damaged_json_file_is_one_line(content: bytes, says: str, tmp_path: Path):
+    file = tmp_path / "a.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"a.json' is damaged .*{says}.*; rebuild") as raised:
+        storage.read_json(file, "rebuild")
+    assert str(raised.value).count("\n") == 0
+
+
+def test_a_pipe_a_device_and_a_huge_file_are_not_read_as_json(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(storage.MAX_JSON_BYTES + 1)
+    for name in ("pipe", "device", "huge"):
+        with pytest.raises(InputError, match="not a file of at most 64 MiB"):
+            storage.read_json(tmp_path / name)
+    assert storage.read_json(tmp_path / "absent") == {}

@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 import numpy as np
 import pytest
+from scipy import special
 from small_runs import write_dataset
 
-from fer_jax import checkpoints, demo
+from fer_jax import checkpoints, demo, results
 from fer_jax.__main__ import main
 from fer_jax.config import Config, default_study, load_config, override
 from fer_jax.errors import InputError
-from fer_jax.evaluation import bootstrap, metrics, predictions, results
+from fer_jax.evaluation import bootstrap, metrics, predictions
 from fer_jax.evaluation.compare import compare
 from fer_jax.schema import EMOTIONS, INTERESTS
 from fer_jax.sharding import make_mesh
-from fer_jax.study import distances, matrix, scenarios, study
+from fer_jax.study import matrix, scenarios, study
 
 CONFIG = """
 from fer_jax.config import default_study
@@ -52,14 +54,14 @@ def people(name: str, count: int, emotions: range = range(7)) -> list[tuple[str,
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """One device and hardly an optimization."""
+def one_device() -> Iterator[None]:
+    """Less to compile than eight."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training.classifier", "evaluation.evaluate"):
-            patch.setattr(f"fer_jax.{module}.make_mesh", lambda: make_mesh(jax.devices()[:1]))
-        jax.config.update("jax_disable_most_optimizations", True)
+        for module in ("training.start", "evaluation.evaluate"):
+            patch.setattr(
+                f"fer_jax.{module}.make_mesh", lambda _=None: make_mesh(jax.devices()[:1])
+            )
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,9 @@ def test_cells_say_what_is_doubtful(finished: Path):
     found = json.loads((finished / "results.json").read_text())
     for cell in found["cells"]:
         if cell["dataset"] == "solo":
-            assert cell["warning"].startswith("no image of sadness, surprise; a single subject")
+            assert cell["warning"].startswith(
+                "no image of sadness, surprise; no interval: there is only one subject"
+            )
             assert cell["metrics"]["balanced_accuracy"]["interval"] == [None, None]
             assert cell["majority"]["balanced_accuracy"] == pytest.approx(1 / 5)
         else:
@@ -225,7 +229,9 @@ def test_differences_are_those_of_compare(finished: Path):
         same = results.plain(compared[one["dataset"]][one["metric"]])
         assert one["difference"] == pytest.approx(same["difference"], abs=1e-12)
         assert one["interval"] == same["interval"]
-        assert (one["p"], one["p_corrected"]) == (same["p"], same["p_holm"])
+        assert one["p"] == same["p"]
+        # All differences of the study are one family.
+        assert one["p"] is None or same["p_corrected"] <= one["p_corrected"]
 
 
 def test_differences_over_sets(finished: Path):
@@ -242,26 +248,40 @@ def test_differences_over_sets(finished: Path):
     assert mean["difference"] == pytest.approx(np.mean(of_sets))
 
 
-def test_a_mean_over_sets_is_sharper_and_seeds_stay():
-    """Sets of other people: their errors average out; what seeds add to all of them does not."""
-    by_seed = np.asarray([0.0, 0.2])
-    apart = distances.Estimate(np.asarray([0.1]), 0.04, 30.0)
-    shared = distances.Estimate(by_seed, 0.04, 30.0)
-    none = distances.Estimate(np.asarray([0.5]), 0.0, 0.0)
-    single, several = (
-        matrix.over_sets({"more": [(str(i), apart) for i in range(n)]}, "base")[0] for n in (1, 16)
+def gain(value: float, people: range, seeds: tuple[float, ...] = (0.0,)) -> bootstrap.Estimate:
+    """A difference of standard error 0.2 from the choice among people; it is 0 from one."""
+    keys = np.asarray(people, np.uint64)
+    deviations = np.sqrt(0.04 / len(keys)) * special.ndtri(
+        np.exp(-bootstrap.draw(keys, 0, 20_000))
+    ).sum(axis=0)
+    by_seed = value + np.asarray(seeds)
+    if len(people) < 2:
+        deviations = np.full(20_000, np.nan)
+    deviations = np.tile(deviations, (len(seeds), 1))
+    return bootstrap.Estimate(
+        {"": by_seed}, {"": deviations}, keys, np.full(len(keys), 1 / len(keys))
     )
-    widths = [one["interval"][1] - one["interval"][0] for one in (single, several)]
+
+
+def test_a_mean_over_sets_is_sharper_and_seeds_stay():
+    """Errors of other people average out; those of the same people and of the seeds do not."""
+
+    def mean_of(gains: dict[str, bootstrap.Estimate]) -> dict[str, Any]:
+        sets = {(name, "test"): {"balanced_accuracy": one} for name, one in gains.items()}
+        return matrix.compare_scenarios({"more": sets}, "base")[1][0]
+
     t = bootstrap.quantile_of_t
-    np.testing.assert_allclose(widths, [2 * 0.2 * t(30), 2 * 0.05 * t(16 * 30)], rtol=1e-9)
-    assert single["difference"] == several["difference"] == pytest.approx(0.1)
-    (seeds,) = matrix.over_sets({"more": [(str(i), shared) for i in range(16)]}, "base")
-    assert seeds["interval"][1] - seeds["interval"][0] > 2 * 0.1 * t(16 * 30)
-    (one,) = matrix.over_sets({"base": [], "more": [("a", apart), ("b", none)]}, "base")
-    assert (one["n_sets"], one["without"]) == (1, ["b"])
-    far = distances.Estimate(np.asarray([0.5]), 0.04, 30.0)
-    two = matrix.over_sets({"x": [("a", far)], "y": [("a", far)]}, "base")
-    assert two[0]["p_corrected"] == pytest.approx(2 * two[0]["p"])
+    single = mean_of({"0": gain(0.1, range(31))})
+    apart = mean_of({str(i): gain(0.1, range(31 * i, 31 * i + 31)) for i in range(16)})
+    same = mean_of({str(i): gain(0.1, range(31)) for i in range(16)})
+    seeds = mean_of({str(i): gain(0.1, range(31 * i, 31 * i + 31), (-0.1, 0.1)) for i in range(16)})
+    widths = [np.diff(one["interval"])[0] for one in (single, apart, same, seeds)]
+    expected = [2 * 0.2 * t(30), 2 * 0.05 * t(16 * 31 - 1), 2 * 0.2 * t(30)]
+    np.testing.assert_allclose(widths[:3], expected, rtol=0.03)
+    assert widths[3] > 2 * 0.1 * t(10)
+    assert single["difference"] == pytest.approx(0.1) == pytest.approx(apart["difference"])
+    one = mean_of({"a": gain(0.1, range(31)), "b": gain(0.5, range(1))})
+    assert (one["n_sets"], one["without"]) == (1, ["b test"])
 
 
 def test_the_csv_has_the_same_numbers(finished: Path):
@@ -282,10 +302,19 @@ def test_the_csv_has_the_same_numbers(finished: Path):
 def test_everything_is_as_the_contract_says(finished: Path, data_dir: Path):
     found = json.loads((finished / "results.json").read_text())
     assert found["baseline"] == "base" and found["classes"] == list(EMOTIONS)
-    assert "neither has seen (solo test)" in found["answer"]
-    assert {one["times"] for one in found["openings"]} == {1}
-    assert len(found["openings"]) == 4 * 3
-    assert found["audit"] == {"leaks": {}, "by_scenario": {}, "allowed": False, "left_out": {}}
+    assert "unseen for all of them (solo test)" in found["answer"]
+    assert {one["times"] for one in found["test_access"]} == {1}
+    assert len(found["test_access"]) == 4 * 3
+    for one in found["test_sets"]:
+        strip = cv2.imread(str(finished / one["faces"]))
+        assert strip is not None and strip.shape == (96, 6 * 96, 3)
+    assert (finished / "report.html").read_text().count('alt="Faces of ') == 3
+    nothing = {"leaks": {}, "by_scenario": {}, "warnings": [], "left_out": {}}
+    assert found["audit"].pop("looked_for").endswith("equal byte for byte")
+    nothing |= {"allowed": False, "near_duplicates": None, "unknown_people": []}
+    assert found["audit"] == nothing
+    steps = [step for one in found["scenarios"] for step in one["steps"]]
+    assert len(steps) == 4 and set(steps) <= {1, 2}
     assert found["published"] is None
     reproduce = found["reproduce"]
     assert set(reproduce["datasets"]) == {"lab", "web", "solo"}
@@ -345,25 +374,27 @@ def test_a_deleted_table_is_predicted_again_and_counted(
     assert trained == ["?base.seed_1"]
     found = json.loads((copied / "results.json").read_text())
     times = {
-        (one["run"], one["dataset"]): one["times"] for one in found["openings"] if one["times"] > 1
+        (one["run"], one["dataset"]): one["times"]
+        for one in found["test_access"]
+        if one["times"] > 1
     }
     assert times == {("runs/base.seed_1", "web"): 2}
 
 
 def test_a_table_of_another_checkpoint_is_not_taken(copied: Path, data_dir: Path, loaded: Config):
-    found, runs = study.opened_study(loaded, copied, data_dir)
+    found, runs = study.open_study(loaded, copied, data_dir)
     assert not any(study.sets_to_predict(run, loaded, data_dir) for run in runs)
-    log = runs[0].workdir / results.OPENINGS_FILE
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    rows[0]["checkpoint"] += 1
-    rows[1]["fingerprint"] = "another build"
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"lab": {"checksum": "retrained"}, "web": {"fingerprint": "another build"}}
+    for name, change in changes.items():
+        file = runs[0].workdir / "predictions" / f"{name}.test.csv"
+        origin = predictions.read_origin(file) | change
+        file.with_suffix(".json").write_text(json.dumps(origin))
     assert study.sets_to_predict(runs[0], loaded, data_dir) == [("lab", "test"), ("web", "test")]
 
 
 def test_a_run_that_is_not_done_is_said_to_be(copied: Path, data_dir: Path, config_file: Path):
     config = study_config(config_file, **{"run.num_epochs": "4"})
-    found, runs = study.opened_study(config, copied, data_dir)
+    found, runs = study.open_study(config, copied, data_dir)
     assert [run.scenario.num_steps for run in runs] == [4] * 4
     assert not any(scenarios.is_finished(run) for run in runs)
     assert "at step 2" in study.overview(config, found, runs)
@@ -373,7 +404,7 @@ def test_a_run_that_is_not_done_is_said_to_be(copied: Path, data_dir: Path, conf
     metrics_file = runs[0].workdir / "metrics.jsonl"
     row = {"step": 2} | {f"validation_{n}": 0.5 for n in ("loss", "accuracy", "balanced_accuracy")}
     metrics_file.write_text((json.dumps(row | {"validation_macro_f1": 0.5}) + "\n") * 7)
-    found, runs = study.opened_study(config, copied, data_dir)
+    found, runs = study.open_study(config, copied, data_dir)
     # The latest of equals counts as the best: patience is counted from the first.
     assert scenarios.is_finished(runs[0]) and not scenarios.is_finished(runs[1])
 
@@ -397,7 +428,7 @@ def test_predictions_of_another_label_space_are_refused(
     table, _ = predictions.read(file)
     n = len(table["label"])
     table |= {"label": np.zeros(n, int), "probabilities": np.full((n, 2), 0.5)}
-    predictions.write(file, table, INTERESTS)
+    predictions.write(file, table, INTERESTS, predictions.read_origin(file))
     refused(words(config_file, copied, data_dir), "is about not_interested, interested", capsys)
 
 
@@ -410,11 +441,11 @@ def test_a_leaking_study_is_refused_before_anything_is_trained(
 ):
     command = words(config_file, tmp_path / "leaks", data_dir, "--config.test_sets=lab,copies")
     assert main([*command, "--dry_run"]) == 0
-    assert "base LEAKS: 14 x the same picture on two sides" in capsys.readouterr().out
-    refused(command, "scenario 'base' leaks: 14 x the same picture", capsys)
+    assert "base LEAKS: 14 x image in more than one split" in capsys.readouterr().out
+    refused(command, "scenario 'base': the data leaks: 14 x image in more than one split", capsys)
     assert trained == [] and not (tmp_path / "leaks").exists()
     assert main([*command, "--dry_run", "--config.run.allow_leaks=true"]) == 0
-    assert "as is allowed" in capsys.readouterr().out
+    assert "(allowed)" in capsys.readouterr().out
 
 
 def test_what_leaks_can_be_left_out(
@@ -429,7 +460,7 @@ def test_what_leaks_can_be_left_out(
         "--config.scenarios=({'name': 'both', 'sources': ('lab', 'web')},)",
     )
     assert main([*command, f"--write_exclusions={listed}"]) == 0  # its folder is made
-    assert "14 records to leave out" in capsys.readouterr().out
+    assert "14 records to exclude" in capsys.readouterr().out
     # All of lab's training part: the other source alone would remain.
     refused([*command, f"--config.run.exclusions={listed}"], "leaves nothing of lab train", capsys)
 
@@ -452,21 +483,21 @@ def test_what_leaks_can_be_left_out(
         ),
         (
             ["--config.scenarios=({'name': 'x', 'sources': ('lab',), 'batch_size': 'a'},)"],
-            "scenario 'x': batch_size is of type int, not 'a'",
+            "scenario 'x': config.batch_size must be a whole number, got 'a'",
         ),
-        (["--config.scenarios=({'name': '../x', 'sources': ('lab',)},)"], "a block with a name of"),
+        (["--config.scenarios=({'name': '../x', 'sources': ('lab',)},)"], "must have a name of"),
         (["--config.scenarios=({'name': 'x'},)"], "scenario 'x' names no sources"),
         (["--config.scenarios=({'name': 'x', 'sources': ('solo',)},)"], "has no split 'train'"),
         (["--config.baseline=bass"], "did you mean 'base'"),
-        (["--config.seeds=0,0"], "different whole numbers"),
-        (["--config.seeds=a"], "different whole numbers"),
+        (["--config.seeds=0,0"], "distinct non-negative integers"),
+        (["--config.seeds=a"], "distinct non-negative integers"),
         (["--config.run.sources=lab"], "is set by the scenarios"),
-        (["--config.run.batch_size=64"], "scenario 'base': run.batch_size 64 is more than the 14"),
-        (["--config.variants=int9"], "no 'int9'"),
+        (["--config.run.batch_size=64"], "scenario 'base': run.batch_size 64 exceeds the 14"),
+        (["--config.variants=int9"], "unknown 'int9'"),
         (["--config.shared=true"], "did you mean"),
         (["--only=bath"], "did you mean 'both'"),
-        (["--run=5"], "--run is 1 to 4, not 5"),
-        (["--run=1", "--only=base"], "not both"),
+        (["--run=5"], "--run must be 1 to 4, got 5"),
+        (["--run=1", "--only=base"], "not allowed with argument --run"),
     ],
 )
 def test_what_no_study_can_be_is_refused(
@@ -490,7 +521,7 @@ def test_a_runs_folder_is_no_studys(
 
 def test_only_shared_classes_are_scored(copied: Path, data_dir: Path, config_file: Path):
     config = study_config(config_file, shared_classes="true")
-    opened, runs = study.opened_study(config, copied, data_dir)
+    opened, runs = study.open_study(config, copied, data_dir)
     found = matrix.write(config, opened, runs, copied, data_dir)
     assert found["classes"] == list(EMOTIONS[:5])
     for cell in found["cells"]:
@@ -508,7 +539,7 @@ def test_only_shared_classes_are_scored(copied: Path, data_dir: Path, config_fil
 def test_a_test_set_without_the_scored_classes_says_so(
     copied: Path, data_dir: Path, loaded: Config
 ):
-    opened, runs = study.opened_study(loaded, copied, data_dir)
+    opened, runs = study.open_study(loaded, copied, data_dir)
     for run in runs:
         for name in ("solo.test.csv", "solo.test.label_shift.csv"):
             file = run.workdir / "predictions" / name
@@ -525,7 +556,10 @@ def test_oracles_are_marked(copied: Path, data_dir: Path, loaded: Config):
     first, second = loaded.scenarios
     loaded.scenarios = (first, second | {"oracle": True})
     opened = scenarios.open_scenarios(loaded, data_dir)
-    assert [(one.oracle, one.allows_leaks) for one in opened] == [(False, False), (True, True)]
+    assert [(one.oracle, one.config.allow_leaks) for one in opened] == [
+        (False, False),
+        (True, True),
+    ]
     runs = scenarios.runs_of(loaded, opened, copied)
     found = matrix.write(loaded, opened, runs, copied, data_dir)
     assert {(c["scenario"], c["oracle"]) for c in found["cells"]} == {
@@ -558,6 +592,8 @@ def test_the_demo_ends_with_its_report(
     assert json.loads((copied / "results.json").read_text())["answer"] in printed
     page = Path(printed.partition("; open ")[2].partition("\n")[0])
     assert page.name == "report.html" and page.is_file()
+    picture = cv2.imread(str(copied / "overview.png"))
+    assert picture is not None and picture.shape[0] > 200
     assert f"fer-jax predict IMAGE_OR_VIDEO --model={copied / 'runs'}" in printed
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_train import TINY, make_step, uneven_batch
 
 from fer_jax.methods.swad import Decision, decide, fresh_average, with_decision, with_step
-from fer_jax.training.step import joined, network_of, training_of
+from fer_jax.training.step import TrainState
 
 SMALL = TINY | {"num_middle_blocks": 0}
 
@@ -101,10 +101,8 @@ def test_the_step_averages_the_parameters_of_every_step():
         *seen,
     )
     # What predicts is what was kept: nothing yet.
-    jax.tree.map(
-        np.testing.assert_array_equal, network_of(state)["params"], make_step(SMALL)[1].params
-    )
-    again = joined(network_of(state), training_of(state))
+    jax.tree.map(np.testing.assert_array_equal, state.network["params"], make_step(SMALL)[1].params)
+    again = TrainState.merge(*state.split())
     assert jax.tree.structure(again) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
@@ -112,6 +110,6 @@ def test_the_step_averages_the_parameters_of_every_step():
 def test_a_state_without_an_average_is_stored_as_ever():
     _, state = make_step(SMALL, ema_decay=0.5)
     names = {"step", "opt_state", "learning_rate_scale", "loss_scale", "good_steps"}
-    assert training_of(state).keys() == names
-    again = joined(network_of(state), training_of(state))
+    assert state.split()[1].keys() == names
+    again = TrainState.merge(*state.split())
     jax.tree.map(np.testing.assert_array_equal, again, state)

@@ -1,4 +1,4 @@
-"""Faces over time: who is who, the averages, the summary, and the plot of any length of clip."""
+"""Faces over time: tracking, averages, the summary, and the plot of clips of any length."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -7,7 +7,7 @@ import pytest
 
 from fer_jax.media.faces import Face, follow
 from fer_jax.predict import timeline
-from fer_jax.predict.timeline import NUM_STRETCHES, PLOTTED, Timeline
+from fer_jax.predict.timeline import NUM_BINS, PLOTTED, Timeline
 from fer_jax.schema import EMOTIONS
 
 
@@ -21,11 +21,11 @@ def shares(best: str, share: float = 0.7) -> np.ndarray:
     return row
 
 
-def test_the_nearest_face_of_about_the_same_size_goes_on():
+def test_the_nearest_face_of_about_the_same_size_is_followed():
     before = [face(0), face(30)]
     assert follow(before, [face(31), face(2)]) == {0: 1, 1: 0}
     assert follow(before, [face(11), face(30, size=25)]) == {}
-    # Two claim one: the nearer has it, and the other is new.
+    # Two match one: the nearer is followed, and the other is new.
     assert follow([face(0)], [face(4), face(1)]) == {1: 0}
 
 
@@ -43,7 +43,7 @@ def test_people_keep_their_numbers_when_they_cross_and_when_they_blink():
     assert [row["frames"] for row in watched.finish()] == [20, 19]
 
 
-def test_who_comes_back_after_long_is_another():
+def test_a_face_that_returns_late_is_a_new_one():
     watched = Timeline("emotion", start_s=0.0, smooth_s=0.0)
     for time_s in (0.0, 0.5, 1.0, 3.0, 3.5):
         here = [] if 0.4 < time_s < 3.2 else [face(0)]
@@ -80,7 +80,7 @@ def test_a_long_clip_takes_no_more_memory_and_keeps_every_frame():
         watched.add(5 + frame / 10, [face(0)], shares(word)[None])
     watched.finish()
     (track,) = watched.plotted
-    assert track.sums.shape == (NUM_STRETCHES, len(EMOTIONS) + 1)
+    assert track.sums.shape == (NUM_BINS, len(EMOTIONS) + 1)
     assert track.sums[:, -1].sum() == 5000
     np.testing.assert_allclose(track.sums[:, :-1].sum(axis=0), track.total)
     first, last = track.sums[0, :-1], track.sums[track.sums[:, -1] > 0][-1, :-1]
@@ -104,7 +104,7 @@ def test_the_plot_draws_the_longest_and_counts_the_others():
 
 def test_a_gap_is_not_painted_over():
     means = np.full((20, 7), np.nan)
-    # Frames that are looked at are three stretches apart; of 9 to 18 two are without the face.
+    # Processed frames are three bins apart; of 9 to 18 two are without the face.
     means[[0, 3, 6, 9, 18]] = 1 / 7
     there = np.isfinite(timeline._filled(means)[:, 0])
     assert there.tolist() == [True] * 12 + [False] * 6 + [True] * 2

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,44 +20,34 @@ import pytest
 from small_runs import write_rows
 
 from data_builders.demo import demo_dataset_builder as demo
-from fer_jax import checkpoints, schema
+from fer_jax import checkpoints, distributed, schema
 from fer_jax.__main__ import main
 from fer_jax.config import default_config, fields, load_config
+from fer_jax.data.augment import Augmentation
 from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import predictions
 from fer_jax.evaluation.evaluate import evaluate
 from fer_jax.media.extraction import Found
 from fer_jax.models import xception
-from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding
+from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding, with_shardings
 from fer_jax.training import classifier as program
-from fer_jax.training import lock, preemption, start
+from fer_jax.training import preemption, start
 from fer_jax.training.log import read_metrics
-from fer_jax.training.step import (
-    TrainState,
-    cross_entropy,
-    init_state,
-    network_of,
-    train_step,
-    training_of,
-)
+from fer_jax.training.step import StepOptions, TrainState, cross_entropy, init_state, train_step
 
 TINY = {
     "num_classes": 7,
     "width": 0.03,
-    "num_middle_blocks": 1,
+    "num_middle_blocks": 0,
     "head": "gap",
     "image_size": 71,
     "dropout": 0.0,
     "dtype": "float32",
     "batch_norm_momentum": 0.9,
 }
-NO_AUGMENTATION: dict[str, Any] = {
-    "rotation_degrees": 0.0,
-    "shift": 0.0,
-    "shear": 0.0,
-    "zoom": 0.0,
-    "horizontal_flip": False,
-}
+NO_AUGMENTATION = Augmentation(
+    rotation_degrees=0.0, shift=0.0, shear=0.0, zoom=0.0, horizontal_flip=False
+)
 
 
 def uneven_batch(n: int = 16, size: int = 71) -> dict[str, np.ndarray]:
@@ -70,19 +61,15 @@ def uneven_batch(n: int = 16, size: int = 71) -> dict[str, np.ndarray]:
 
 def make_step(model: dict[str, Any], **changes: Any) -> tuple[Any, TrainState]:
     optimizer = optax.sgd(0.1)
-    options = {
-        "graphdef": xception.graphdef(**model),
-        "optimizer": optimizer,
-        "class_weights": np.ones(7, np.float32),
-        "label_smoothing": 0.0,
-        "augmentation": NO_AUGMENTATION,
-        "accumulation_steps": 1,
-        "ema_decay": 0.0,
-        "frozen_statistics": False,
-        "dynamic_loss_scale": False,
-    } | changes
-    state = init_state(jax.random.key(0), optimizer, model=model, ema=options["ema_decay"] > 0)
-    return functools.partial(train_step, **options), state
+    options = StepOptions(
+        graphdef=xception.graphdef(**model),
+        optimizer=optimizer,
+        class_weights=np.ones(7, np.float32),
+        augmentation=NO_AUGMENTATION,
+        **changes,
+    )
+    state = init_state(jax.random.key(0), optimizer, model=model, ema=options.ema_decay > 0)
+    return functools.partial(train_step, options=options), state
 
 
 def run_on(devices: list[Any], step: Any, state: TrainState, batch: Any) -> Any:
@@ -286,7 +273,6 @@ def test_a_run_with_every_method_continues_bit_for_bit(
     )
     config.method.update({"mixstyle": 0.5, "coral": 0.5, "sam": 0.05})
     config.mixture.balance_sources = True
-    config.model.num_middle_blocks = 0
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     chosen = program.train(config, whole, data_dir)
     save = checkpoints.save
@@ -332,13 +318,13 @@ def test_signals_before_a_row_is_written_and_in_a_validation_leave_no_trace(
     for looks, step in ((1, 1), (3, 2)):
         seen = 0
 
-        def check(notice: preemption.Notice, looks: int = looks) -> None:
+        def check(notice: preemption.PreemptionNotice, looks: int = looks) -> None:
             nonlocal seen
             seen += 1
             if seen == looks:
                 raise Preempted("SIGTERM")
 
-        monkeypatch.setattr(preemption.Notice, "check", check)
+        monkeypatch.setattr(preemption.PreemptionNotice, "check", check)
         with pytest.raises(Preempted) as raised:
             program.train(tiny_config(), tmp_path, data_dir)
         assert raised.value.message.startswith(f"SIGTERM: step {step} is saved")
@@ -368,7 +354,7 @@ test_train.program.train(test_train.tiny_config(), Path(sys.argv[2]), Path(sys.a
 
 @pytest.fixture(scope="module")
 def killed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed when its last checkpoint was written and not yet sealed."""
+    """A run that was killed when its last checkpoint was written but had no checksums yet."""
     workdir = tmp_path_factory.mktemp("killed") / "run"
     words = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(workdir), str(data_dir)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -393,7 +379,7 @@ def test_a_run_continues_on_another_number_of_devices(
     killed: Path, finished: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     workdir = Path(shutil.copytree(killed, tmp_path / "run"))
-    monkeypatch.setattr(program, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
+    monkeypatch.setattr(start, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
     program.train(tiny_config(), workdir, data_dir)
     losses = [[row["train_loss"] for row in rows_of(w)] for w in (finished, workdir)]
     assert losses[1][2] == pytest.approx(losses[0][2], rel=1e-5)
@@ -409,14 +395,16 @@ def test_ten_steps_on_another_number_of_devices_agree_in_float64(tmp_path: Path)
         batch["target"] = batch["target"].astype(np.float64)
         state, _ = run_on(jax.devices(), step, state, batch)
         with checkpoints.open_checkpoints(tmp_path, keep=2, metric="validation_loss") as manager:
-            items = {"network": network_of(state), "training": training_of(state)}
-            checkpoints.save(manager, 1, loop={}, metrics=None, **items)
+            network, training = state.split()
+            checkpoints.save(manager, 1, network=network, training=training, loop={}, metrics=None)
         losses = []
         for devices in (jax.devices(), jax.devices()[:1]):
             mesh = make_mesh(devices)
             whole = state_sharding(state, mesh, "data_parallel")
             with checkpoints.open_checkpoints(tmp_path, keep=2, metric="validation_loss") as one:
-                here = start.restored(one, 1, jax.eval_shape(lambda: state), whole)
+                network, rest = with_shardings(jax.eval_shape(lambda: state), whole).split()
+                network, rest = checkpoints.restore(one, 1, network=network, training=rest)
+                here = TrainState.merge(network, rest)
             jitted = jax.jit(step, in_shardings=(whole, batch_sharding(mesh), replicated(mesh)))
             losses.append([])
             for _ in range(10):
@@ -441,7 +429,8 @@ def test_running_again_does_nothing_more(
 
 
 def test_a_workdir_in_use_is_refused(finished: Path, data_dir: Path):
-    with lock.held(finished), pytest.raises(InputError, match=f"by process {os.getpid()} on "):
+    in_use = f"in use by process {os.getpid()} on "
+    with distributed.lock(finished), pytest.raises(InputError, match=in_use):
         program.train(tiny_config(), finished, data_dir)
 
 
@@ -472,14 +461,58 @@ def test_a_damaged_checkpoint_is_not_evaluated_and_not_continued_from(
     file.write_bytes(content)
     assert main(["evaluate", f"--workdir={workdir}", "--checkpoint=last"]) == 2
     said = capsys.readouterr().err
-    assert "checkpoint 4 in" in said and f"{file.name} is not as it was written" in said
+    assert "checkpoint 4 in" in said and f"{file.name} has changed" in said
     assert said.count("\n") == 1
     assert checkpoints.latest_valid_step(workdir)[0] == 2
+
+
+def test_a_run_is_reproduced_and_what_differs_is_said(
+    finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, again = shutil.copytree(finished, tmp_path / "run"), tmp_path / "run.reproduced"
+    assert main(["evaluate", f"--workdir={run}", "--data=demo/social"]) == 0
+    capsys.readouterr()
+    assert main(["reproduce", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "versions, commit, machine: the same" in printed
+    assert re.search(r"demo-social.test.csv +0\.\d+ +0\.\d+ +equal bit for bit", printed)
+    assert printed.endswith(f"'{again}' reproduces '{run}' bit for bit\n")
+
+    # Another seed's log, another version, and a table of another network.
+    log, environment = run / "metrics.jsonl", run / "environment.json"
+    log.write_text(re.sub(r'("train_loss": )\d', r"\g<1>9", log.read_text()))
+    environment.write_text(environment.read_text().replace('"jax": "', '"jax": "0.'))
+    file = run / "predictions" / "demo-social.test.csv"
+    table, classes = predictions.read(file)
+    table["probabilities"] = (table["probabilities"] + 1 / 7) / 2
+    predictions.write(file, table, classes)
+    assert main(["reproduce", str(run)]) == 1
+    printed = capsys.readouterr().out
+    assert "jax (was 0." in printed and "first at step 1" in printed
+    assert "parameters of the best network: equal bit for bit" in printed
+    assert re.search(r"demo-social.test.csv .* up to 0\.\d+ apart", printed)
+    assert printed.endswith(f"does not have the same numbers as '{run}'\n")
+
+    # A copy of the run is no reproduction, and another build is no repetition.
+    shutil.copytree(finished, tmp_path / "copy")
+    assert main(["reproduce", str(run), f"--workdir={tmp_path / 'copy'}"]) == 2
+    assert "is not empty; choose a new folder" in capsys.readouterr().err
+    about = json.loads(environment.read_text())
+    assert set(about["test_datasets"]) == {"demo/controlled", "demo/social"}
+    about["test_datasets"]["demo/social"] = "0" * 64
+    environment.write_text(json.dumps(about))
+    shutil.rmtree(run / "predictions")
+    (run / "test_access.jsonl").unlink()
+    assert main(["reproduce", str(run)]) == 2
+    assert "'demo/social' in" in capsys.readouterr().err
 
 
 def test_the_workdir_says_what_happened(finished: Path):
     environment = json.loads((finished / "environment.json").read_text())
     assert len(environment["devices"]) == 8
+    assert environment["settings"]["XLA_FLAGS"] == os.environ["XLA_FLAGS"]
+    assert environment["settings"]["jax_disable_most_optimizations"] is not None
+    assert environment["usable_cores"] >= 1 and "scipy" in environment["versions"]
     assert len(environment["datasets"]["demo/controlled"]["fingerprint"]) == 64
     config = json.loads((finished / "config.json").read_text())
     assert config["sources"] == ["demo/controlled"]
@@ -499,9 +532,9 @@ def test_evaluate_and_report_follow(
         ("demo/social", "test"): 21,
         ("demo/social", "all"): 84,
     }
-    assert {one["relation"] for one in results["sets"]} == {"within", "cross"}
+    assert {one["relation"] for one in results["sets"]} == {"within", "cross_domain"}
     assert "demo/social all" in (finished / "report.html").read_text()
-    assert "balanced_accuracy" in capsys.readouterr().out
+    assert "balanced accuracy" in capsys.readouterr().out
 
 
 def test_validation_calibrates_and_training_labels_are_a_baseline(
@@ -510,7 +543,7 @@ def test_validation_calibrates_and_training_labels_are_a_baseline(
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     assert main(["evaluate", f"--workdir={workdir}", "--label_shift"]) == 0
-    assert "no pixels" in capsys.readouterr().out
+    assert "pixel-free" in capsys.readouterr().out
     scored = json.loads((workdir / "results.json").read_text())
     assert scored["calibration"]["sets"] == ["demo/controlled validation"]
     assert scored["calibration"]["temperature"] > 0
@@ -518,7 +551,7 @@ def test_validation_calibrates_and_training_labels_are_a_baseline(
     for one in scored["sets"]:
         assert one["cluster"] == "subject" and one["n_clusters"] == one["n_subjects"]
         # The demo has as many images of each emotion whatever the content: nothing to know.
-        assert one["no_pixels"]["balanced_accuracy"] == pytest.approx(1 / 7)
+        assert one["pixel_free"]["balanced_accuracy"] == pytest.approx(1 / 7)
     leaks = json.loads((workdir / "leaks.json").read_text())
     assert "demo-controlled.validation.csv" not in leaks
     # On a machine that has the test set but not what was trained on.
@@ -526,7 +559,10 @@ def test_validation_calibrates_and_training_labels_are_a_baseline(
     shutil.copytree(data_dir / "demo" / "social", elsewhere / "demo" / "social")
     words = ["evaluate", f"--workdir={workdir}", "--data=demo/social", f"--data_dir={elsewhere}"]
     assert main(words) == 0
-    assert "not calibrated, for the same reason" in capsys.readouterr().out
+    assert "not calibrated: the validation parts cannot" in capsys.readouterr().out
+    assert main([*words, "--checkpoint=last"]) == 0
+    origin = predictions.read_origin(workdir / "predictions" / "demo-social.test.csv")
+    assert origin["chosen"] == "last" and len(origin["checksum"]) == 64
     assert main([*words, "--label_shift"]) == 2
     assert "--label_shift calibrates on the validation parts" in capsys.readouterr().err
 
@@ -562,11 +598,12 @@ def test_images_without_a_label_are_predicted_counted_and_not_scored(
         ({"batch_size": 12}, "8 devices x 1 accumulation steps; use 8 or 16"),
         ({"sources": ()}, "config.sources is empty"),
         ({"sources": ("demo/controled",)}, "did you mean 'demo/controlled'"),
+        ({"test_sets": ("demo/sozial",)}, "test set 'demo/sozial' .* did you mean 'demo/social'"),
         ({"sources": ({"name": "demo/social", "train": "fold_0"},)}, "has no split 'fold_0'"),
         ({"sources": ({"name": "demo/social", "wieght": 1},)}, "did you mean 'weight'"),
-        ({"sources": ({"name": "demo/social", "train": 3},)}, "train must be a text, not 3"),
+        ({"sources": ({"name": "demo/social", "train": 3},)}, "train must be a string, got 3"),
         ({"sources": ({"name": "demo/social", "weight": "1"},)}, "weight must be a number"),
-        ({"sources": (1, 2)}, "a dataset's name or a block with one, not 1"),
+        ({"sources": (1, 2)}, "a dataset's name or a block with one, got 1"),
         ({"sources": ("partly/social",)}, "no record of partly/social validation has a label"),
         ({"init_from": "nowhere.h5"}, "no weights file"),
         ({"batch_size": 64}, "more than the 42 training images"),
@@ -596,7 +633,7 @@ def test_a_start_that_failed_does_not_bind_the_workdir(data_dir: Path, tmp_path:
 def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, data_dir: Path):
     file = finished / "config.json"
     before = file.read_text()
-    file.write_text(before.replace('"num_middle_blocks": 1', '"num_middle_blocks": 2'))
+    file.write_text(before.replace('"num_middle_blocks": 0', '"num_middle_blocks": 1'))
     try:
         assert main(["evaluate", f"--workdir={finished}"]) == 2
     finally:
@@ -610,9 +647,11 @@ def test_a_loss_that_is_not_finite_names_its_step(data_dir: Path, tmp_path: Path
     config.schedule.warmup_epochs = 0.0
     with pytest.raises(InputError, match=r"not finite at step [2-4], of records demo/") as error:
         program.train(config, tmp_path, data_dir)
-    told = json.loads((tmp_path / "not_finite.json").read_text())
-    assert f"at step {told['step']}, of records {', '.join(told['record_ids'])}" in str(error.value)
-    assert len(set(told["record_ids"])) == 8
+    written = json.loads((tmp_path / "not_finite.json").read_text())
+    assert f"at step {written['step']}, of records {', '.join(written['record_ids'])}" in str(
+        error.value
+    )
+    assert len(set(written["record_ids"])) == 8
     saved = checkpoints.finished_steps(tmp_path)
     whole = f"step {saved[-1]} is saved" if saved else "no checkpoint was written yet"
     assert whole in str(error.value)
@@ -625,7 +664,7 @@ def test_the_other_task_trains(data_dir: Path, tmp_path: Path):
 
 
 def test_every_field_of_a_config_is_read():
-    """A field that no code names would be a promise that nobody keeps."""
+    """A field that no code reads would have no effect."""
     root = Path(program.__file__).parents[1]
     code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "config.py")
     for name, _ in fields(default_config()):

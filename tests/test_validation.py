@@ -56,4 +56,4 @@ def test_the_line_says_whether_it_is_the_best():
     metric = "validation_balanced_accuracy"
     line = validation.line(20, history(0.4, 0.5), metric)
     assert line == "validation at step 20: balanced_accuracy 0.5000  (best so far)"
-    assert "best was 1 validations ago" in validation.line(30, history(0.5, 0.4), metric)
+    assert "(best at step 1)" in validation.line(20, history(0.5, 0.4), metric)

@@ -6,16 +6,19 @@ import math
 import struct
 import threading
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from fer_jax.errors import InputError
-from fer_jax.media.video import DEFAULT_FPS, Frame, Video
+from fer_jax.media import video
+from fer_jax.media.video import Frame, Video
 
 WriteVideo = Callable[..., Path]
 MILLISECOND = 0.00051  # Matroska rounds to it
@@ -39,8 +42,8 @@ def number(frame: Frame) -> int | None:
 
 
 def frames(path: Path, **wanted: Any) -> list[Frame]:
-    with Video(path) as video:
-        return list(video.frames(**wanted))
+    with Video(path) as opened:
+        return list(opened.frames(**wanted))
 
 
 def taken(path: Path, **wanted: Any) -> list[int]:
@@ -73,10 +76,10 @@ def test_every_frame_of_every_container_is_itself_at_its_time(
     tmp_path: Path, write_video: WriteVideo, name: str, codec: str, fps: float
 ):
     path = write_video(tmp_path / name, numbered(40), fps=fps, codec=codec)
-    with Video(path) as video:
-        found = list(video.frames(every=1))
-        assert (video.claimed, video.decoded, video.width, video.height) == (40, 40, 128, 64)
-        assert video.fps == pytest.approx(fps, rel=1e-4)
+    with Video(path) as opened:
+        found = list(opened.frames(every=1))
+        assert (opened.claimed, opened.present, opened.width, opened.height) == (40, 40, 128, 64)
+        assert opened.fps == pytest.approx(fps, rel=1e-4)
     assert [number(frame) for frame in found] == list(range(40))
     for index, frame in enumerate(found):
         assert frame.index == index
@@ -155,10 +158,10 @@ def without_duration(webm: Path) -> Path:
 
 def test_a_container_that_does_not_say_how_many_is_counted(tmp_path: Path, write_video: WriteVideo):
     path = without_duration(write_video(tmp_path / "x.webm", numbered(40)))
-    with Video(path) as video:
-        assert video.claimed == 0
-        assert [number(frame) for frame in video.frames(count=4)] == [5, 15, 25, 35]
-        assert video.decoded == 40
+    with Video(path) as opened:
+        assert opened.expected_s == 0
+        assert [number(frame) for frame in opened.frames(count=4)] == [5, 15, 25, 35]
+        assert opened.present == 40
     assert taken(path, count=100) == list(range(40))
     assert taken(path, every=15) == [0, 15, 30]
     assert taken(path, count=2, start_s=1, end_s=2) == [12, 17]
@@ -197,9 +200,9 @@ def test_what_is_claimed_and_not_there_comes_without_a_picture(
     missing: list[int],
 ):
     path = claiming(write_video(tmp_path / "x.avi", numbered(20)), 40)
-    with Video(path) as video:
-        found = list(video.frames(**wanted))
-        assert (video.claimed, video.decoded) == (40, 20)
+    with Video(path) as opened:
+        found = list(opened.frames(**wanted))
+        assert (opened.claimed, opened.present) == (40, 20)
     assert [frame.index for frame in found] == [*there, *missing]
     assert [number(frame) for frame in found] == [*there, *(None for _ in missing)]
     for frame in found:
@@ -258,9 +261,9 @@ def test_a_turned_recording_stands_upright(tmp_path: Path, write_video: WriteVid
     place = data.index(b"tkhd") + 44
     data[place : place + 36] = matrix
     path.write_bytes(data)
-    with Video(path) as video:
-        second = list(video.frames(count=3))[1]
-        assert (video.width, video.height) == (64, 128)
+    with Video(path) as opened:
+        second = list(opened.frames(count=3))[1]
+        assert (opened.width, opened.height) == (64, 128)
     assert second.image is not None
     turned = Frame(1, 0.0, cv2.rotate(second.image, cv2.ROTATE_90_COUNTERCLOCKWISE))
     assert number(turned) == 1
@@ -331,7 +334,7 @@ def test_an_audio_file_in_a_video_container_has_no_picture(tmp_path: Path):
     mvhd = full(b"mvhd", struct.pack(">4I", 0, 0, 1000, 100), bytes(80))
     moov = box(b"moov", mvhd, box(b"trak", tkhd, box(b"mdia", mdhd, handler, minf)))
     (tmp_path / "x.mp4").write_bytes(ftyp + box(b"mdat", bytes(2 * samples)) + moov)
-    with pytest.raises(InputError, match="not a video, or damaged"):
+    with pytest.raises(InputError, match="not a video: only sound$"):
         Video(tmp_path / "x.mp4")
 
 
@@ -343,7 +346,7 @@ def test_frames_too_large_to_hold_are_refused_unseen(tmp_path: Path, write_video
     assert data.count(small) >= 2
     data = data.replace(small, struct.pack(">HH", 9000, 9000))
     path.write_bytes(data)
-    with pytest.raises(InputError, match="frames of 9000 x 9000 pixels are too large"):
+    with pytest.raises(InputError, match="frames of 9000 x 9000 pixels are over the limit"):
         Video(path)
 
 
@@ -414,28 +417,6 @@ def test_a_name_that_looks_like_an_address_is_a_file(
     assert requests == []
 
 
-def test_a_container_without_a_rate_gets_one(ten_fps: Path, monkeypatch: pytest.MonkeyPatch):
-    class Untimed(Video):
-        def _open(self) -> None:
-            super()._open()
-            opened = self._capture
-
-            class Capture:
-                grab, retrieve, release = opened.grab, opened.retrieve, opened.release
-
-                def get(self, what: int) -> float:
-                    untold = {cv2.CAP_PROP_FPS: math.nan, cv2.CAP_PROP_POS_MSEC: 0.0}
-                    return untold.get(what, opened.get(what))
-
-            self._capture = Capture()  # pyright: ignore[reportAttributeAccessIssue] (stands in for it)
-
-    with Untimed(ten_fps) as video:
-        found = list(video.frames(every=10))
-    assert [frame.timestamp_s for frame in found] == pytest.approx(
-        [index / DEFAULT_FPS for index in range(0, 50, 10)]
-    )
-
-
 def test_real_containers_hold_what_the_manifest_counted(shared: Path):
     """Which frames come, at what times, of containers that vary their rate or lie."""
     videos = shared / "data" / "videos"
@@ -444,12 +425,125 @@ def test_real_containers_hold_what_the_manifest_counted(shared: Path):
     assert len(times) == 169 and steps.min() < 0.014 and steps.max() > 0.041
     # At the mean rate of 26.4 frames per second it would be 3.03.
     assert times[80] == pytest.approx(2.6944, abs=0.02)
-    with Video(videos / "clip_10.avi") as video:
-        lying = [(f.index, f.timestamp_s, f.image is None) for f in video.frames(every=1)]
-        assert (video.claimed, video.decoded) == (870, 434)
-    assert [index for index, _, _ in lying] == list(range(870))
-    assert [missing for _, _, missing in lying] == [False] * 434 + [True] * 436
-    assert np.diff([time for _, time, _ in lying[:434]]).min() > 0
-    # All 36 s of it are there, at half the claimed rate: no second is missing.
-    by_second = frames(videos / "clip_10.avi", seconds=1.0)
+    with Video(videos / "clip_10.avi") as opened:
+        # The header counts 870, of which every second one is a repetition without bytes.
+        assert (opened.claimed, opened.present) == (434, 434)
+        assert opened.length_s == pytest.approx(36.2, abs=0.1)
+        by_second = list(opened.frames(seconds=1.0))
     assert len(by_second) == 37 and all(frame.image is not None for frame in by_second)
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "times"),
+    [
+        ("editlist.mp4", 90, (np.arange(10) + 0.5) * 3.003 / 10),
+        ("recorder.webm", 65, (np.arange(10) + 0.5) * 2.169 / 10),
+        # 60 frames in the first two seconds, then one a second.
+        ("vfr_phone.mp4", 68, np.arange(10) + 0.5),
+    ],
+)
+def test_ten_frames_are_those_shown_at_ten_equal_times(
+    shared: Path, name: str, present: int, times: np.ndarray
+):
+    path = shared / "inputs" / name
+    shown = decoded_by_pyav(path)
+    stamps = np.asarray([time for time, _ in shown])
+    assert len(shown) == present
+    found = frames(path, count=10)
+    assert len(found) == 10
+    for frame, time in zip(found, times, strict=True):
+        index = int(np.searchsorted(stamps, time + 1e-3, "right")) - 1
+        assert frame.index == index and frame.image is not None
+        assert frame.timestamp_s == pytest.approx(stamps[index], abs=1e-6)
+        assert np.array_equal(frame.image, shown[index][1])
+
+
+def decoded_by_pyav(path: Path) -> list[tuple[float, np.ndarray]]:
+    """All frames in order, (seconds from the first, BGR)."""
+    with av.open(str(path)) as container:
+        found = [
+            (frame.time, frame.to_ndarray(format="bgr24")) for frame in container.decode(video=0)
+        ]
+    return [(time - found[0][0], picture) for time, picture in found]
+
+
+def test_a_cover_picture_is_no_clip(shared: Path):
+    with pytest.raises(InputError, match="not a video: only sound and a cover picture"):
+        Video(shared / "inputs" / "cover.mp4")
+
+
+def encoded(path: Path, times: Sequence[int], codec: str = "libx264", **options: str) -> Path:
+    """Numbered pictures shown at these milliseconds, a key frame every 12; B-frames, but in AVI."""
+    with av.open(str(path), "w", options=options) as container:
+        stream: Any = container.add_stream(
+            codec, rate=30, options={"g": "12", "bf": "0" if path.suffix == ".avi" else "2"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+        # MPEG-2 knows a few rates only.
+        stream.codec_context.time_base = Fraction(1, 25 if path.suffix == ".mpg" else 1000)
+        for time, picture in zip(times, numbered(len(times)), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        *((name, 0) for name in ("x.mp4", "x.mov", "x.avi", "x.mts", "x.mpg", "x.flv")),
+        *((name, 840) for name in ("x.mp4", "x.mkv", "x.mts", "x.flv")),
+    ],
+)
+def test_frames_between_key_frames_are_themselves(tmp_path: Path, name: str, start: int):
+    codec = {"x.mpg": "mpeg2video", "x.avi": "mpeg4"}.get(name, "libx264")
+    path = encoded(tmp_path / name, [start + 40 * n for n in range(60)], codec)
+    assert taken(path, count=4) == [7, 22, 37, 52]
+    assert taken(path, every=13, start_s=0.5, end_s=2.0) == [13, 26, 39]
+    assert taken(path, count=2, start_s=1.0, end_s=1.8) == [30, 40]
+    with Video(path) as opened:
+        assert (opened.claimed, opened.present) == (60, 60)
+        assert opened.length_s == pytest.approx(2.4, abs=0.05)
+
+
+def test_a_file_that_was_cut_off_lacks_its_last_frames(tmp_path: Path):
+    path = encoded(tmp_path / "x.mp4", [40 * n for n in range(60)], movflags="faststart")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    found = frames(path, count=10)
+    middles = (np.arange(10) + 0.5) * 2.4 / 10
+    assert [frame.timestamp_s for frame in found] == pytest.approx(middles, abs=0.08)
+    there = [frame.image is not None for frame in found]
+    assert there == sorted(there, reverse=True) and 2 < sum(there) < 9
+    for frame in found:
+        assert frame.image is None or number(frame) == frame.index
+
+
+def test_only_what_a_window_needs_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    decoded = []
+    frames_of = video._frames_of
+    monkeypatch.setattr(
+        video,
+        "_frames_of",
+        lambda context, packet: decoded.append(packet) or frames_of(context, packet),
+    )
+    path = encoded(tmp_path / "x.mp4", [40 * n for n in range(200)])
+    assert taken(path, count=2, start_s=4.0, end_s=4.4) == [102, 107]
+    assert len(decoded) < 24  # of 200
+
+
+def test_the_limit_of_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = encoded(tmp_path / "x.mp4", [0, 40])
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "8000")
+    with pytest.raises(
+        InputError, match="limit of 8000 pixels; OPENCV_IO_MAX_IMAGE_PIXELS=N raises"
+    ):
+        Video(path)
+
+
+def test_a_jump_in_time_leaves_as_many_frames_as_were_asked_for(tmp_path: Path):
+    path = encoded(tmp_path / "x.mkv", [100 * n + 100_000 * (n >= 10) for n in range(20)])
+    found = taken(path, count=10)
+    assert len(found) == len(set(found)) == 10 and found == sorted(found)
+    assert min(found) < 5 and max(found) > 14

@@ -1,5 +1,6 @@
-"""What hangs ends with the stacks; what is slow, or was stopped itself, does not."""
+"""A hung run ends with the stacks; one that is slow or was stopped (SIGSTOP) does not."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -8,25 +9,25 @@ import time
 import pytest
 
 from fer_jax.training import watchdog
-from fer_jax.training.speed import Stopwatch
+from fer_jax.training.log import Stopwatch
 
 PROGRAM = """
 import sys, time
 from fer_jax.training.watchdog import Watchdog
-dog = Watchdog(at_least_s={at_least_s}, slow_s={slow_s})
+watchdog = Watchdog(min_limit_s={min_limit_s}, slow_limit_s={slow_limit_s})
 for number in range(1, 6):
-    dog.step(number)
-    dog.doing(f"step {{number}}")
+    watchdog.step(number)
+    watchdog.begin(f"step {{number}}")
     time.sleep(0.01)
 print("ready", flush=True)
 {body}
-dog.stop()
+watchdog.close()
 print("done", flush=True)
 """
 
 
-def run(body: str, slow_s: float = 600.0, at_least_s: float = 1.0) -> subprocess.Popen[str]:
-    code = PROGRAM.format(body=body, slow_s=slow_s, at_least_s=at_least_s)
+def run(body: str, slow_limit_s: float = 600.0, min_limit_s: float = 1.0) -> subprocess.Popen[str]:
+    code = PROGRAM.format(body=body, slow_limit_s=slow_limit_s, min_limit_s=min_limit_s)
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -51,29 +52,26 @@ def test_the_exit_code_of_a_hang_is_its_own():
     assert process.returncode == watchdog.EXIT_CODE == 70
 
 
-def test_a_loader_that_stalls_is_told_and_has_longer():
-    out, err = run("dog.step(6)\ntime.sleep(3)").communicate(timeout=30)
+def test_a_slow_input_pipeline_is_reported_and_has_longer():
+    out, err = run("watchdog.step(6)\ntime.sleep(3)").communicate(timeout=30)
     assert out == "done\n"
-    assert err.startswith("waiting for the data of step 6 since ")
-    assert err.rstrip().endswith("the loader stalls") and len(err.splitlines()) == 1
-    out, err = run("dog.step(6)\ntime.sleep(60)", slow_s=2.0).communicate(timeout=30)
+    assert err.startswith("waited ") and " s for the data of step 6 (" in err
+    assert err.rstrip().endswith("the input pipeline is slow") and len(err.splitlines()) == 1
+    out, err = run("watchdog.step(6)\ntime.sleep(60)", slow_limit_s=2.0).communicate(timeout=30)
     assert out == "" and "fer-jax: the data of step 6 did not end in " in err
 
 
-def test_what_may_be_slow_is_let_be():
-    body = "dog.between_steps('saving')\ntime.sleep(2.5)\n"
-    body += "step = dog.tending(lambda: time.sleep(2.5), 'a batch')\nstep()"
-    out, err = run(body).communicate(timeout=30)
+def test_what_may_be_slow_is_not_ended():
+    out, err = run("watchdog.between_steps('saving')\ntime.sleep(2.5)\n").communicate(timeout=30)
     assert (out, err) == ("done\n", "")
-    # Only its first call may compile.
-    for rest in ("step(60)", "time.sleep(60)  # what it returned is waited for, or its next data"):
-        body = "step = dog.tending(time.sleep, 'a batch')\nstep(0)\n" + rest
+    for rest in ("step(60)", "step(0); time.sleep(60)  # for its result, or the next data"):
+        body = "step = watchdog.wrap(time.sleep, 'a batch')\n" + rest
         out, err = run(body).communicate(timeout=30)
         assert "fer-jax: a batch did not end in " in err
 
 
 def test_a_process_that_was_stopped_has_not_hung():
-    process = run("time.sleep(1.5)", at_least_s=3.0)
+    process = run("time.sleep(1.5)", min_limit_s=3.0)
     time.sleep(0.8)  # it has looked at the clock once
     process.send_signal(signal.SIGSTOP)
     time.sleep(5)
@@ -84,8 +82,8 @@ def test_a_process_that_was_stopped_has_not_hung():
 def test_the_limit_is_a_multiple_of_the_median_step(monkeypatch: pytest.MonkeyPatch):
     now = 0.0
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
-    with watchdog.watching() as dog:
-        assert dog.limit_s() == watchdog.SLOW_S
+    with contextlib.closing(watchdog.Watchdog()) as dog:
+        assert dog.limit_s() == watchdog.SLOW_LIMIT_S
         for number, took in enumerate([100.0, 3.0, 3.0, 3.0, 3.0], 1):
             dog.step(number)
             now += took
@@ -101,7 +99,7 @@ def test_the_limit_is_a_multiple_of_the_median_step(monkeypatch: pytest.MonkeyPa
 
 def test_the_stopwatch_counts_steps_and_waits(monkeypatch: pytest.MonkeyPatch):
     now = 10.0
-    monkeypatch.setattr("fer_jax.training.speed.time.monotonic", lambda: now)
+    monkeypatch.setattr("fer_jax.training.log.time.monotonic", lambda: now)
     stopwatch = Stopwatch(4, batch_size=8, flop_per_image=100.0, peak=4000.0)
     now += 2.0
     stopwatch.waited(0.5)

@@ -66,6 +66,7 @@ def test_from_links_to_records(
     assert ledger(tmp_path, "folds") == {
         site.url("/gone.mp4"): "not downloaded: removed",
         late: "no frame in the clip's window",
+        f"line 8 of the list: {first}": "refused: duplicate",
     }
     records = open_records("youtube/folds", "all", tmp_path / "data")
     assert set(records.columns["source"]) == {"social"}
@@ -179,10 +180,9 @@ def test_a_video_of_two_categories_cannot_be_in_two_parts():
     assert [(one["record_id"][8], one["split"]) for one in kept] == [("w", "train"), ("x", "test")]
     assert dict(refused) == {
         **{rows[n]["record_id"]: "its video is in several parts" for n in (0, 1)},
-        rows[4]["record_id"]: "content 'c' is in no part; choose one of a, b",
+        rows[4]["record_id"]: "content 'c' belongs to no split; choose one of a, b",
     }
-    with pytest.raises(InputError, match="train and test would be empty"):
-        assign(rows[:2], "content", "youtube", options())
+    assert assign(rows[:2], "content", "youtube", options())[0] == []
 
 
 def test_without_a_collection_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,22 +2,20 @@
 
 import argparse
 import collections
-import csv
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import tensorflow_datasets as tfds
 
-from fer_jax import schema
+from data_builders.neurobiosense import participants
+from data_builders.neurobiosense.participants import Table, Watched, category_name, plain
+from fer_jax import schema, storage
 from fer_jax.data import splits
-from fer_jax.data.builder import Inputs, RecordBuilder, files_in, protocols
+from fer_jax.data.builder import Inputs, RecordBuilder, files_in, outline, protocols
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.media import extraction
+from fer_jax.media import extraction, images
 from fer_jax.media.clips import Job
 from fer_jax.media.video import VIDEO_SUFFIXES
 
@@ -31,29 +29,19 @@ LETTERS = {
     "n": "neutral",
     "f": "fear",
 }
-CATEGORY_ALIASES = {"car_technology": "car_tech", "cosmetic_fashion": "cosmetics_fashion"}
 ORDERS = ("auto", "participant_ad", "ad_participant")
-TABLE_NAME = "participant_demographic_information"
+METADATA = "metadata.csv"
 METADATA_COLUMNS = {"video_id", "participant_id", "category", "reaction_type"}
-MAX_TABLE_BYTES = 32 * 2**20
-MAX_TABLE_ROWS = 100_000
-MAX_TABLE_COLUMNS = 256
-HEADER_ROWS = 10  # a title may stand above the header
-UNKNOWN_AGE = float(schema.UNKNOWN)
 
 PARTICIPANT_LIKE = re.compile(r"(p|participants?|part|subjects?|sub|s|person|user)?[ _.-]*\d+")
-AD_WORDS = "ads?|a|adverts?|advertisements?|commercials?|videos?|v"
-AD_LIKE = re.compile(rf"({AD_WORDS})[ _.-]*\w*")
-
-
-class Person(NamedTuple):
-    """A row of the spreadsheet: what is known of a participant, or of one watching one ad."""
-
-    category: str  # "" where the table has no column for it; so with the next
-    ad: str
-    gender: str
-    age: float
-    interested_in: str
+AD_LIKE = re.compile(
+    r"(ads?|adverts?|advertisements?|commercials?|videos?)([ _.-]*\d+|[ _.-]+\w+)?|[av][ _.-]*\d+"
+)
+# Of a plain name: a number or a letter that counts advertisements, unlike "nike".
+AD_CODE = re.compile(rf"({'|'.join(participants.AD_WORDS)})_?(\d+|[a-z])")
+PERSON = participants.meaning(participants.PERSON_WORDS)
+AD = participants.meaning(participants.AD_WORDS)
+LAYOUT = "category/participant/advertisement/letter/"
 
 
 class Builder(RecordBuilder):
@@ -70,7 +58,11 @@ class Builder(RecordBuilder):
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         """Adds the builder's options."""
         super().add_arguments(parser)
-        parser.add_argument("--table", type=Path, help=f"spreadsheet; default: {TABLE_NAME}*.xlsx")
+        parser.add_argument(
+            "--table",
+            type=Path,
+            help=f"of the participants; default: {participants.TABLE_NAME}.xlsx, .xls or .csv",
+        )
         parser.add_argument("--order", default="auto", choices=ORDERS, help="of the folders")
         parser.add_argument(
             "--numbered_per_category",
@@ -88,10 +80,11 @@ class Builder(RecordBuilder):
         options, source = self.options, Path(self.options.source)
         if not source.is_dir():
             raise InputError(f"--source '{source}' is not a folder")
-        names, unread = files_in(source, VIDEO_SUFFIXES)
-        if not names:
-            raise InputError(f"'{source}' holds no video ({', '.join(VIDEO_SUFFIXES)})")
-        rows, skipped = _labelled_clips([Path(name) for name in names], source, options)
+        listing = files_in(source)
+        if not listing.files:
+            raise InputError(f"'{source}' holds no file that can be read")
+        found = _labelled_clips(listing.files, source, options)
+        rows = found.rows
         # The same name whichever way round the folders are; the path where that is not enough.
         taken = collections.Counter(row["_clip"] for row in rows)
         for row in rows:
@@ -110,7 +103,9 @@ class Builder(RecordBuilder):
             "numbered_per_category": options.numbered_per_category,
             "faces": extraction.recorded(self.extraction),
         } | splits.recorded(self.protocol, options)
-        return Inputs(rows, skipped + unread + outside, settings)
+        ignored = {"read as a table": len(found.tables), "a system file": len(listing.ignored)}
+        skipped = found.skipped + listing.skipped + outside
+        return Inputs(rows, skipped, settings, ignored, found.remarks)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
         del dl_manager  # nothing is downloaded
@@ -120,26 +115,61 @@ class Builder(RecordBuilder):
         return self.examples(rows, self.faces_in_clip)
 
 
-def _labelled_clips(
-    files: list[Path], source: Path, options: argparse.Namespace
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """The clips with what metadata.csv, or the folders and the spreadsheet, say of them."""
+class Clips(NamedTuple):
+    """The clips of a source: rows of `Inputs`, and what became of the other files."""
+
+    rows: list[dict[str, Any]]
+    skipped: list[tuple[str, str]]
+    tables: list[str]
+    remarks: list[tuple[str, str]]
+
+
+def _labelled_clips(files: list[str], source: Path, options: argparse.Namespace) -> Clips:
+    """The clips with what metadata.csv, or the folders and the participants' table, say of them."""
     parts = splits.content_parts(options.content_parts)
     categories = [group for groups in parts.values() for group in groups]
-    metadata = source / "metadata.csv"
-    if metadata.is_file():
-        return _from_metadata(files, metadata, categories)
-    people = _people(source, options.table)
-    if options.numbered_per_category and not any(
-        entry.category for entries in people.values() for entry in entries
-    ):
-        if people:
-            print(
-                "note: the spreadsheet has no column for the category, so its rows cannot be "
-                "matched to participants; gender, age and interest stay unknown"
-            )
-        people = {}
-    return _from_folders(files, people, options.order, categories)
+    if METADATA in files:
+        if options.table or options.order != "auto":
+            raise InputError(f"--table and --order cannot act: {METADATA} says what the clips show")
+        others = [PurePosixPath(name) for name in files if name != METADATA]
+        rows, skipped = _from_metadata(others, source / METADATA, categories)
+        return Clips(rows, skipped, [METADATA], [])
+    name = "" if options.table else participants.find_table(files)
+    beside = sorted(path.name for path in source.parent.glob("*") if path.is_file())
+    given = options.table or (source / name if name else None)
+    if given is None and (outside := participants.find_table(beside)):
+        given = source.parent / outside
+    if given is not None and given.resolve().is_relative_to(source.resolve()):
+        name = given.resolve().relative_to(source.resolve()).as_posix()
+    known, skipped = _from_folders([n for n in files if n != name], categories)
+    folders = {folder for _, names in known for folder in names[1:3]}
+    table = participants.read_participants(given, folders, categories) if given else None
+    rows = _rows(known, table, options.order, categories, skipped)
+    _name_stimuli(rows)
+    remarks = _add_table(rows, table, options.numbered_per_category, files) if rows else []
+    return Clips(rows, skipped, [name] if name else [], remarks)
+
+
+def _add_table(
+    rows: list[dict[str, Any]], table: Table | None, numbered_per_category: bool, files: list[str]
+) -> list[tuple[str, str]]:
+    """Adds what the table says to the rows, and prints how it was read; returns the remarks."""
+    if table is None:
+        sheets = [n for n in files if PurePosixPath(n).suffix.lower() in (".xlsx", ".xls")]
+        remedy = f"; name one with --table, such as {sheets[0]}" if sheets else ""
+        print(
+            f"note: no {participants.TABLE_NAME}.xlsx, .xls or .csv was found: interest, gender "
+            f"and age are unknown{remedy}"
+        )
+        return []
+    watched: dict[Watched, list[str]] = collections.defaultdict(list)
+    for row in rows:
+        watched[row["_watched"]].append(row["_clip"])
+    known, remarks = participants.match(table, watched, numbered_per_category=numbered_per_category)
+    for row in rows:
+        row |= known.get(row["_watched"], {})
+    print("\n  ".join([f"{table.name}: {table.notes[0]}", *table.notes[1:]]))
+    return remarks
 
 
 def _note_shared_people(rows: list[dict[str, Any]]) -> None:
@@ -155,283 +185,171 @@ def _note_shared_people(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _plain(text: str) -> str:
-    """A name without capitals, spaces and leading zeros: "Participant 03" and "3" are one."""
-    words = re.findall(r"[a-z]+|\d+", text.lower())
-    words = [str(int(word)) if word.isdecimal() else word for word in words]
-    return "_".join(words) or text.strip().lower()
-
-
-def _participant(text: str) -> str:
-    """A participant's name: the number, where there is nothing else to it."""
-    number = re.fullmatch(r"\D*?0*(\d+)", text.strip())
-    if number and PARTICIPANT_LIKE.fullmatch(text.strip().lower()):
-        return f"p{int(number[1]):02}"
-    return _plain(text)
-
-
-def _ad_names(text: str) -> set[str]:
-    """What an advertisement is called: "Ad 1", "ad01", "1" and a spreadsheet's 1.0 are one."""
-    name = _plain(re.sub(r"\.0$", "", text.strip()))
-    return {name, re.sub(rf"^({AD_WORDS})_(?=\d+$)", "", name)}
-
-
-def _category_name(text: str) -> str:
-    name = "_".join(word for word in re.findall(r"[a-z0-9]+", text.lower()) if word != "and")
-    return CATEGORY_ALIASES.get(name, name)
-
-
 def _category(text: str, accepted: Iterable[str]) -> str:
-    name = _category_name(text)
+    name = category_name(text)
     if name not in accepted:
         raise InputError(f"'{text}' is no category of the protocol{did_you_mean(name, accepted)}")
     return name
 
 
 def _emotion(letter: str) -> int:
-    return schema.emotion_index(LETTERS.get(letter.strip().lower(), letter))
+    try:
+        return schema.emotion_index(LETTERS.get(letter.strip().lower(), letter))
+    except InputError as error:
+        raise InputError(
+            f"'{letter}' is not an emotion; valid are {', '.join(map(str.upper, LETTERS))}"
+        ) from error
 
 
 def _from_folders(
-    files: list[Path], people: Mapping[str, list[Person]], order: str, categories: list[str]
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """[Advertisement Categories/]category/participant/ad/letter/clip, or ad/participant."""
-    skipped: list[tuple[str, str]] = []
-    known = []
-    for path in files:
+    files: list[str], categories: list[str]
+) -> tuple[list[tuple[PurePosixPath, tuple[str, ...]]], list[tuple[str, str]]]:
+    """.../category/participant/ad/letter/clip, or ad/participant: the clips with these folders."""
+    known, skipped = [], []
+    for path in map(PurePosixPath, files):
         folders = path.parent.parts
-        if folders and folders[0].lower().startswith("advertisement categor"):
-            folders = folders[1:]
-        if len(folders) == 4:
-            known.append((path, folders))
+        named = [i for i, folder in enumerate(folders) if category_name(folder) in categories]
+        # A folder in a category's place is taken for a category that the protocol does not have.
+        start = named[-1] if named else len(folders) - 4
+        if start < 0 or len(folders) - start != 4:
+            skipped.append((path.as_posix(), f"not in folders {LAYOUT}"))
+        elif images.is_still(path.name):
+            skipped.append((path.as_posix(), "a picture, not a clip"))
         else:
-            wanted = "category/participant/advertisement/letter/"
-            skipped.append((path.as_posix(), f"not in folders {wanted}"))
+            known.append((path, folders[start:]))
     if not known:
         raise InputError(
-            "no clip lies in category/participant/advertisement/letter/, and there is no "
-            "metadata.csv; point --source at the folder of the categories"
+            f"no clip lies in {LAYOUT}, and there is no metadata.csv; point --source at the folder "
+            f"of the categories; {outline(files)}; see data_builders/neurobiosense/README.md"
         )
-    pairs = {(second, third) for _, (_, second, third, _) in known}
-    participant_first = _participant_first(pairs, people, order)
-    ads = {third if participant_first else second for second, third in pairs}
-    names = {name for ad in ads for name in _ad_names(ad)} | set(categories)
-    rows = []
+    return known, skipped
+
+
+def _rows(
+    known: list[tuple[PurePosixPath, tuple[str, ...]]],
+    table: Table | None,
+    order: str,
+    categories: list[str],
+    skipped: list[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """The rows of clips in category/participant/ad/letter/; others are added to `skipped`."""
+    orders = _participant_first({(one, two) for _, (_, one, two, _) in known}, table, order)
+    folders = {pair[not first] for pair, first in orders.items() if first is not None}
+    person = participants.meaning(participants.PERSON_WORDS, folders)
+    rows, num_clips = [], collections.Counter()
     for path, (category, second, third, letter) in known:
-        participant, ad = (second, third) if participant_first else (third, second)
+        first = orders[second, third]
+        num_clips[first] += 1
+        participant, ad = (second, third) if first else (third, second)
         try:
+            if first is None:
+                raise InputError(
+                    f"cannot tell participant from advertisement ('{second}/{third}'), and other "
+                    "clips lie in both orders; rename a folder, such as to 'P1' or 'Ad 1'"
+                )
             row = {
                 "_path": path,
                 "content": _category(category, categories),
-                "subject_id": _participant(participant),
+                "subject_id": _participant(participant, person),
                 "emotion": _emotion(letter),
             }
         except InputError as error:
             skipped.append((path.as_posix(), str(error)))
             continue
-        row["stimulus_id"] = f"{row['content']}/{_plain(ad)}"
-        words = [row["content"], row["subject_id"], _plain(ad), letter.lower(), path.stem]
+        words = [row["content"], row["subject_id"], plain(ad), letter.lower(), path.stem]
         row["_clip"] = "/".join(words)
-        if row["subject_id"] in people:
-            row |= _known(people[row["subject_id"]], ad, row["content"], names)
+        row["_watched"] = Watched(row["content"], participant, ad)
         rows.append(row)
-    return rows, skipped
+    if num_clips[True] and num_clips[False]:
+        print(
+            f"note: {num_clips[True]} clips lie in participant/advertisement/, "
+            f"{num_clips[False]} in advertisement/participant/"
+        )
+    return rows
+
+
+def _participant(name: str, person: participants.Meaning = PERSON) -> str:
+    """A participant's name in records."""
+    meant = person(name)
+    return f"p{int(meant):02}" if meant.isdecimal() else meant
 
 
 def _participant_first(
-    pairs: set[tuple[str, str]], people: Mapping[str, list[Person]], order: str
-) -> bool:
-    """Whether the participant's folder holds the advertisements' or the other way round."""
+    pairs: set[tuple[str, str]], table: Table | None, order: str
+) -> dict[tuple[str, str], bool | None]:
+    """Whether the participant's folder holds the advertisement's, for each pair of folders.
+
+    A pair that does not show it is as all others are, or None where those differ.
+    """
     if order != "auto":
-        return order == "participant_ad"
-    levels = [{pair[level] for pair in pairs} for level in range(2)]
+        return dict.fromkeys(pairs, order == "participant_ad")
+    people = {PERSON(row.participant) for row in table.rows} if table else set()
+    ads = {AD(row.ad) for row in table.rows} if table else set()
 
-    def share(names: set[str], test: Any) -> float:
-        return sum(bool(test(name)) for name in names) / len(names)
+    def is_like(pattern: re.Pattern[str], name: str) -> bool:
+        return pattern.fullmatch(name.strip().lower()) is not None
 
-    tests = [
-        lambda name: _participant(name) in people,
-        lambda name: PARTICIPANT_LIKE.fullmatch(name.strip().lower()) and not name.isdecimal(),
-        lambda name: not AD_LIKE.fullmatch(name.strip().lower()),
-        lambda name: PARTICIPANT_LIKE.fullmatch(name.strip().lower()),
+    # Signs of a participant's name, the most certain one first.
+    signs: list[Callable[[str], bool]] = [
+        lambda name: is_like(PARTICIPANT_LIKE, name) and not name.isdecimal(),
+        lambda name: not is_like(AD_LIKE, name),
+        lambda name: PERSON(name) in people and AD(name) not in ads,
+        lambda name: is_like(PARTICIPANT_LIKE, name),
     ]
-    for test in tests:
-        first, second = (share(names, test) for names in levels)
-        if first != second:
-            return first > second
-    raise InputError(
-        f"cannot tell participants from advertisements (folders such as '{min(levels[0])}' hold "
-        f"folders such as '{min(levels[1])}'); say --order=participant_ad or ad_participant"
-    )
+    found: dict[tuple[str, str], bool | None] = {}
+    for second, third in pairs:
+        shown = ((sign(second), sign(third)) for sign in signs)
+        found[second, third] = next((one for one, two in shown if one != two), None)
+    seen = set(found.values()) - {None}
+    if not seen:
+        second, third = min(pairs)
+        raise InputError(
+            f"cannot tell participants from advertisements (folders such as '{second}' hold "
+            f"folders such as '{third}'); say --order=participant_ad or ad_participant"
+        )
+    return dict.fromkeys(pairs, seen.pop()) if len(seen) == 1 else found
 
 
-def _people(source: Path, given: Path | None) -> dict[str, list[Person]]:
-    """The spreadsheet by participant; empty where there is none."""
-    if given is None:
-        found = [
-            path
-            for folder in (source, source.parent)
-            for path in sorted(folder.glob("*.xlsx"))
-            if path.stem.lower().startswith(TABLE_NAME)
-        ]
-        if not found:
-            return {}
-        given = found[0]
-    if not given.is_file():
-        raise InputError(f"--table '{given}' does not exist")
-    return read_people(given)
+def _name_stimuli(rows: list[dict[str, Any]]) -> None:
+    """Adds the advertisements' ids; prints which are in several categories.
 
-
-def read_people(file: Path) -> dict[str, list[Person]]:
-    """Reads the demographic spreadsheet.
-
-    Needed are a column for the participant and one named INTERESTED IN; gender, age, the
-    category and the advertisement are used where there are columns for them.
-
-    Raises:
-      InputError: no spreadsheet, or no sheet has the needed columns; says what it has.
+    One name is one advertisement, filed several times, unless the categories count theirs alike:
+    then there are about as many codes as one category has, and not as all of them together have.
     """
-    import openpyxl
-
-    try:
-        # Opened here: openpyxl leaves open what it cannot read.
-        with file.open("rb") as data:
-            with zipfile.ZipFile(data) as archive:
-                if sum(info.file_size for info in archive.infolist()) > MAX_TABLE_BYTES:
-                    raise InputError(f"'{file}' is over {MAX_TABLE_BYTES // 2**20} MiB")
-            book = openpyxl.load_workbook(data, read_only=True, data_only=True)
-            sheets = [_cells(sheet) for sheet in book.worksheets]
-    except InputError:
-        raise
-    except (
-        *(zipfile.BadZipFile, zlib.error, ElementTree.ParseError),
-        *(KeyError, ValueError, TypeError, OSError),
-    ) as error:
-        raise InputError(f"'{file}' is not a spreadsheet (.xlsx)") from error
-    seen: list[str] = []
-    for rows in sheets:
-        for number, header in enumerate(rows[:HEADER_ROWS]):
-            columns = _columns(header)
-            if {"participant", "interested_in"} <= columns.keys():
-                return _read_rows(rows[number + 1 :], columns)
-            seen = seen or [cell for cell in header if cell]
-    raise InputError(
-        f"'{file}' has no columns for the participant and for INTERESTED IN; it has "
-        f"{', '.join(seen) or 'nothing'}"
-    )
-
-
-def _cells(sheet: Any) -> list[list[str]]:
-    rows = sheet.iter_rows(max_row=MAX_TABLE_ROWS, max_col=MAX_TABLE_COLUMNS, values_only=True)
-    return [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
-
-
-def _columns(header: list[str]) -> dict[str, int]:
-    """What a column is -> where it is."""
-    patterns = {
-        "participant": r"(participants?|subjects?)( (id|no|number|name|code))?|id|no",
-        "gender": r"gender|sex",
-        "age": r"age( years)?",
-        "category": r"((ads?|advertisements?) )?categor(y|ies)",
-        "ad": r"(ads?|adverts?|advertisements?|commercials?)( (id|no|number|name))?",
-        "interested_in": r"interested( in)?|interest",
-    }
-    found: dict[str, int] = {}
-    for index, cell in enumerate(header):
-        words = " ".join(re.findall(r"[a-z]+", cell.lower()))
-        for name, pattern in patterns.items():
-            if name not in found and re.fullmatch(pattern, words):
-                found[name] = index
-    return found
-
-
-def _read_rows(rows: list[list[str]], columns: dict[str, int]) -> dict[str, list[Person]]:
-    people: dict[str, list[Person]] = collections.defaultdict(list)
+    ads: dict[str, set[str]] = collections.defaultdict(set)
     for row in rows:
-
-        def cell(name: str, row: list[str] = row) -> str:
-            place = columns.get(name, len(row))
-            return row[place] if place < len(row) else ""
-
-        if not cell("participant"):
-            continue
-        # Numbers come as 3.0 from some spreadsheets.
-        who = _participant(re.sub(r"\.0$", "", cell("participant")))
-        try:
-            age = float(cell("age"))
-        except ValueError:
-            age = UNKNOWN_AGE
-        age = age if 0 <= age < 150 else UNKNOWN_AGE
-        try:
-            gender = schema.gender(cell("gender"))
-        except InputError:
-            gender = ""
-        category = _category_name(cell("category"))
-        people[who].append(Person(category, cell("ad"), gender, age, cell("interested_in")))
-    return dict(people)
-
-
-def _known(entries: list[Person], ad: str, category: str, names: set[str]) -> dict[str, Any]:
-    """What the spreadsheet says of this participant watching this advertisement.
-
-    Rows that contradict each other leave it unknown.
-    """
-    entries = [entry for entry in entries if entry.category in ("", category)]
-    own = [entry for entry in entries if entry.ad and _ad_names(entry.ad) & _ad_names(ad)]
-    own = own or [entry for entry in entries if not entry.ad]
-    return {
-        "gender": _agreed((entry.gender for entry in entries), ""),
-        "age": _agreed((entry.age for entry in entries), UNKNOWN_AGE),
-        "interest": _agreed(
-            (_interest(entry.interested_in, ad, category, names) for entry in own), schema.UNKNOWN
-        ),
-    }
-
-
-def _agreed(values: Iterable[Any], unknown: Any) -> Any:
-    distinct = set(values) - {unknown}
-    return distinct.pop() if len(distinct) == 1 else unknown
-
-
-def _interest(text: str, ad: str, category: str, names: set[str]) -> int:
-    """INTERESTED IN: yes or no, or a list of the advertisements or categories.
-
-    Args:
-      text: what the cell says.
-      ad: the advertisement watched.
-      category: of it.
-      names: all that a list may hold; one that holds none of them says nothing.
-
-    Returns:
-      1, 0, or -1 for unknown.
-    """
-    word = {"1": "yes", "0": "no", "1.0": "yes", "0.0": "no", "true": "yes", "false": "no"}.get(
-        text.lower(), text
-    )
-    try:
-        return schema.interest_index({"y": "yes", "n": "no", "none": "no"}.get(word.lower(), word))
-    except InputError:
-        pass
-    parts = [*re.split(r"[,;/\n]", text), *re.split(r"[,;/\n&]|\band\b", text)]
-    listed = {name for part in parts for name in (*_ad_names(part), _category_name(part))}
-    if not listed & names:
-        return schema.UNKNOWN
-    return int(bool(listed & (_ad_names(ad) | {category})))
+        ads[row["content"]].add(plain(row["_watched"].ad))
+    num_categories = collections.Counter(ad for own in ads.values() for ad in own)
+    several = sorted(ad for ad, count in num_categories.items() if count > 1)
+    codes = {ad for ad in num_categories if AD_CODE.fullmatch(ad)}
+    sizes = [len(own & codes) for own in ads.values()]
+    counted_alike = 2 * len(codes) < sum(sizes) + max(sizes, default=0)
+    for row in rows:
+        ad = plain(row["_watched"].ad)
+        row["stimulus_id"] = f"{row['content']}/{ad}" if counted_alike and ad in codes else ad
+    filed = [ad for ad in several if not (counted_alike and ad in codes)]
+    if counted_alike:
+        print(
+            f"note: every category counts its advertisements from the start; '{min(codes)}' of two "
+            "categories is taken for two advertisements"
+        )
+    if filed:
+        print(
+            f"note: {len(filed)} advertisements, such as '{filed[0]}', are filed under several "
+            "categories"
+        )
 
 
 def _from_metadata(
-    files: list[Path], metadata: Path, categories: list[str]
+    files: list[PurePosixPath], metadata: Path, categories: list[str]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """category/participant/clip, with metadata.csv."""
-    with metadata.open(newline="", encoding="utf-8-sig") as text:
-        reader = csv.DictReader(text, restval="")
-        try:
-            missing = METADATA_COLUMNS - set(reader.fieldnames or ())
-            entries = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"'{metadata}' is not a CSV in UTF-8") from error
-    if missing:
-        raise InputError(f"'{metadata}' lacks the columns {', '.join(sorted(missing))}")
+    header, entries = storage.read_rows(metadata.read_bytes(), str(metadata))
+    names = {column: "_".join(column.lower().split()) for column in header}
+    if missing := METADATA_COLUMNS - set(names.values()):
+        has = ", ".join(header) or "none"
+        raise InputError(f"'{metadata}' lacks the columns {', '.join(sorted(missing))}; has {has}")
+    entries = [{names[column]: cell.strip() for column, cell in e.items()} for e in entries]
     by_name: dict[str, list[dict[str, str]]] = collections.defaultdict(list)
     for entry in entries:
         file = Path(entry["video_id"])
@@ -444,8 +362,8 @@ def _from_metadata(
             who = {_participant(folder) for folder in path.parent.parts}
             candidates = [c for c in candidates if _participant(c["participant_id"]) in who]
         if len(candidates) > 1:
-            what = {_category_name(folder) for folder in path.parent.parts}
-            candidates = [c for c in candidates if _category_name(c["category"]) in what]
+            what = {category_name(folder) for folder in path.parent.parts}
+            candidates = [c for c in candidates if category_name(c["category"]) in what]
         used |= {id(entry) for entry in candidates}
         try:
             if not candidates:
@@ -463,7 +381,7 @@ def _from_metadata(
     return rows, skipped
 
 
-def _labelled(path: Path, entry: dict[str, str], categories: list[str]) -> dict[str, Any]:
+def _labelled(path: PurePosixPath, entry: dict[str, str], categories: list[str]) -> dict[str, Any]:
     category = _category(entry["category"], categories)
     folders = path.parent.parts
     if len(folders) >= 2 and _category(folders[-2], categories) != category:

@@ -1,4 +1,4 @@
-"""Synthetic faces that `synthesize` wrote; the faces of one seed stay in one part of a split."""
+"""Builds synthetic faces that `synthesize` wrote; the faces of a seed stay in one split."""
 
 import argparse
 import json
@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 
 from fer_jax import schema
 from fer_jax.data import splits, synthetic
-from fer_jax.data.builder import Inputs, RecordBuilder, protocols
+from fer_jax.data.builder import Inputs, RecordBuilder, not_listed, protocols
+from fer_jax.data.provenance import DIGITS, NAMESPACE
 from fer_jax.errors import InputError
 from fer_jax.media import extraction, images
 from fer_jax.media.extraction import Found
@@ -43,8 +44,8 @@ class Builder(RecordBuilder):
         written = _settings(source)
         task = written["request"]["task"]
         table = read_table(source / synthetic.RECORDS, synthetic.record_columns(task))
-        # The people of one network are the same in every folder that was made with it.
-        namespace = f"stylegan/{written['made_by']['network'][:16]}"
+        # The people of one network are the same in all folders of its faces.
+        namespace = f"{NAMESPACE}/{written['made_by']['network'][:DIGITS]}"
         rows, skipped = [], []
         for entry in table:
             try:
@@ -52,14 +53,19 @@ class Builder(RecordBuilder):
             except InputError as error:
                 skipped.append((entry["file"], str(error)))
         rows, outside = splits.assign(rows, self.protocol, namespace, self.options)
+        made_by = written["made_by"]
+        # A confidence is a teacher's; what synthesis.json does not say of it is unknown.
+        if any(entry["confidence"] for entry in table):
+            made_by.setdefault("teacher", "")
         settings = {
             "source": source.name,
-            "made_by": written["made_by"],
+            "made_by": made_by,
             "teacher": written.get("teacher", {}),
             "generator": written.get("generator", {}),
             "faces": extraction.recorded(self.extraction),
         } | splits.recorded(self.protocol, self.options)
-        return Inputs(rows, skipped + outside, settings)
+        others, ignored = not_listed(source, {entry["file"] for entry in table}, synthetic.RECORDS)
+        return Inputs(rows, skipped + outside + others, settings, ignored)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
         del dl_manager  # nothing is downloaded
@@ -82,13 +88,13 @@ def _settings(source: Path) -> dict[str, Any]:
     file = source / synthetic.SETTINGS
     if not file.is_file() or not (source / synthetic.RECORDS).is_file():
         raise InputError(
-            f"--source '{source}' has no {synthetic.SETTINGS} and {synthetic.RECORDS}; make faces "
-            f"with `fer-jax synthesize --out={source}`"
+            f"--source '{source}' has no {synthetic.SETTINGS} and {synthetic.RECORDS}; generate "
+            f"faces with `fer-jax synthesize --out={source}`"
         )
     try:
         settings = json.loads(file.read_text())
         if settings["request"]["task"] not in schema.TASKS:
-            raise ValueError("no such task")
+            raise ValueError("unknown task")
         str(settings["made_by"]["network"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{file}' is damaged") from error
@@ -103,7 +109,7 @@ def _row(entry: dict[str, str], task: str, name: str, namespace: str) -> dict[st
         raise InputError("no label")
     classes = schema.TASKS[task]
     if entry["label"] not in classes:
-        raise InputError(f"'{entry['label']}' is no {task}")
+        raise InputError(f"unknown {task} '{entry['label']}'")
     seed = entry["seed"]
     if not seed.isdecimal():
         raise InputError(f"'{seed}' is not a seed")
@@ -111,7 +117,7 @@ def _row(entry: dict[str, str], task: str, name: str, namespace: str) -> dict[st
         "_path": entry["file"],
         "record_id": f"{name}/{path.with_suffix('').relative_to(path.parts[0])}",
         "source": "synthetic",
-        # A seed is a person: its edits and truncations show the same face.
+        # Images of one seed show one person, also with another edit or truncation.
         "subject_id": f"{namespace}/seed_{int(seed)}",
         task: classes.index(entry["label"]),
         "label_source": synthetic.label_source(entry["label_source"]),
@@ -120,8 +126,8 @@ def _row(entry: dict[str, str], task: str, name: str, namespace: str) -> dict[st
     }
     if entry["confidence"]:
         row["label_confidence"] = synthetic.number(entry["confidence"], "a confidence")
-    chances = synthetic.probabilities(entry, task)
-    # Only where the teacher gave the label is its doubt the label's.
-    if chances is not None and task == "emotion" and entry["label_source"] == "teacher":
-        row["emotion_probabilities"] = np.asarray(chances, np.float32)
+    probabilities = synthetic.probabilities(entry, task)
+    # A teacher that only confirmed the label does not make it uncertain.
+    if probabilities is not None and task == "emotion" and entry["label_source"] == "teacher":
+        row["emotion_probabilities"] = np.asarray(probabilities, np.float32)
     return row

@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from fer_jax import schema
+from fer_jax import schema, storage
 from fer_jax.collect import manifest
 from fer_jax.collect.links import video_key
 from fer_jax.data import splits
-from fer_jax.data.builder import Inputs, RecordBuilder, protocols
+from fer_jax.data.builder import Inputs, RecordBuilder, not_listed, protocols
 from fer_jax.errors import InputError
 from fer_jax.media import extraction
 from fer_jax.media.clips import Job
@@ -60,7 +60,13 @@ class Builder(RecordBuilder):
             "source_kind": options.source_kind,
             "faces": extraction.recorded(self.extraction),
         } | splits.recorded(self.protocol, options)
-        return Inputs(rows, skipped + outside, settings)
+        others, ignored = not_listed(source, {link["file"] for link in links}, manifest.MANIFEST)
+        refused = [
+            (f"line {row['line']} of the list: {row['item']}", f"refused: {row['reason']}")
+            for row in storage.read_table(source / manifest.LEDGER)
+            if row["status"] == "refused"
+        ]
+        return Inputs(rows, skipped + outside + others, settings, ignored, refused)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
         del dl_manager  # `fer-jax collect` has downloaded everything
@@ -89,7 +95,7 @@ def _row(link: Mapping[str, str], source: Path, name: str, source_kind: str) -> 
         "source": source_kind,
         "content": link["category"],
         "subject_id": f"{name}/{link['subject_id']}" if link["subject_id"] else "",
-        "url": link["url"],
+        "url": schema.canonical_url(link["url"]),
         "_job": Job(str((source / link["file"]).resolve()), clip, start_s, end_s),
         "_site_id": link["site_id"],
         "_sha256": link["sha256"],
@@ -133,8 +139,6 @@ def assign(
     torn = [row for row in assigned if len(parts[videos[row["record_id"]]]) > 1]
     skipped += [(row["record_id"], "its video is in several parts") for row in torn]
     assigned = [row for row in assigned if len(parts[videos[row["record_id"]]]) == 1]
-    parts_of_protocol = list(splits.content_parts(options.content_parts))
-    splits.check_parts([row["split"] for row in assigned], parts_of_protocol)
     return assigned, skipped
 
 

@@ -1,1 +1,1 @@
-"""Ours and what users would take instead, in one run on one machine."""
+"""Speed comparisons with PyTorch, Keras and others, measured in turn on one machine."""

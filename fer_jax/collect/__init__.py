@@ -1,1 +1,1 @@
-"""A CSV of links to a folder of videos, downloaded by yt-dlp."""
+"""Download the videos of a CSV of links with yt-dlp."""

@@ -1,25 +1,31 @@
-"""The verb `collect`: downloads the videos of a list of links and records how each went.
+"""Download the videos of a list of links, and record the result of each link.
 
-Each link ends as done or as failed with a reason; the same command resumes with the rest. Only this
-process writes manifest.csv and videos/. Each download is a process of its own (`download.run`) that
-writes to partial/.
+Each link ends as done, or as failed with a reason, in manifest.csv. Rerun the same command to
+resume.
 """
+
+# Only this process writes manifest.csv and videos/. Each download is a process of its own
+# (`download.run`) that writes to partial/.
 
 import argparse
 import collections
 import contextlib
 import dataclasses
+import heapq
+import io
 import json
 import multiprocessing
 import random
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -30,8 +36,10 @@ from fer_jax.collect.links import Link, RefusedRow, read_links, video_key
 from fer_jax.collect.manifest import DONE, FAILED, PENDING, STATE_COLUMNS, UNLISTED, State
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
+from fer_jax.schema import canonical_url
 
 MAX_ATTEMPTS = 3  # at one link in one run
+MAX_PAUSE_S = 3600.0  # of a host; a longer one is not waited for
 
 
 @dataclasses.dataclass
@@ -46,6 +54,11 @@ class Download:
     downloaded: int = 0  # bytes
     channel: Any = None
     process: Any = None
+
+    @property
+    def host(self) -> str:
+        """The site, to which pauses apply."""
+        return urlsplit(self.url).hostname or ""
 
     def start(self, context: Any, output: Path, limits: DownloadLimits) -> None:
         """Begins the next attempt."""
@@ -115,12 +128,14 @@ def collect(
     if output.exists() and not output.is_dir():
         raise InputError(f"'{output}' is a file; --output must be a folder")
     states = {
-        row["url"]: _updated(output, row, retry_failed=retry_failed)
+        canonical_url(row["url"]): _updated(output, row, retry_failed=retry_failed)
         for row in manifest.read(output)
     }
     for link in links:
         states.setdefault(link.url, manifest.new_state(link.url, PENDING))
-    listed = dict.fromkeys(link.url for link in links)
+    listed: dict[str, list[Link]] = {}
+    for link in links:
+        listed.setdefault(link.url, []).append(link)
     downloads = [Download(url) for url in listed if states[url]["status"] == PENDING]
     if dry_run:
         print(f"would download {len(downloads)} of {len(listed)} videos to {output}")
@@ -136,7 +151,7 @@ def collect(
             before = int(states[download.url]["attempts"] or 0)
             attempts = str(before + download.attempts)
             states[download.url] = _finished(output, download.url, result, attempts)
-            manifest.write(output, links, refused, states)
+            manifest.append(output, listed[download.url], states[download.url])
 
         if limits.rate_limit:
             share = max(1024, limits.rate_limit // workers)
@@ -145,6 +160,7 @@ def collect(
             if downloads:
                 _download(downloads, output, limits, workers, finish, pressed)
         finally:
+            manifest.write(output, links, refused, states)
             print(table(list_file, links, refused, states))
             print(f"  -> {output / manifest.MANIFEST}; rows not done: {output / manifest.LEDGER}")
     return _counts(links, refused, states)
@@ -168,7 +184,8 @@ def _updated(output: Path, row: State, *, retry_failed: bool) -> State:
 def _finished(output: Path, url: str, result: dict[str, Any], attempts: str) -> State:
     """Returns the state of a URL after its last attempt; moves a downloaded file to videos/."""
     partial = _partial(output, url)
-    leftovers = list(partial.parent.glob(f"{partial.name}_*"))
+    ours = f"{partial.name}_"
+    leftovers = [file for file in partial.parent.iterdir() if file.name.startswith(ours)]
     if reason := result.get("reason"):
         state = manifest.new_state(
             url, FAILED, reason=reason, detail=result["detail"], attempts=attempts
@@ -194,19 +211,38 @@ def _download(
     pressed: list[int],
 ) -> None:
     """Runs up to `workers` downloads at a time; transient failures wait and are tried again."""
-    context = _forkserver()
-    waiting, running = list(downloads), list[Download]()
+    context, pauses = _forkserver(), dict[str, _Pause]()
+    waiting, later = collections.deque(downloads), list[tuple[float, int, Download]]()
+    running, moved = list[Download](), 0
     counts = collections.Counter[str]()
+
+    def end(one: Download, result: dict[str, Any]) -> None:
+        nonlocal moved
+        finish(one, result)
+        moved += result.get("bytes", 0)
+        counts[FAILED if "reason" in result else DONE] += 1
+        progress.update()
+
     with tqdm(total=len(downloads), desc="collect", unit="link", disable=None) as progress:
         try:
-            while waiting or running:
+            while waiting or later or running:
                 if pressed:
                     raise KeyboardInterrupt
-                due = [one for one in waiting if one.not_before <= time.monotonic()]
-                for one in due[: workers - len(running)]:
-                    waiting.remove(one)
-                    one.start(context, output, limits)
-                    running.append(one)
+                now = time.monotonic()
+                while later and later[0][0] <= now:
+                    waiting.append(heapq.heappop(later)[2])
+                while waiting and len(running) < workers:
+                    one = waiting.popleft()
+                    pause = pauses.get(one.host, _Pause())
+                    if pause.seconds > MAX_PAUSE_S:
+                        asked = f"the site asks to wait for {pause.seconds:.0f} s"
+                        end(one, {"reason": "rate_limited", "detail": asked})
+                    elif max(one.not_before, pause.until) > now:
+                        due = max(one.not_before, pause.until)
+                        heapq.heappush(later, (due, id(one), one))
+                    else:
+                        one.start(context, output, limits)
+                        running.append(one)
                 connection.wait([one.channel for one in running], timeout=0.2)
                 for one in list(running):
                     result = one.poll(limits)
@@ -214,6 +250,13 @@ def _download(
                         continue
                     running.remove(one)
                     one.stop()
+                    if result.get("reason") == "rate_limited":
+                        pause = pauses.setdefault(one.host, _Pause())
+                        if pause.grow(result, limits):
+                            note = f"{one.host}: too many requests; {pause.seconds:.0f} s of pause"
+                            tqdm.write(note, file=sys.stderr)
+                    elif "reason" not in result:
+                        pauses.pop(one.host, None)
                     if _try_again(one, result, limits):
                         waiting.append(one)
                         continue
@@ -221,17 +264,35 @@ def _download(
                         raise InputError(
                             f"no space left in '{output}'; free some, then rerun the same command"
                         )
-                    finish(one, result)
-                    one.downloaded = result.get("bytes", 0)
-                    counts[FAILED if "reason" in result else DONE] += 1
-                    progress.update()
-                moved = sum(one.downloaded for one in downloads if one not in waiting)
+                    end(one, result)
+                size = moved + sum(one.downloaded for one in running)
                 progress.set_postfix_str(
-                    f"{counts[DONE]} done, {counts[FAILED]} failed, {moved / 1e6:.1f} MB"
+                    f"{counts[DONE]} done, {counts[FAILED]} failed, {size / 1e6:.1f} MB",
+                    refresh=False,
                 )
         finally:
             for one in running:
                 one.stop()
+
+
+@dataclasses.dataclass
+class _Pause:
+    """Until when a host is left alone, in seconds of `time.monotonic`, and how long that is."""
+
+    until: float = 0.0
+    seconds: float = 0.0
+
+    def grow(self, result: dict[str, Any], limits: DownloadLimits) -> bool:
+        """Doubles the pause, or takes the longer one that the host asks for.
+
+        Returns whether it began; downloads that ran side by side are refused together.
+        """
+        begins = time.monotonic() >= self.until
+        if begins:
+            self.seconds = max(2 * self.seconds, limits.host_pause_s)
+        self.seconds = max(self.seconds, result["retry_after_s"])
+        self.until = time.monotonic() + self.seconds
+        return begins
 
 
 def _try_again(download: Download, result: dict[str, Any], limits: DownloadLimits) -> bool:
@@ -330,36 +391,86 @@ def _read_cookies(file: Path | None) -> str:
     return text
 
 
+def _browser_cookies(browser: str) -> str:
+    """Returns the cookies of a browser on this machine as the text of a cookies file."""
+    # Imported here: only who asks for cookies waits for yt-dlp.
+    from yt_dlp.cookies import SUPPORTED_BROWSERS, extract_cookies_from_browser
+    from yt_dlp.utils import YoutubeDLError
+
+    name, _, profile = browser.partition(":")
+    if name not in SUPPORTED_BROWSERS:
+        raise InputError(
+            f"--cookies_from_browser must be BROWSER or BROWSER:PROFILE with one of "
+            f"{', '.join(sorted(SUPPORTED_BROWSERS))}, got '{browser}'"
+        )
+    text: Any = io.StringIO()  # the hint of `save` says a file's name
+    try:
+        extract_cookies_from_browser(name, profile or None).save(text)
+    except (OSError, ValueError, YoutubeDLError) as error:
+        raise InputError(f"--cookies_from_browser '{browser}' cannot be read: {error}") from error
+    return text.getvalue()
+
+
 def main(argv: list[str]) -> int:
     """Runs the verb `collect`; the exit code is 1 if no video of the list is there."""
-    parser = OneLineParser(
-        prog="fer-jax collect",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = OneLineParser("fer-jax collect", __doc__)
+    parser.add_argument(
+        "links", type=Path, help="CSV with the columns url and reaction_type or emotion"
     )
     parser.add_argument(
-        "links", type=Path, help="CSV: url, category, reaction_type and/or emotion, ..."
+        "--output", type=Path, required=True, help="folder of the videos and of manifest.csv"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder for videos and manifest")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be downloaded")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what would be downloaded, and write nothing"
+    )
     on_request = [name for name, reason in REASONS.items() if reason.retry == ON_REQUEST]
     parser.add_argument(
         "--retry_failed",
         action="store_true",
-        help="also retry links that failed for a permanent reason: " + ", ".join(on_request),
+        help="also try links again that were given up: " + ", ".join(on_request),
     )
-    parser.add_argument("--cookies", type=Path, help="cookies file in the Netscape format")
+    cookies = parser.add_mutually_exclusive_group()
+    cookies.add_argument("--cookies", type=Path, help="cookies file in the Netscape format")
+    cookies.add_argument(
+        "--cookies_from_browser",
+        default="",
+        help="a browser to read cookies from: firefox, chrome:PROFILE, ...",
+    )
     parser.add_argument(
-        "--max_height", type=int, default=DownloadLimits.max_height, help="of a frame, in pixels"
+        "--proxy", default="", help="URL of a proxy: http://HOST:PORT or socks5://HOST:PORT"
     )
-    parser.add_argument("--max_bytes", type=_size, default="1G", help="of one video: 500M, 2G")
-    parser.add_argument("--rate_limit", type=_size, help="bytes/s of all downloads: 500K, 2M")
-    parser.add_argument("--workers", type=int, default=4, help="downloads at the same time")
+    parser.add_argument(
+        "--sleep",
+        type=float,
+        default=0.0,
+        help="seconds to wait before each download and request [0]",
+    )
+    parser.add_argument(
+        "--max_height",
+        type=int,
+        default=DownloadLimits.max_height,
+        help=f"largest height, in pixels [{DownloadLimits.max_height}]",
+    )
+    parser.add_argument(
+        "--max_bytes", type=_size, default="1G", help="largest size of a video [1G]"
+    )
+    parser.add_argument(
+        "--rate_limit", type=_size, help="bytes per second of all downloads together, such as 2M"
+    )
+    parser.add_argument("--workers", type=int, default=4, help="downloads at the same time [4]")
     arguments = parser.parse_args(argv)
     for name, highest in (("max_height", 100_000), ("workers", 64)):
         value = getattr(arguments, name)
         if not 1 <= value <= highest:
             raise InputError(f"--{name} must be 1 to {highest}, got {value}")
+    if not 0 <= arguments.sleep <= MAX_PAUSE_S:
+        raise InputError(f"--sleep must be 0 to {MAX_PAUSE_S:g} seconds, got {arguments.sleep:g}")
+    if arguments.proxy and not re.match(r"(https?|socks[45][ah]?)://[^\s/]", arguments.proxy):
+        raise InputError(
+            f"--proxy must be a URL such as http://HOST:PORT or socks5://HOST:PORT, got "
+            f"'{arguments.proxy}'"
+        )
+    browser = arguments.cookies_from_browser
     counts = collect(
         arguments.links,
         arguments.output,
@@ -367,7 +478,9 @@ def main(argv: list[str]) -> int:
             max_height=arguments.max_height,
             max_bytes=arguments.max_bytes,
             rate_limit=arguments.rate_limit,
-            cookies=_read_cookies(arguments.cookies),
+            cookies=_browser_cookies(browser) if browser else _read_cookies(arguments.cookies),
+            sleep_s=arguments.sleep,
+            proxy=arguments.proxy,
         ),
         workers=arguments.workers,
         retry_failed=arguments.retry_failed,

@@ -6,6 +6,7 @@ process may do is restricted before it sends its first request.
 """
 
 import contextlib
+import email.utils
 import errno
 import hashlib
 import io
@@ -26,15 +27,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import av  # noqa: F401 (loaded before the fork, for `inspect`)
 import yt_dlp
+from deno import find_deno_bin
 from yt_dlp.extractor import gen_extractor_classes
 from yt_dlp.globals import plugin_dirs
 from yt_dlp.networking.exceptions import HTTPError, TransportError
-from yt_dlp.utils import GeoRestrictedError, UnsupportedError, YoutubeDLError
+from yt_dlp.utils import (
+    ExtractorError,
+    GeoRestrictedError,
+    UnsupportedError,
+    UserNotLive,
+    YoutubeDLError,
+    is_html,
+)
 
 from fer_jax import storage
 from fer_jax.collect.failures import (
     DISK_FULL,
+    ON_REQUEST,
+    REASONS,
     DownloadLimits,
     Failure,
     reason_of_message,
@@ -49,7 +61,7 @@ for _site in gen_extractor_classes():
 
 PROTOCOLS = "[protocol~='^(https?|m3u8_native|http_dash_segments)$']"
 CODECS = "[vcodec~='^(avc1|h264|vp0?9)']"  # every OpenCV decodes these
-SCRIPT_RUNTIMES = ("deno",)  # runs YouTube's player code without any permission
+SCRIPT_RUNTIME = os.path.realpath(find_deno_bin())  # runs YouTube's player code
 MAX_PAGE_BYTES = 32 * 2**20
 HEAD_BYTES = 512
 RETRIES = 3
@@ -91,12 +103,16 @@ def run(channel: connection.Connection, url: str, stem: Path, limits: DownloadLi
             reported = time.monotonic()
             channel.send_bytes(json.dumps({"downloaded": downloaded}).encode())
 
-    refused = restrict(url)
+    refused = restrict(url, limits.proxy)
     try:
         result = fetch(url, stem, limits, report)
     except Exception as error:
         failure = refused[0] if refused else classify(error)
-        result = {"reason": failure.reason, "detail": failure.detail}
+        result = {
+            "reason": failure.reason,
+            "detail": failure.detail,
+            "retry_after_s": failure.retry_after_s,
+        }
     channel.send_bytes(json.dumps(result).encode())
 
 
@@ -107,7 +123,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def restrict(url: str) -> list[Failure]:
+def restrict(url: str, proxy: str = "") -> list[Failure]:
     """Keeps this process from private addresses and from starting programs; cannot be undone.
 
     A public site could otherwise send it to a router or a cloud's metadata service. The addresses
@@ -116,7 +132,7 @@ def restrict(url: str) -> list[Failure]:
     Returns:
       A list that receives a failure for every address that is refused from now on.
     """
-    chosen = {urlsplit(url).hostname}
+    chosen = {urlsplit(url).hostname, urlsplit(proxy).hostname}
     chosen |= {urlsplit(proxy).hostname for proxy in urllib.request.getproxies().values()}
     allowed: set[str] = set()
     for host in chosen - {None}:
@@ -132,11 +148,10 @@ def restrict(url: str) -> list[Failure]:
                 refused.append(Failure("unsafe", f"the site leads to the private address {host}"))
                 raise refused[-1]
         elif event in ("subprocess.Popen", "os.exec", "os.system", "os.posix_spawn"):
-            program = os.path.basename(os.fsdecode(arguments[0] or ""))
-            if program not in SCRIPT_RUNTIMES:
-                raise PermissionError(
-                    f"{program} may not be started"
-                )  # yt-dlp takes it for missing
+            program = os.fsdecode(arguments[0] or "")
+            if not program or program != SCRIPT_RUNTIME:
+                # yt-dlp takes it for missing.
+                raise PermissionError(f"{program} may not be started")
 
     sys.addaudithook(watch)
     return refused
@@ -196,7 +211,11 @@ def fetch(
         message = downloader.params["logger"].last
         reason = "too_large" if "max-filesize" in message else "other"
         raise Failure(reason, message or "yt-dlp gave up without a reason")
-    found = inspect(path)
+    try:
+        found = inspect(path)
+    except Failure:
+        path.unlink()  # the next run would take it for the video
+        raise
     site_id = "" if info["extractor"] == "generic" else f"{info['extractor']}:{info['id']}"
     size, digest = path.stat().st_size, storage.sha256(path)
     return {"path": str(path), "bytes": size, "sha256": digest, "site_id": site_id, **found}
@@ -265,6 +284,10 @@ def options(limits: DownloadLimits) -> dict[str, Any]:
         "playlist_items": "1-2",
         "max_filesize": limits.max_bytes,
         "ratelimit": limits.rate_limit,
+        "sleep_interval": limits.sleep_s,
+        "sleep_interval_requests": limits.sleep_s,
+        "proxy": limits.proxy or None,  # None: the environment's
+        "js_runtimes": {"deno": {"path": SCRIPT_RUNTIME}},
         "socket_timeout": limits.socket_timeout_s,
         "retries": RETRIES,
         "fragment_retries": RETRIES,
@@ -295,10 +318,13 @@ def inspect(path: Path) -> dict[str, Any]:
       "height" in pixels.
 
     Raises:
-      Failure: it is no container of video, or its first frame cannot be decoded.
+      Failure: a web page, no container of video, or its first frame cannot be decoded.
     """
     with path.open("rb") as file:
-        suffix = container(file.read(HEAD_BYTES))
+        head = file.read(HEAD_BYTES)
+    suffix = container(head)
+    if is_html(head):
+        raise Failure("blocked", "the site sends a web page in place of the video")
     # A decoder would also open an image, or a playlist that names other files.
     if not suffix:
         raise Failure("not_a_video", "the file is not a video")
@@ -315,7 +341,7 @@ def inspect(path: Path) -> dict[str, Any]:
     return {
         "suffix": suffix,
         "frames": video.claimed,
-        "duration_s": round(video.claimed / video.fps, 3),
+        "duration_s": round(video.length_s, 3),
         "width": video.width,
         "height": video.height,
     }
@@ -348,9 +374,13 @@ def classify(error: BaseException) -> Failure:
         if isinstance(cause, GeoRestrictedError):
             return Failure("geo", detail)
         if isinstance(cause, UnsupportedError):
-            return Failure("not_a_video", "yt-dlp finds no video on the page")
+            # It may be a page that says to come back later.
+            return Failure("unavailable", "yt-dlp finds no video on the page")
+        if isinstance(cause, UserNotLive):
+            return Failure("live", detail)
         if isinstance(cause, HTTPError):
-            return Failure(reason_of_status(cause.status), detail)
+            pause = _retry_after_s(cause.response.headers.get("Retry-After"))
+            return Failure(reason_of_status(cause.status), detail, pause)
         if isinstance(cause, TransportError):
             return Failure("network", detail)
     if "No space left on device" in detail:
@@ -359,7 +389,23 @@ def classify(error: BaseException) -> Failure:
         return Failure("no_format", "no video stream of at most --max_height over http")
     if status := re.search(r"HTTP Error (\d{3})", detail):
         return Failure(reason_of_status(int(status[1])), detail)
-    return Failure(reason_of_message(detail) if messages else "other", detail)
+    reason = reason_of_message(detail) if messages else "other"
+    # What an extractor did not expect may be a change of the site.
+    unexpected = any(isinstance(c, ExtractorError) and not c.expected for c in causes)
+    if unexpected and REASONS[reason].retry == ON_REQUEST:
+        reason = "other"
+    return Failure(reason, detail)
+
+
+def _retry_after_s(text: str | None) -> float:
+    """Returns the seconds of a Retry-After header, which has them or a date; 0 if neither."""
+    if not text:
+        return 0.0
+    if text.strip().isdecimal():
+        return float(text)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -16,18 +16,24 @@ class DownloadLimits:
       max_height: in pixels; formats that are known to be larger are not chosen.
       rate_limit: bytes per second, of all downloads together; None for no limit.
       cookies: the text of a cookies file, or empty.
+      sleep_s: before each download and between the requests that lead to it.
+      proxy: URL of a proxy, or empty.
       socket_timeout_s: a server that is silent for longer has stalled.
       deadline_s: of all attempts at one link together.
       retry_wait_s: before the second attempt; doubles with each.
+      host_pause_s: of a host after "too many requests", if it names none; doubles with each.
     """
 
     max_height: int = 720
     max_bytes: int = 2**30
     rate_limit: int | None = None
     cookies: str = ""
+    sleep_s: float = 0
+    proxy: str = ""
     socket_timeout_s: float = 20
     deadline_s: float = 1800
     retry_wait_s: float = 2
+    host_pause_s: float = 30
 
 
 class Reason(NamedTuple):
@@ -40,47 +46,59 @@ class Reason(NamedTuple):
 
 REASONS = {
     "network": Reason(NOW, "run the same command again", (407, 408)),
-    "rate_limited": Reason(NOW, "wait, then run the command again with fewer --workers", (429,)),
-    "blocked": Reason(NEXT_RUN, "wait or give --cookies, then run the command again", (403,)),
+    "rate_limited": Reason(
+        NOW, "wait an hour, then run the command again with --sleep=10 --workers=1", (429,)
+    ),
+    "blocked": Reason(NEXT_RUN, "wait, or give --cookies; then run the command again", (403,)),
     "live": Reason(NEXT_RUN, "run the same command again when it is over"),
+    "members": Reason(NEXT_RUN, "give --cookies of a member, or take it off the list"),
+    "private": Reason(NEXT_RUN, "give --cookies of an invited account, or take it off the list"),
+    "login": Reason(NEXT_RUN, "give --cookies, or install a newer yt-dlp", (401,)),
+    "age": Reason(NEXT_RUN, "give --cookies of an adult's account"),
+    "geo": Reason(NEXT_RUN, "give --proxy of a country in which it is shown", (451,)),
+    "unavailable": Reason(NEXT_RUN, "install a newer yt-dlp; if it stays, take it off the list"),
+    "no_format": Reason(NEXT_RUN, "see its detail; --max_height or a newer yt-dlp may help"),
     "other": Reason(NEXT_RUN, "see its detail in manifest.csv; a newer yt-dlp may help"),
     "removed": Reason(ON_REQUEST, "take it off the list", (404, 410)),
-    "private": Reason(ON_REQUEST, "take it off the list, or give --cookies and --retry_failed"),
-    "login": Reason(ON_REQUEST, "give --cookies and --retry_failed", (401,)),
-    "age": Reason(ON_REQUEST, "give --cookies and --retry_failed"),
-    "geo": Reason(ON_REQUEST, "use --retry_failed from another country", (451,)),
     "drm": Reason(ON_REQUEST, "take it off the list"),
     "several_videos": Reason(ON_REQUEST, "list the URL of each video instead"),
-    "no_format": Reason(ON_REQUEST, "see its detail; --max_height and --retry_failed may help"),
     "too_large": Reason(ON_REQUEST, "use --max_bytes and --retry_failed"),
     "not_a_video": Reason(ON_REQUEST, "correct the URL"),
     "unsafe": Reason(ON_REQUEST, "correct the URL"),
 }
-# How sites say it, as yt-dlp passes it on, in lower case; the first that is found counts.
+# How sites say it, as yt-dlp passes it on, in lower case; the first that is found counts. Only
+# certain words give a link up: an outdated yt-dlp gets "unavailable", too.
 PHRASES = {
-    "no_format": r"ffmpeg|requested format|no (video )?formats",
+    "no_format": r"ffmpeg|requested format|no (video )?formats|only images are available",
     "unsafe": r"no connection adapters|unsupported url scheme|file:// urls",
+    "rate_limited": r"rate.?limit|too many requests|try again later",
     "network": r"got error:|timed? ?out|connection (reset|refused|aborted)|bytes read",
-    "blocked": r"not a (ro)?bot|captcha|unusual traffic|rate-limited|try again later",
-    "age": r"confirm your age|age.?restrict|inappropriate for some|age.?verif",
-    "private": r"private|granted access",
+    "blocked": r"not a (ro)?bot|captcha|unusual traffic",
+    "age": r"confirm your age|\bage.?restrict|inappropriate for some|\bage.?verif",
+    "members": r"members?.only|for members|channel's members|join this channel",
+    "private": r"\bprivate\b|granted access",
     "geo": r"(your|this|the) (country|location|region)|geo.?(restrict|block)",
     "drm": r"\bdrm\b",
-    "live": r"live (event|stream)|premiere|(is|currently) live|will begin",
-    "login": r"members?.only|join this|log.?in|sign.?in|registered|password|pay|purchase|subscri",
-    "removed": r"removed|deleted|terminated|no longer|(does not|doesn.t) exist|not? .*found"
-    r"|unavailable|not available|isn.t available",
+    "live": r"live (event|stream)|premiere|(is|currently) (not )?(currently )?live|will begin",
+    "removed": r"(been|was|is) (removed|deleted|terminated)|removed (by|for)"
+    r"|no longer (available|exist)|(does not|doesn't) exist",
+    "login": r"\blog.?in|\bsign.?in|\bregistered|password|\b(pay|paid|rent|purchase)\b|subscri",
+    "unavailable": r"not? .*found|unavailable|not available|isn't available",
 }
 DISK_FULL = "disk_full"  # ends the run
 
 
 class Failure(Exception):
-    """A link that gave no video: one of `REASONS` or `DISK_FULL`, and what the site said."""
+    """A link that gave no video: one of `REASONS` or `DISK_FULL`, and what the site said.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    `retry_after_s` is the pause that the server asks for, 0 if none.
+    """
+
+    def __init__(self, reason: str, detail: str, retry_after_s: float = 0.0) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = clean(detail)
+        self.retry_after_s = retry_after_s
 
 
 def reason_of_status(status: int) -> str:

@@ -4,14 +4,13 @@ import csv
 import dataclasses
 import difflib
 import hashlib
-import math
 import re
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.schema import EMOTIONS, INTERESTS, emotion_index, interest_index
+from fer_jax.schema import EMOTIONS, INTERESTS, canonical_url, emotion_index, interest_index
 
 LABELS = ("reaction_type", "emotion")
 COLUMNS = ("url", "start_s", "end_s", "category", *LABELS, "subject_id")
@@ -25,6 +24,7 @@ class Link:
 
     Attributes:
       line: in the file; the header is line 1.
+      url: as `schema.canonical_url` returns it.
       start_s, end_s: the labelled part of the video in seconds; None is its start or end.
       category: the content group, such as car_tech; may be empty.
       reaction_type: one of `schema.INTERESTS`, or empty.
@@ -68,7 +68,7 @@ def read_links(path: Path) -> tuple[list[Link], list[RefusedRow], list[str]]:
 
     Args:
       path: a CSV in UTF-8 with the column url, at least one of reaction_type and emotion, and
-        any other of `COLUMNS`.
+        any other of `COLUMNS`, separated by commas or semicolons.
 
     Returns:
       (links in the order of the file, refused rows, columns that are not used). Links and
@@ -87,7 +87,11 @@ def read_links(path: Path) -> tuple[list[Link], list[RefusedRow], list[str]]:
     seen: dict[tuple[str, float | None, float | None], Link] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            # Spreadsheets separate by semicolons where a comma is the decimal mark.
+            first = file.readline()
+            file.seek(0)
+            delimiter = ";" if first.count(";") > first.count(",") else ","
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header = [name.strip().lower() for name in next(reader, [])]
             unused = _check_header(path, header)
             for cells in reader:
@@ -147,8 +151,8 @@ def _check_header(path: Path, header: list[str]) -> list[str]:
     """Returns the columns that are not used; refuses missing, misspelled and repeated ones."""
     if "url" not in header or not set(LABELS) & set(header):
         raise InputError(
-            f"'{path}' needs the columns url and {' or '.join(LABELS)}, separated by commas; it "
-            f"has {', '.join(name[:40] for name in header) or 'no header'}"
+            f"'{path}' needs the columns url and {' or '.join(LABELS)}, separated by commas or "
+            f"semicolons; it has {', '.join(name[:40] for name in header) or 'no header'}"
         )
     if len(set(header)) != len(header):
         raise InputError(f"'{path}' has a column twice: {', '.join(header)}")
@@ -160,7 +164,7 @@ def _check_header(path: Path, header: list[str]) -> list[str]:
 
 
 def _link(line: int, row: dict[str, str]) -> Link:
-    url = check_url(row["url"])
+    url = canonical_url(check_url(row["url"]))
     reaction_type, emotion = (row.get(name, "") for name in LABELS)
     if not reaction_type and not emotion:
         raise InputError("no label")
@@ -183,10 +187,9 @@ def _seconds(row: dict[str, str], name: str) -> float | None:
     text = row.get(name, "")
     if not text:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise InputError(f"{name} is not a number of seconds")
-    return value
+    # 12.5, 12,5, 0:12.5 or 1:02:03
+    time = re.fullmatch(r"(?:(?:(\d+):)?(\d{1,3}):(?=\d\d))?(\d{1,9}(?:[.,]\d*)?)", text, re.ASCII)
+    if not time:
+        raise InputError(f"{name} is not a number of seconds or a time such as 1:02.5: '{text}'")
+    hours, minutes, rest = time.groups(default="0")
+    return 3600 * int(hours) + 60 * int(minutes) + float(rest.replace(",", "."))

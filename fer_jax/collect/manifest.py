@@ -1,4 +1,7 @@
-"""manifest.csv: the state of every link of a list, for people and for builders."""
+"""manifest.csv: the state of every link of a list, for people and for builders.
+
+While links are downloaded rows are appended; at the end it has one row per link again.
+"""
 
 import datetime
 import re
@@ -17,6 +20,7 @@ STATE_COLUMNS = (
     *("status", "reason", "detail", "file", "bytes", "sha256", "frames", "duration_s", "width"),
     *("height", "site_id", "attempts", "when"),
 )
+COLUMNS = LINK_COLUMNS + STATE_COLUMNS
 
 State = dict[str, str]  # a row of the manifest
 
@@ -40,7 +44,7 @@ def file_is_there(output: Path, row: Mapping[str, str]) -> bool:
 
 
 def read(output: Path) -> list[State]:
-    """Returns the rows of manifest.csv; [] if there is none.
+    """Returns the rows of manifest.csv, the latest of each part of a video; [] if there is none.
 
     Raises:
       InputError: it is not one that `collect` wrote.
@@ -48,7 +52,7 @@ def read(output: Path) -> list[State]:
     file = output / MANIFEST
     if not file.is_file():
         return []
-    header = ",".join(LINK_COLUMNS + STATE_COLUMNS).encode()
+    header = ",".join(COLUMNS).encode()
     with file.open("rb") as stream:
         if stream.readline().rstrip() != header:
             raise InputError(f"'{file}' has other columns than collect writes; move it away")
@@ -61,7 +65,16 @@ def read(output: Path) -> list[State]:
         counts = (row["bytes"], row["attempts"])
         if not known or not all(re.fullmatch(r"\d{0,15}", n, re.ASCII) for n in counts):
             raise InputError(f"'{file}', row {number}, is damaged; move it away")
-    return rows
+    return list({(row["url"], row["start_s"], row["end_s"]): row for row in rows}.values())
+
+
+def append(output: Path, links: list[Link], state: State) -> None:
+    """Appends the rows of a video's links, which count instead of its rows before."""
+    storage.append_table(output / MANIFEST, COLUMNS, [_row(link, state) for link in links])
+
+
+def _row(link: Link, state: State) -> State:
+    return {name: _text(getattr(link, name)) for name in LINK_COLUMNS} | state
 
 
 def write(
@@ -71,10 +84,7 @@ def write(
 
     `states` has the state of every URL.
     """
-    rows = [
-        {name: _text(getattr(link, name)) for name in LINK_COLUMNS} | states[link.url]
-        for link in links
-    ]
+    rows = [_row(link, states[link.url]) for link in links]
     listed = {link.url for link in links}
     # Videos whose links were taken off the list are remembered, in case a link comes back.
     rows += [
@@ -82,7 +92,7 @@ def write(
         for url, state in states.items()
         if url not in listed and state["status"] == DONE
     ]
-    storage.write_table(output / MANIFEST, LINK_COLUMNS + STATE_COLUMNS, rows)
+    storage.write_table(output / MANIFEST, COLUMNS, rows)
     ledger: list[dict[str, Any]] = [
         {"line": row.line, "item": row.item, "status": "refused", "reason": row.reason}
         for row in refused

@@ -1,1 +1,1 @@
-"""Records and batches: splits, building, reading, mixing, augmentation."""
+"""Build and read datasets of face records: splits, mixtures, batches, augmentation, the audit."""

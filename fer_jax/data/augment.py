@@ -4,6 +4,8 @@ Pure functions of a key. Every image has a key of its own, so the result for a b
 depend on how the batch is divided over devices.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -18,116 +20,92 @@ ERASED_ASPECT = (0.3, 3.3)
 
 
 def normalize(images: jax.Array) -> jax.Array:
-    """uint8 [..., 3] in 0..255 to float32 in [-1, 1], the network's input."""
+    """Scales uint8 [..., 3] in 0..255 to float32 in [-1, 1], the network's input."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def augment(
-    images: jax.Array,
-    targets: jax.Array,
-    key: jax.Array,
-    *,
-    rotation_degrees: float = 30.0,
-    shift: float = 0.2,
-    shear: float = 0.2,
-    zoom: float = 0.2,
-    horizontal_flip: bool = True,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    erasing: float = 0.0,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Augments a batch; the defaults are the published protocol's, 0 leaves an operation out.
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What `augment` does; the defaults are the published protocol's, 0 disables an operation.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      targets: float32 [batch, classes], distributions.
-      key: a random key.
-      rotation_degrees: uniform in +-this.
-      shift: uniform in +-this share of the width and of the height.
-      shear: horizontal shear, uniform in +-this (pixels sideways per pixel of height).
-      zoom: width and height each scaled by a factor uniform in 1 +- this.
-      horizontal_flip: half of the images are mirrored.
-      brightness: factor uniform in 1 +- this.
-      contrast: factor about the image's mean grey, uniform in 1 +- this.
-      saturation: factor about each pixel's grey, uniform in 1 +- this.
-      erasing: probability of one rectangle of 2 to 20 % of the area turning grey.
-      mixup: alpha of the Beta distribution of Zhang et al. 2018.
-      cutmix: alpha of the Beta distribution of Yun et al. 2019; where both are on, each batch
-        draws one of the two.
-
-    Returns:
-      (images, targets) of the same shapes, dtypes and ranges.
+    If mixup and cutmix are both on, each batch uses one of the two at random.
 
     Raises:
-      InputError: a negative value, a zoom of 1 or more, a probability above 1.
+      InputError: a negative value, a zoom of 1 or more, or another value above its maximum of 1.
     """
-    _check_settings(
-        rotation_degrees=rotation_degrees,
-        shift=shift,
-        shear=shear,
-        zoom=zoom,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        erasing=erasing,
-        mixup=mixup,
-        cutmix=cutmix,
-    )
+
+    rotation_degrees: float = 30.0  # uniform in +-this
+    shift: float = 0.2  # uniform in +-this share of the width and of the height
+    shear: float = 0.2  # uniform in +-this, in pixels to the right per pixel downwards
+    zoom: float = 0.2  # width and height each scaled by a factor uniform in 1 +- this
+    horizontal_flip: bool = True  # half of the images are mirrored
+    brightness: float = 0.0  # factor uniform in 1 +- this
+    contrast: float = 0.0  # factor about the image's mean grey, uniform in 1 +- this
+    saturation: float = 0.0  # factor about each pixel's grey, uniform in 1 +- this
+    erasing: float = 0.0  # probability of one rectangle of 2 to 20 % of the area turning grey
+    mixup: float = 0.0  # alpha of the Beta distribution of Zhang et al. 2018
+    cutmix: float = 0.0  # alpha of the Beta distribution of Yun et al. 2019
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value >= 0:
+                raise InputError(f"augment.{name} must be at least 0, got {value}")
+        for name in ("shift", "brightness", "contrast", "saturation", "erasing"):
+            if getattr(self, name) > 1:
+                raise InputError(f"augment.{name} must be at most 1, got {getattr(self, name)}")
+        if self.zoom >= 1:
+            raise InputError(f"augment.zoom must be below 1, got {self.zoom}")
+
+    @property
+    def is_geometric(self) -> bool:
+        """Whether images are warped."""
+        affine = self.rotation_degrees or self.shift or self.shear or self.zoom
+        return bool(affine or self.horizontal_flip)
+
+
+def augment(
+    images: jax.Array, targets: jax.Array, key: jax.Array, options: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+    """Augments a batch at random.
+
+    Takes and returns images, uint8 [batch, height, width, 3], and targets, float32 [batch, classes]
+    distributions.
+    """
     image_key, mix_key = jax.random.split(key)
     keys = jax.vmap(lambda i: jax.random.fold_in(image_key, i))(jnp.arange(len(images)))
-    height, width = images.shape[1:3]
 
-    def uniform(key: jax.Array, bound: float, shape: tuple[int, ...] = ()) -> jax.Array:
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    def each(operation: int) -> jax.Array:
+        """Returns a key of each image for one operation."""
+        return jax.vmap(lambda key: jax.random.fold_in(key, operation))(keys)
 
-    if rotation_degrees or shift or shear or zoom or horizontal_flip:
-
-        def one(key: jax.Array) -> jax.Array:
-            k = jax.random.split(key, 5)
-            size = jnp.asarray([width, height], jnp.float32)
-            return affine_matrix(
-                rotation=jnp.deg2rad(uniform(k[0], rotation_degrees)),
-                shift=uniform(k[1], shift, (2,)) * size,
-                shear=uniform(k[2], shear),
-                zoom=1 + uniform(k[3], zoom, (2,)),
-                flip=jax.random.bernoulli(k[4]) if horizontal_flip else jnp.asarray(False),
-            )
-
-        images = warp(images, jax.vmap(lambda key: one(jax.random.fold_in(key, 0)))(keys))
-    if brightness or contrast or saturation:
-        colour = jax.vmap(lambda key: uniform(jax.random.fold_in(key, 1), 1.0, (3,)))(keys)
-        bounds = jnp.asarray([brightness, contrast, saturation])
-        images = _jitter(images, 1 + colour * bounds)
-    if erasing:
-        images = jax.vmap(lambda image, key: _erase(image, jax.random.fold_in(key, 2), erasing))(
-            images, keys
-        )
-    if mixup and cutmix:
-        choose, mix_key = jax.random.split(mix_key)
-        return jax.lax.cond(
-            jax.random.bernoulli(choose),
-            lambda: _mixup(images, targets, mix_key, mixup),
-            lambda: _cutmix(images, targets, mix_key, cutmix),
-        )
-    if mixup:
-        return _mixup(images, targets, mix_key, mixup)
-    if cutmix:
-        return _cutmix(images, targets, mix_key, cutmix)
-    return images, targets
+    if options.is_geometric:
+        height, width = images.shape[1:3]
+        size = jnp.asarray([width, height], jnp.float32)
+        images = warp(images, jax.vmap(lambda key: _random_affine(key, size, options))(each(0)))
+    if options.brightness or options.contrast or options.saturation:
+        unit = jax.vmap(lambda key: _uniform(key, 1.0, (3,)))(each(1))
+        bounds = jnp.asarray([options.brightness, options.contrast, options.saturation])
+        images = _jitter(images, 1 + unit * bounds)
+    if options.erasing:
+        erase = functools.partial(_erase, probability=options.erasing)
+        images = jax.vmap(erase)(images, each(2))
+    return _mix(images, targets, mix_key, options)
 
 
-def _check_settings(**settings: float) -> None:
-    for name, value in settings.items():
-        if not value >= 0:
-            raise InputError(f"augment.{name} must be at least 0, not {value}")
-    for name in ("zoom", "brightness", "contrast", "saturation", "erasing", "shift"):
-        limit = 1.0
-        if settings[name] > limit or (name == "zoom" and settings[name] == limit):
-            below = "below 1" if name == "zoom" else "at most 1"
-            raise InputError(f"augment.{name} must be {below}, not {settings[name]}")
+def _uniform(key: jax.Array, bound: float, shape: tuple[int, ...] = ()) -> jax.Array:
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def _random_affine(key: jax.Array, size: jax.Array, options: Augmentation) -> jax.Array:
+    """Samples a map for `warp`; `size` is float32 (width, height)."""
+    k = jax.random.split(key, 5)
+    return affine_matrix(
+        rotation=jnp.deg2rad(_uniform(k[0], options.rotation_degrees)),
+        shift=_uniform(k[1], options.shift, (2,)) * size,
+        shear=_uniform(k[2], options.shear),
+        zoom=1 + _uniform(k[3], options.zoom, (2,)),
+        flip=jax.random.bernoulli(k[4]) if options.horizontal_flip else jnp.asarray(False),
+    )
 
 
 def affine_matrix(
@@ -138,22 +116,22 @@ def affine_matrix(
     zoom: Any = (1.0, 1.0),
     flip: Any = False,
 ) -> jax.Array:
-    """The map from an output pixel to the input pixel it shows, about the image's centre.
+    """Returns the map from an output pixel to its input pixel, about the image's centre.
 
-    The picture is mirrored, zoomed, sheared, rotated and shifted, in this order.
+    The image is mirrored, zoomed, sheared, rotated and shifted, in this order.
 
     Args:
-      rotation: radians, counter-clockwise as seen.
+      rotation: radians, counter-clockwise on the screen.
       shift: (right, down) in pixels.
       shear: pixels to the right per pixel downwards.
       zoom: (horizontal, vertical) factors; above 1 enlarges.
-      flip: whether left and right are exchanged.
+      flip: mirrors left and right.
 
     Returns:
       float32 [2, 3]: (x, y) in = matrix @ (x, y, 1) out, from the centre.
     """
     cosine, sine = jnp.cos(rotation), jnp.sin(rotation)
-    # y points down, so a counter-clockwise turn has the sign of sine exchanged.
+    # y points down, so a counter-clockwise rotation has the opposite sign of sine.
     turn = jnp.asarray([[cosine, sine], [-sine, cosine]])
     slant = jnp.asarray([[1.0, shear], [0.0, 1.0]])
     mirror = jnp.where(flip, -1.0, 1.0)
@@ -167,14 +145,10 @@ def affine_matrix(
 
 
 def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
-    """Applies one affine map per image, bilinear; outside, the border's pixels go on.
+    """Applies one affine map per image with bilinear interpolation; the border is repeated.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      matrices: float32 [batch, 2, 3], from `affine_matrix`.
-
-    Returns:
-      uint8 [batch, height, width, 3].
+    Takes and returns uint8 [batch, height, width, 3]; float32 [batch, 2, 3] matrices are those of
+    `affine_matrix`.
     """
     height, width = images.shape[1:3]
     y, x = jnp.meshgrid(
@@ -183,8 +157,7 @@ def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
     x, y = x.ravel().astype(jnp.float32), y.ravel().astype(jnp.float32)
 
     def one(image: jax.Array, m: jax.Array) -> jax.Array:
-        # A 1/1024 pixel grid: what rotations by right angles and whole shifts leave as
-        # rounding error disappears, and so exact maps stay exact.
+        # Rounding to 1/1024 pixel keeps rotations by right angles and whole shifts exact.
         source_x = jnp.round((m[0, 0] * x + m[0, 1] * y + m[0, 2] + (width - 1) / 2) * 1024) / 1024
         source_y = jnp.round((m[1, 0] * x + m[1, 1] * y + m[1, 2] + (height - 1) / 2) * 1024) / 1024
         source_x = jnp.clip(source_x, 0, width - 1)
@@ -192,7 +165,7 @@ def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
         left, top = jnp.floor(source_x).astype(jnp.int32), jnp.floor(source_y).astype(jnp.int32)
         right, below = jnp.minimum(left + 1, width - 1), jnp.minimum(top + 1, height - 1)
         fx, fy = (source_x - left)[:, None], (source_y - top)[:, None]
-        # Rows of three bytes from the flat picture: far cheaper than a gather of floats.
+        # Gathering rows of three bytes is far cheaper than gathering floats.
         flat = image.reshape(height * width, 3)
 
         def at(row: jax.Array, column: jax.Array) -> jax.Array:
@@ -211,7 +184,7 @@ def _to_uint8(values: jax.Array) -> jax.Array:
 
 
 def _jitter(images: jax.Array, factors: jax.Array) -> jax.Array:
-    """Brightness, contrast and saturation factors [batch, 3], one after the other."""
+    """Applies the brightness, contrast and saturation factors [batch, 3] in this order."""
     brightness, contrast, saturation = (factors[:, i, None, None, None] for i in range(3))
     x = images.astype(jnp.float32) * brightness
     mean = grey(x).mean(axis=(1, 2), keepdims=True)
@@ -223,7 +196,7 @@ def _jitter(images: jax.Array, factors: jax.Array) -> jax.Array:
 def _rectangle(
     key: jax.Array, area: jax.Array, aspect: jax.Array, height: int, width: int
 ) -> jax.Array:
-    """A rectangle, bool [height, width], with that share of the area, clipped at the border."""
+    """Samples a rectangle, bool [height, width], of this share of the area, cut at the border."""
     h, w = jnp.sqrt(area * aspect) * height, jnp.sqrt(area / aspect) * width
     centre = jax.random.uniform(key, (2,))
     rows = jnp.abs(jnp.arange(height) + 0.5 - centre[0] * height) < h / 2
@@ -241,16 +214,32 @@ def _erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     return jnp.where(inside[..., None], jnp.uint8(127), image)
 
 
-# Partners are the batch in reverse: a random permutation would send every image to another
-# device, while a reversal is one exchange between pairs of devices. The order is random anyway.
+def _mix(
+    images: jax.Array, targets: jax.Array, key: jax.Array, options: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+    if options.mixup and options.cutmix:
+        choose, key = jax.random.split(key)
+        return jax.lax.cond(
+            jax.random.bernoulli(choose),
+            lambda: _mixup(images, targets, key, options.mixup),
+            lambda: _cutmix(images, targets, key, options.cutmix),
+        )
+    if options.mixup:
+        return _mixup(images, targets, key, options.mixup)
+    if options.cutmix:
+        return _cutmix(images, targets, key, options.cutmix)
+    return images, targets
+
+
+# Image i is mixed with image -i: reversing the batch is one exchange between pairs of devices, and
+# the order is random anyway; a permutation would send every image to another device.
 def _mixup(
     images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
     share = jax.random.beta(key, alpha, alpha)
     x = images.astype(jnp.float32)
-    return _to_uint8(share * x + (1 - share) * x[::-1]), share * targets + (1 - share) * targets[
-        ::-1
-    ]
+    mixed = _to_uint8(share * x + (1 - share) * x[::-1])
+    return mixed, share * targets + (1 - share) * targets[::-1]
 
 
 def _cutmix(

@@ -1,58 +1,74 @@
-"""Records to batches: which record comes when, decoded by threads into whole batches.
+"""Records to batches: which image comes when, decoded by threads into whole batches.
 
-The order is a pure function of (seed, epoch): an interrupted run continues with exactly the
-batches it would have seen, and the iterator's state is one number.
+The order is a pure function of (seed, epoch) and the iterator's state is one number, so a resumed
+run gets exactly the batches that it still lacks.
 """
 
 import dataclasses
 import functools
+import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grain
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from fer_jax.data.records import Records, labelled_rows
 from fer_jax.errors import InputError
+from fer_jax.media.images import resized
+from fer_jax.storage import replacing
 
 NUM_THREADS = max(1, min(16, os.cpu_count() or 1))
 PREFETCHED_BATCHES = 4
+IMAGES_PER_THREAD = 64  # decoded at once by a thread of `decode_all`
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """The training images of all sources, in one numbering 0..n-1.
+    """The training images of several datasets, with indices 0..n-1.
 
-    Attributes:
-      records: one opened training split per source.
-      source: int64 [n], index into `records`.
-      row: int64 [n], row within that source.
-      targets: float32 [n, classes].
-      groups: numbers (int64 arrays) that are drawn from as one urn each.
-      shares: float64 [groups], the part of an epoch that comes from each group; sums to 1.
+    A stratum is what is sampled by itself: a dataset, or a class of one.
     """
 
-    records: Sequence[Records]
-    source: np.ndarray
-    row: np.ndarray
-    targets: np.ndarray
-    groups: Sequence[np.ndarray]
-    shares: np.ndarray
+    records: Sequence[Records]  # the training part of each dataset
+    source: np.ndarray  # int64 [n], index into `records`
+    row: np.ndarray  # int64 [n], row within that dataset
+    targets: np.ndarray  # float32 [n, classes]
+    strata: Sequence[np.ndarray]  # the image indices (int64) of each stratum
+    shares: np.ndarray  # float64 [strata], of an epoch; sums to 1
 
     def __len__(self) -> int:
         return len(self.source)
 
     @property
-    def num_unlabelled(self) -> int:
-        """Records of the sources that are left out because the task's label is unknown."""
-        return sum(len(records) for records in self.records) - len(self)
-
-    @property
     def class_shares(self) -> np.ndarray:
-        """float64 [classes]: how often each class is the target, as the images are drawn."""
-        means = [self.targets[members].mean(axis=0, dtype=np.float64) for members in self.groups]
+        """float64 [classes], how often each class is the target of a sampled image."""
+        means = [self.targets[indices].mean(axis=0, dtype=np.float64) for indices in self.strata]
         return self.shares @ np.stack(means)
+
+    def images(
+        self, indices: np.ndarray, image_size: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Decodes images to uint8 RGB [len(indices), image_size, image_size, 3], in `out` if given.
+
+        Raises:
+          InputError: a record cannot be read or decoded; names it.
+        """
+        if out is None:
+            out = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+        for face, source, row in zip(out, self.source[indices], self.row[indices], strict=True):
+            resized(self.records[source].image(row), image_size, out=face)
+        return out
+
+    def record_ids(self, indices: np.ndarray) -> list[str]:
+        """Returns the record_id of each image."""
+        pairs = zip(self.source[indices], self.row[indices], strict=True)
+        return [str(self.records[source].columns["record_id"][row]) for source, row in pairs]
 
 
 def mix(
@@ -64,21 +80,20 @@ def mix(
     balance_sources: bool = False,
     balance_classes: bool = False,
 ) -> Mixture:
-    """Numbers the labelled images of several sources and says how often each is drawn.
+    """Mixes the labelled images of several datasets.
 
     Args:
-      records: one training split per source.
-      task: "emotion" or "interest"; images without that label are left out.
-      weights: one per source; 0 means the source's number of images.
+      records: the training part of each dataset.
+      task: whose labels are used; images without one are left out.
+      weights: how often each dataset is sampled; 0 means as often as it has images.
       soft_labels: targets are the annotators' votes where there are any.
-      balance_sources: every source equally often, whatever its size and weight.
-      balance_classes: within each source, every class that occurs equally often.
+      balance_sources: samples every dataset equally often, whatever its size and weight.
+      balance_classes: samples all classes that a dataset has equally often.
 
     Raises:
-      InputError: a source without a labelled image, or a target that is not finite.
+      InputError: a dataset has no labelled image, or a target is not finite.
     """
     rows = [labelled_rows(part, task) for part in records]
-    labels = [part.labels(task)[chosen] for part, chosen in zip(records, rows, strict=True)]
     targets = [
         part.targets(task, soft_labels)[chosen] for part, chosen in zip(records, rows, strict=True)
     ]
@@ -89,61 +104,54 @@ def mix(
                 f"record {part.columns['record_id'][row]} of {part.name} {part.split} has votes "
                 "that are not finite; build the dataset again, or leave it out by config.exclusions"
             )
-    groups, shares, first = [], [], 0
-    for weight, source_labels in zip(weights, labels, strict=True):
-        share = 1.0 if balance_sources else weight or float(len(source_labels))
-        numbers = first + np.arange(len(source_labels))
-        first += len(source_labels)
-        urns = [numbers]
-        if balance_classes:
-            urns = [numbers[source_labels == label] for label in np.unique(source_labels)]
-        groups.extend(urns)
-        shares.extend([share / len(urns)] * len(urns))
+    strata, shares, first = [], [], 0
+    for part, chosen, weight in zip(records, rows, weights, strict=True):
+        labels = part.labels(task)[chosen]
+        indices = first + np.arange(len(chosen))
+        first += len(chosen)
+        share = 1.0 if balance_sources else weight or float(len(chosen))
+        own = [indices[labels == label] for label in np.unique(labels)]
+        own = own if balance_classes else [indices]
+        strata.extend(own)
+        shares.extend([share / len(own)] * len(own))
     return Mixture(
         records=records,
-        source=np.repeat(np.arange(len(records)), [len(part) for part in rows]),
+        source=np.repeat(np.arange(len(records)), [len(chosen) for chosen in rows]),
         row=np.concatenate(rows),
         targets=np.concatenate(targets),
-        groups=groups,
+        strata=strata,
         shares=np.asarray(shares) / np.sum(shares),
     )
 
 
 def epoch_order(mixture: Mixture, size: int, epoch: int, seed: int) -> np.ndarray:
-    """Which image comes when in one epoch: int64 [size], a pure function of its arguments.
+    """Returns the image indices of one epoch in order, int64 [size]; a pure function.
 
-    Each group is an endless sequence of its own permutations, so no image comes a second time
-    before all others of its group came once, across epochs too. Every epoch takes the group's
-    share from it (largest remainders make the counts whole), and the whole is shuffled.
+    Each stratum is an endless sequence of its own permutations, so no image is repeated before all
+    others of its stratum were used, across epochs too. Every epoch takes the stratum's share of it
+    (rounded by largest remainders), and the whole is shuffled.
     """
     exact = mixture.shares * size
     counts = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: size - counts.sum()]] += 1
-    drawn = []
-    for group, (members, count) in enumerate(zip(mixture.groups, counts, strict=True)):
+    sampled = []
+    for number, (indices, count) in enumerate(zip(mixture.strata, counts, strict=True)):
         start, stop = epoch * count, (epoch + 1) * count
-        first_turn = start // len(members)
-        turns = [
-            np.random.default_rng((seed, group, turn)).permutation(members)
-            for turn in range(first_turn, -(-stop // len(members)))
+        first = start // len(indices)
+        permutations = [
+            np.random.default_rng((seed, number, turn)).permutation(indices)
+            for turn in range(first, -(-stop // len(indices)))
         ]
-        if turns:
-            offset = start - first_turn * len(members)
-            drawn.append(np.concatenate(turns)[offset : offset + count])
-    # Four words keep this stream apart from the groups', which have three.
+        if permutations:
+            offset = start - first * len(indices)
+            sampled.append(np.concatenate(permutations)[offset : offset + count])
+    # Four numbers keep this random stream apart from the strata's, which have three.
     shuffle = np.random.default_rng((seed, epoch, 0, 1))
-    return shuffle.permutation(np.concatenate(drawn))
+    return shuffle.permutation(np.concatenate(sampled))
 
 
-def drawn(mixture: Mixture, step: int, *, batch_size: int, seed: int) -> np.ndarray:
-    """Which images a training batch holds, over all processes: int64 [batch_size].
-
-    Args:
-      mixture: from `mix`.
-      step: of the batch, from 0.
-      batch_size: as for `train_batches`.
-      seed: as for `train_batches`.
-    """
+def batch_indices(mixture: Mixture, step: int, *, batch_size: int, seed: int) -> np.ndarray:
+    """Returns the image indices of `train_batches`' batch `step` (from 0), int64 [batch_size]."""
     steps = steps_per_epoch(mixture, batch_size)
     epoch, position = divmod(step, steps)
     order = epoch_order(mixture, steps * batch_size, epoch, seed)
@@ -151,11 +159,7 @@ def drawn(mixture: Mixture, step: int, *, batch_size: int, seed: int) -> np.ndar
 
 
 def steps_per_epoch(mixture: Mixture, batch_size: int) -> int:
-    """Whole batches in one epoch.
-
-    Raises:
-      InputError: the images do not fill a single batch.
-    """
+    """Returns the number of whole batches in one epoch; InputError if there is none."""
     if len(mixture) < batch_size:
         raise InputError(
             f"config.batch_size {batch_size} is more than the {len(mixture)} training images"
@@ -164,7 +168,7 @@ def steps_per_epoch(mixture: Mixture, batch_size: int) -> int:
 
 
 def shapes(mixture: Mixture, batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a whole training batch will be, over all processes."""
+    """Returns the shapes of a training batch over all processes."""
     pixels = (batch_size, image_size, image_size, 3)
     targets = (batch_size, mixture.targets.shape[1])
     return {
@@ -174,30 +178,6 @@ def shapes(mixture: Mixture, batch_size: int, image_size: int) -> dict[str, jax.
     }
 
 
-def decode(
-    mixture: Mixture, numbers: np.ndarray, image_size: int, *, out: np.ndarray | None = None
-) -> np.ndarray:
-    """Decodes images of a mixture into one buffer.
-
-    Args:
-      mixture: from `mix`.
-      numbers: int64 [b], which of its images.
-      image_size: s, pixels a side.
-      out: uint8 [b, s, s, 3], the buffer, if there is one.
-
-    Returns:
-      uint8 [b, s, s, 3].
-
-    Raises:
-      InputError: a record that cannot be read or decoded.
-    """
-    images = np.empty((len(numbers), image_size, image_size, 3), np.uint8) if out is None else out
-    for index, records in enumerate(mixture.records):
-        slots = np.flatnonzero(mixture.source[numbers] == index)
-        records.decode_into((images[slot] for slot in slots), mixture.row[numbers[slots]])
-    return images
-
-
 def train_batches(
     mixture: Mixture,
     read: Callable[[np.ndarray], np.ndarray],
@@ -205,77 +185,136 @@ def train_batches(
     batch_size: int,
     num_steps: int,
     seed: int,
-    process: int = 0,
-    num_processes: int = 1,
 ) -> grain.DatasetIterator:
-    """The training batches.
+    """Yields this process's part of the training batches.
 
-    {"image": what `read` returns, "target": float32 [b, classes], "domain": int32 [b]}, the
-    domain being the index of the source that an image comes from.
+    {"image": what `read` returns, "target": float32 [b, classes], "domain": int32 [b]}; the domain
+    is the index of the dataset that an image comes from.
 
     Args:
-      mixture: from `mix`.
-      read: the numbers of b images of the mixture, int64 [b], to the images, such as `decode`.
-      batch_size: over all processes; this one reads b = batch_size / num_processes of it.
-      num_steps: how many batches there are in all.
+      mixture: what is sampled.
+      read: turns the indices of b images, int64 [b], into the images, such as `Mixture.images`.
+      batch_size: over all processes; this one reads b = batch_size / processes of it.
+      num_steps: the number of batches.
       seed: of the order.
-      process: index of this process.
-      num_processes: how many share the batch.
 
     Returns:
-      A Grain iterator; `get_state` and `set_state` continue it exactly.
+      A Grain iterator; `get_state` and `set_state` resume it exactly.
     """
     steps = steps_per_epoch(mixture, batch_size)
-    local = batch_size // num_processes
+    local = batch_size // jax.process_count()
+    offset = jax.process_index() * local
 
-    # Threads work on neighbouring steps, which lie in one epoch or two.
+    # Threads work on neighbouring steps, which are in one epoch or two.
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> np.ndarray:
         return epoch_order(mixture, steps * batch_size, epoch, seed)
 
     def load(step: int) -> dict[str, np.ndarray]:
         epoch, position = divmod(int(step), steps)
-        first = position * batch_size + process * local
-        chosen = order(epoch)[first : first + local]
-        domain = mixture.source[chosen].astype(np.int32)
-        return {"image": read(chosen), "target": mixture.targets[chosen], "domain": domain}
+        indices = order(epoch)[position * batch_size + offset :][:local]
+        domain = mixture.source[indices].astype(np.int32)
+        return {"image": read(indices), "target": mixture.targets[indices], "domain": domain}
 
-    # One element is one batch: per-record elements and worker processes cost a third more.
-    options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
-    return iter(grain.MapDataset.range(num_steps).map(load).to_iter_dataset(options))
+    return iter(_in_threads(load, num_steps))
 
 
 def evaluation_batches(
-    records: Records,
-    rows: np.ndarray,
-    *,
-    batch_size: int,
-    image_size: int,
-    process: int = 0,
-    num_processes: int = 1,
+    records: Records, rows: np.ndarray, *, batch_size: int, image_size: int
 ) -> Iterator[np.ndarray]:
-    """Every row exactly once, in order; the last batch is filled up with black images.
+    """Yields this process's part of every row's image once, in order.
 
     Args:
-      records: the split to be scored.
-      rows: int64 [n], which of its records.
-      batch_size: over all processes; this one decodes b = batch_size / num_processes of it.
+      records: of the images.
+      rows: int64 [n], which of them.
+      batch_size: over all processes; this one decodes b = batch_size / processes of it.
       image_size: s, pixels a side.
-      process: index of this process.
-      num_processes: how many share each batch.
 
     Yields:
-      uint8 [b, s, s, 3].
+      uint8 [b, s, s, 3]; black images fill up the last batch.
     """
-    local = batch_size // num_processes
+    local = batch_size // jax.process_count()
+    offset = jax.process_index() * local
 
     def load(step: int) -> np.ndarray:
-        first = step * batch_size + process * local
-        chosen = rows[first : first + local]
+        chosen = rows[step * batch_size + offset :][:local]
         images = np.zeros((local, image_size, image_size, 3), np.uint8)
-        records.decode_into(images[: len(chosen)], chosen)
+        records.images(chosen, image_size, out=images[: len(chosen)])
         return images
 
+    yield from _in_threads(load, -(-len(rows) // batch_size))
+
+
+def _in_threads(load: Callable[[int], object], num_batches: int) -> grain.IterDataset:
+    # One element is one batch: per-record elements and worker processes cost a third more.
     options = grain.ReadOptions(num_threads=NUM_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
-    num_batches = -(-len(rows) // batch_size)
-    yield from grain.MapDataset.range(num_batches).map(load).to_iter_dataset(options)
+    return grain.MapDataset.range(num_batches).map(load).to_iter_dataset(options)
+
+
+def decode_all(mixture: Mixture, image_size: int, indices: range, out: np.ndarray) -> None:
+    """Decodes consecutive images into `out`, uint8 [len(indices), s, s, 3], with all cores.
+
+    Indices past the end of the mixture are skipped.
+
+    Raises:
+      InputError: a record cannot be read or decoded.
+    """
+    stop = min(indices.stop, len(mixture))
+    starts = range(indices.start, stop, IMAGES_PER_THREAD)
+
+    def decode(start: int) -> None:
+        chosen = np.arange(start, min(start + IMAGES_PER_THREAD, stop))
+        mixture.images(chosen, image_size, out[start - indices.start :][: len(chosen)])
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for _ in tqdm(pool.map(decode, starts), "decoding", len(starts), disable=None):
+            pass
+
+
+def memory_map(
+    mixture: Mixture, image_size: int, folder: Path, *, writes: bool, written: Callable[[], None]
+) -> np.ndarray:
+    """Decodes the images of a mixture once into a memory-mapped file.
+
+    Compared with the records' JPEGs it takes ten times the room and a tenth of the time. The file
+    is named by its content, so that data that were built again are decoded again.
+
+    Args:
+      mixture: of the images.
+      image_size: s, pixels a side.
+      folder: for this file alone; another mixture's file in it is deleted.
+      writes: whether this process writes it, one of those that share the folder.
+      written: called by every process; returns once the file is complete.
+
+    Returns:
+      uint8 [n, s, s, 3], read-only.
+
+    Raises:
+      InputError: the disk is full, or a record cannot be read or decoded.
+    """
+    file = folder / f"{_digest(mixture, image_size)}.npy"
+    if writes and not file.is_file():
+        shape = (len(mixture), image_size, image_size, 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.npy*"):
+            old.unlink()
+        size, free = int(np.prod(shape)), shutil.disk_usage(folder).free
+        if size > free:
+            raise InputError(
+                f"config.input=memmap: the images take {size / 2**30:.1f} GiB and "
+                f"{free / 2**30:.1f} GiB are free in '{folder}'; set config.input=stream"
+            )
+        with replacing(file) as temporary:
+            images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+            decode_all(mixture, image_size, range(len(mixture)), images)
+            images.flush()
+    written()
+    return np.load(file, mmap_mode="r")
+
+
+def _digest(mixture: Mixture, image_size: int) -> str:
+    digest = hashlib.sha256(str(image_size).encode())
+    for index, records in enumerate(mixture.records):
+        rows = mixture.row[mixture.source == index]
+        digest.update(records.columns["image_digest"][rows].tobytes())
+    return digest.hexdigest()[:16]

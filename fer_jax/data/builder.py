@@ -1,8 +1,8 @@
 """The base class of the TFDS builders in data_builders/: from labelled inputs to shards of records.
 
-A builder lists its inputs with their labels and splits (`list_inputs`) and says how an image or a
-clip becomes faces (`_generate_examples`). What all builders share is here: the record's features,
-decoding in threads, clips in processes, the check that nothing was lost, and the ledger.
+A builder lists its inputs with their labels and splits (`list_inputs`) and turns an image or a clip
+into faces (`_generate_examples`). This class adds the record's features, decoding in threads, clips
+in processes, the check that nothing was lost, and the ledger.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -31,6 +31,11 @@ from fer_jax.media import clips
 from fer_jax.media.extraction import Extraction, Found, from_arguments
 
 NUM_THREADS = max(1, min(16, os.cpu_count() or 1))
+SYSTEM_FILES = re.compile(
+    r"(^|/)((\._[^/]*|~\$[^/]*|\.DS_Store|\.localized|ehthumbs\.db|thumbs\.db|desktop\.ini)$"
+    r"|(__MACOSX|\.Spotlight-V100|\.Trashes|\.fseventsd|\$RECYCLE\.BIN|@eaDir)/)",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +47,18 @@ class Inputs:
         under keys that begin with "_" what reading it needs ("_job" of a clip).
       skipped: inputs that are not read: (item, reason).
       settings: what the dataset is made from; with other settings it is another dataset.
+      ignored: number of files that are no inputs, by what they are.
+      remarks: (item, reason) of what is in the ledger but is no input, such as rows of a table.
     """
 
     rows: list[dict[str, Any]]
     skipped: list[tuple[str, str]]
     settings: dict[str, Any]
+    ignored: dict[str, int] = dataclasses.field(default_factory=dict)
+    remarks: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def by_split(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of each split."""
+        """Returns the rows of each split."""
         found: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
         for row in self.rows:
             found[row["split"]].append(row)
@@ -57,40 +66,27 @@ class Inputs:
 
 
 class Outcome(NamedTuple):
-    """What became of one row; all counts are sums over these.
+    """The result of one row; all counts are sums over these."""
 
-    Attributes:
-      row: its record_id.
-      split: its split.
-      num_inputs: images or frames.
-      records: of each record "record_id", "digest" and what the tables count.
-      skipped: (item, reason) of the inputs that gave no record.
-    """
-
-    row: str
+    row: str  # its record_id
     split: str
-    num_inputs: int
-    records: list[dict[str, Any]]
-    skipped: list[tuple[str, str]]
+    num_inputs: int  # images or frames
+    records: list[dict[str, Any]]  # "record_id", "digest" and the columns that tables count
+    skipped: list[tuple[str, str]]  # (item, reason) of the inputs that gave no record
 
 
 def protocols(*names: str) -> list[tfds.core.BuilderConfig]:
-    """The configs of a builder whose datasets can be split by these protocols."""
+    """Returns one config per protocol by which a builder's datasets can be split."""
     return [
         tfds.core.BuilderConfig(name=name, description=splits.PROTOCOLS[name]) for name in names
     ]
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS builder of face records.
+    """A TFDS builder of face records."""
 
-    Attributes:
-      SOURCE: what `--source` names; "" if the builder reads no files.
-      UNIT: what a row of the inputs is, "image" or "clip".
-    """
-
-    SOURCE = ""
-    UNIT = "image"
+    SOURCE = ""  # what `--source` names; "" if the builder reads no files
+    UNIT = "image"  # or "clip": a row of the inputs
 
     def __init__(
         self,
@@ -100,12 +96,12 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         file_format: Any = "array_record",
         **rest: Any,
     ) -> None:
-        """Takes what a TFDS builder takes, and options.
+        """Takes the arguments of a TFDS builder, and two more.
 
         Args:
-          options: the parsed flags of `add_arguments`; None: their defaults, and `--manual_dir` of
-            `tfds build` is the source.
-          clip_folder: keeps the faces of finished clips; None: .clips in the data folder.
+          options: the parsed options of `add_arguments`; None: their defaults, and `--manual_dir`
+            of `tfds build` is the source.
+          clip_folder: for the faces of finished clips; None: .clips in the data folder.
           file_format: as in TFDS.
           **rest: data_dir, config and version, as in TFDS.
         """
@@ -147,7 +143,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def record_info(
         self, description: str, *, license: str = "", citation: str = ""
     ) -> tfds.core.DatasetInfo:
-        """The DatasetInfo of records; the options replace the license and citation."""
+        """Returns the DatasetInfo of records; the options replace the license and citation."""
         return tfds.core.DatasetInfo(
             builder=self,
             description=description,
@@ -158,7 +154,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def list_inputs(self) -> Inputs:
-        """Lists what is read, with labels and splits; decodes nothing.
+        """Lists the inputs with their labels and splits, without decoding them.
 
         Raises:
           InputError: the source or an option cannot be used.
@@ -170,7 +166,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The result of `list_inputs`.
 
         Raises:
-          InputError: also if there is no source, nothing to build, or an id occurs twice.
+          InputError: also if there is no source, nothing to build, a part would be empty, or an
+            id occurs twice.
         """
         if self.SOURCE and self.options.source is None:
             raise InputError(f"builder '{type(self).name}' needs --source: {self.SOURCE}")
@@ -182,11 +179,26 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"{self.name}: nothing to build, all {len(inputs.skipped)} inputs were skipped"
                 f"{ledger.reasons_in_line(inputs.skipped)}"
             )
+        self._check_parts(inputs)
         ids = collections.Counter(row["record_id"] for row in inputs.rows)
         twice = [name for name, count in ids.items() if count > 1]
         if twice:
             raise InputError(f"{self.name}: {len(twice)} ids occur twice, such as '{twice[0]}'")
         return inputs
+
+    def _check_parts(self, inputs: Inputs) -> None:
+        """Refuses an empty part; the cause may be the inputs that were skipped."""
+        if self.protocol == "grouped":
+            parts, cause = splits.PARTS, splits.TOO_FEW
+        elif self.protocol == "content":
+            text = self.options.content_parts
+            parts, cause = tuple(splits.content_parts(text)), f"no input is of its content ({text})"
+        else:
+            return
+        if inputs.skipped:
+            reasons = ledger.reasons_in_line(inputs.skipped)
+            cause += f"; {len(inputs.skipped)} inputs were skipped{reasons}"
+        splits.check_parts((row["split"] for row in inputs.rows), parts, cause)
 
     @functools.cached_property
     def extraction(self) -> Extraction:
@@ -194,7 +206,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return from_arguments(self.options)
 
     def splits_of_inputs(self) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        """The generator of each split, for `_split_generators`."""
+        """Returns the generator of each split, for `_split_generators`."""
         return {
             split: self._generate_examples(rows) for split, rows in self.inputs.by_split().items()
         }
@@ -202,11 +214,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def examples(
         self, rows: Sequence[dict[str, Any]], find_faces: Callable[[dict[str, Any]], list[Found]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (record_id, record) of rows in order, and notes what became of each row.
+        """Yields (record_id, record) of one split's rows in order, and keeps each row's outcome.
 
-        Args:
-          rows: of one split.
-          find_faces: a row to its faces; called by threads. An InputError skips the row.
+        `find_faces` returns a row's faces; threads call it, and its InputError skips the row.
         """
         label = f"{self.name}/{self.protocol} {rows[0]['split']}"
         with tqdm(total=len(rows), desc=label, unit=self.UNIT, disable=None) as progress:
@@ -218,7 +228,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 yield from records
 
     def faces_in_clip(self, row: dict[str, Any]) -> list[Found]:
-        """The faces of a clip, from its finished file if there is one."""
+        """Returns the faces of a clip, from its finished file if there is one."""
         job, extraction = row["_job"], self.extraction
         return clips.read_clip(clips.finish_clip(job, extraction, self._clip_folder)).found
 
@@ -230,7 +240,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self._finish_clips()
         try:
             super()._download_and_prepare(dl_manager, download_config)
-        except AssertionError:  # TFDS refuses a split without records, but cannot say why it is one
+        except AssertionError:  # TFDS refuses an empty split, but does not know the reason
             self._refuse_empty()
             raise
         if download_config.max_examples_per_split is None:
@@ -246,12 +256,14 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 progress.update()
 
     def _verify(self) -> None:
-        """Nothing was lost: every row has its outcome, and the shards hold each record."""
+        """Checks that nothing was lost: each row has one outcome, each record is in the shards."""
         listed = collections.Counter(row["record_id"] for row in self.inputs.rows)
         came = collections.Counter(outcome.row for outcome in self._outcomes)
         if listed != came:
             lost, twice = (listed - came).total(), (came - listed).total()
-            raise RuntimeError(f"of {listed.total()} rows {lost} were lost and {twice} came twice")
+            raise RuntimeError(
+                f"of {listed.total()} rows {lost} are missing and {twice} are duplicated"
+            )
         self._refuse_empty()
         ids = collections.Counter(r["record_id"] for one in self._outcomes for r in one.records)
         if len(ids) < ids.total():
@@ -276,7 +288,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _write_ledger(self, folder: Path) -> None:
         inputs, outcomes = self.inputs, self._outcomes
         skipped = sorted(itertools.chain(inputs.skipped, *(one.skipped for one in outcomes)))
-        ledger.write_skipped(folder, skipped)
+        ledger.write_skipped(folder, [*skipped, *sorted(inputs.remarks)])
         ledger.write_quality(folder, outcomes)
         if self.UNIT == "clip":
             ledger.write_clips(folder, inputs.rows, self.extraction, self._clip_folder)
@@ -287,7 +299,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class _UncompressedWriter(tfds.core.ExampleWriter):
-    """Compression takes 2.5 % off a JPEG and doubles the time to read it, so there is none."""
+    """Writes shards without compression, which saves 2.5 % of a JPEG and doubles its read time."""
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
         if self.file_format != tfds.core.FileFormat.ARRAY_RECORD:
@@ -302,7 +314,7 @@ class _UncompressedWriter(tfds.core.ExampleWriter):
 def make_records(
     row: dict[str, Any], find_faces: Callable[[dict[str, Any]], list[Found]]
 ) -> tuple[Outcome, list[tuple[str, dict[str, Any]]]]:
-    """Reads a row: what became of it, and its records by their ids."""
+    """Reads a row; returns its outcome and (record_id, record) pairs."""
     name, split = row["record_id"], row["split"]
     shared = _public(row, "split", "record_id")
     try:
@@ -347,33 +359,84 @@ def _in_threads(
                 pending.append(pool.submit(function, following))
 
 
-def files_in(folder: Path, suffixes: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Lists the files with one of these (lower-case) endings anywhere in a folder.
+class Listing(NamedTuple):
+    """The files of a folder: paths inside it, sorted.
 
-    Links are followed within the folder, to files.
-
-    Returns:
-      (paths inside the folder, sorted; (item, reason) of what is not read).
+    Attributes:
+      files: those that can be read.
+      skipped: (item, reason) of those that cannot.
+      ignored: those that systems leave behind, such as .DS_Store.
     """
-    files, skipped = [], []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        linked = path.is_symlink()
-        linked_folder = linked and path.is_dir()
-        if not linked_folder and path.suffix.lower() not in suffixes:
-            continue
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            item = os.fsencode(name).decode(errors="backslashreplace")
-            skipped.append((item, "its name is not UTF-8"))
-            continue
-        if linked_folder:
-            skipped.append((name, "a link to a folder"))
-        elif linked and not path.exists():
-            skipped.append((name, "a broken link"))
-        elif linked and not path.resolve().is_relative_to(folder.resolve()):
-            skipped.append((name, "a link out of the folder"))
-        elif path.is_file():
-            files.append(name)
-    return sorted(files), sorted(skipped)
+
+    files: list[str]
+    skipped: list[tuple[str, str]]
+    ignored: list[str]
+
+
+def files_in(folder: Path) -> Listing:
+    """Lists all files below a folder; follows links to files within it."""
+    files, skipped, ignored = [], [], []
+    unreadable: list[OSError] = []
+    for place, folders, names in os.walk(folder, onerror=unreadable.append):
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for path in (Path(place, name) for name in names + links):
+            name = path.relative_to(folder).as_posix()
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                item = os.fsencode(name).decode(errors="backslashreplace")
+                skipped.append((item, "its name is not UTF-8"))
+                continue
+            if is_system_file(name):
+                ignored.append(name)
+            elif reason := _why_unread(path, folder):
+                skipped.append((name, reason))
+            else:
+                files.append(name)
+    for error in unreadable:
+        name = Path(error.filename).relative_to(folder).as_posix()
+        skipped.append((name, f"a folder that cannot be read: {error.strerror}"))
+    return Listing(sorted(files), sorted(skipped), sorted(ignored))
+
+
+def not_listed(
+    folder: Path, listed: Collection[str], table: str
+) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """The other files of a folder whose table lists its files: `skipped` and `ignored`.
+
+    What lies directly in the folder was written with the table.
+    """
+    listing = files_in(folder)
+    listed = {PurePosixPath(name).as_posix() for name in listed}
+    others = [name for name in listing.files if name not in listed]
+    skipped = [entry for entry in listing.skipped if entry[0] not in listed]
+    skipped += [(name, f"not in {table}") for name in others if "/" in name]
+    beside = sum("/" not in name for name in others)
+    return skipped, {f"written beside {table}": beside, "a system file": len(listing.ignored)}
+
+
+def _why_unread(path: Path, folder: Path) -> str:
+    if path.is_dir():
+        return "a link to a folder"
+    if path.is_symlink() and not path.exists():
+        return "a broken link"
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        return "a link out of the folder"
+    return "" if path.is_file() else "not a regular file"
+
+
+def is_system_file(name: str) -> bool:
+    """Whether macOS, Windows or Office leaves files of this path beside others."""
+    return SYSTEM_FILES.search(name) is not None
+
+
+def outline(files: Sequence[str]) -> str:
+    """Names some of the folders and files of a source, for an error."""
+    folders = sorted({parent for file in files if (parent := file.rpartition("/")[0])})
+    listed = [
+        f"{kind} {', '.join(map(repr, names[:4]))}"
+        + f" and {len(names) - 4} more" * (len(names) > 4)
+        for kind, names in (("folders", folders), ("files", sorted(files)))
+        if names
+    ]
+    return "it has the " + " and the ".join(listed) if listed else "it is empty"

@@ -1,25 +1,29 @@
-"""The data of an experiment: a config's training, validation and test parts, opened and checked."""
+"""Opens and checks the data of an experiment: the training, validation and test parts."""
 
+import collections
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fer_jax import storage
 from fer_jax.config import Config, default_data_dir, from_json, to_json
+from fer_jax.data import provenance
 from fer_jax.data.audit.findings import (
     LEAKS,
     count_kinds,
+    find_near_duplicates,
     identity_findings,
     leaks_in_words,
-    pool,
+    pool_records,
 )
 from fer_jax.data.records import (
     Records,
+    build_summary,
     built_datasets,
-    only,
     open_records,
     read_exclusions,
     without,
@@ -27,96 +31,78 @@ from fer_jax.data.records import (
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.schema import UNKNOWN
 
+MISSPELLED = 0.85  # similarity (difflib) of a name to that of a dataset, from which it is refused
 EXCLUSIONS_FILE = "exclusions.csv"  # a run's copy of its config.exclusions
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One entry of `config.sources` or `config.test_sets`.
+    """One entry of `config.sources` or `config.test_sets`; parts are TFDS split expressions."""
 
-    Attributes:
-      name: a prepared dataset, such as "demo/controlled" or "jaffe/folds".
-      train: TFDS split expression of the training part, such as "fold_0+fold_1".
-      validation: split expression of the part that checkpoints are selected on.
-      test: split expression that `evaluate` scores.
-      weight: share of the training images, relative to the other sources; 0 means "as many
-        as it has".
-    """
-
-    name: str
-    train: str = "train"
-    validation: str = "validation"
-    test: str = "test"
-    weight: float = 0.0
+    name: str  # of a built dataset, such as "demo/controlled" or "jaffe/folds"
+    train: str = "train"  # the training part, such as "fold_0+fold_1"
+    validation: str = "validation"  # the part that checkpoints are selected on
+    test: str = "test"  # the part that `evaluate` scores
+    weight: float = 0.0  # of the training images, relative to other sources; 0: as many as it has
 
 
 def as_source(entry: str | Mapping[str, Any]) -> Source:
-    """A config's entry, a name or a block, as a `Source`.
+    """Turns a config's entry, a name or a block, into a `Source`.
 
     Raises:
-      InputError: the block has a field that `Source` does not have, or no name.
+      InputError: the block has an unknown field, no name, or a value of the wrong type.
     """
     if isinstance(entry, str):
         return Source(entry)
     if not isinstance(entry, Mapping):
-        raise InputError(f"a source is a dataset's name or a block with one, not {entry!r}")
+        raise InputError(f"a source must be a dataset's name or a block with one, got {entry!r}")
     defaults = {field.name: field.default for field in dataclasses.fields(Source)}
     for key, value in entry.items():
         if key not in defaults:
             raise InputError(f"a source has no field '{key}'{did_you_mean(key, defaults)}")
-        kinds, what = ((int, float), "a number") if key == "weight" else ((str,), "a text")
+        kinds, what = ((int, float), "a number") if key == "weight" else ((str,), "a string")
         if not isinstance(value, kinds):
-            raise InputError(f"the source's {key} must be {what}, not {value!r}")
+            raise InputError(f"the source's {key} must be {what}, got {value!r}")
     if "name" not in entry:
-        raise InputError(f"a source without a name: {dict(entry)}")
+        raise InputError(f"a source has no name: {dict(entry)}")
     source = Source(**entry)
     if not 0 <= source.weight < float("inf"):
-        raise InputError(f"the weight of '{source.name}' must be at least 0, not {source.weight}")
+        raise InputError(f"the weight of '{source.name}' must be at least 0, got {source.weight}")
     return source
 
 
 class Experiment(NamedTuple):
-    """The data of an experiment as `train` and `evaluate` use it.
-
-    Attributes:
-      train: opened training parts, one per source, without what is excluded.
-      validation: the validation parts likewise.
-      test: the test sets, whole.
-      left_out: "dataset split" -> how many records `config.exclusions` took out of it.
-      absent: test sets that are not built here.
-      task: records without a label for it are in no one's way.
-    """
+    """The data of an experiment; excluded records are removed from training and validation."""
 
     train: list[Records]
     validation: list[Records]
     test: list[Records]
-    left_out: dict[str, int]
-    absent: list[str]
-    task: str
+    left_out: dict[str, int]  # "dataset split" -> how many records were excluded from it
+    absent: list[str]  # test sets that are not built here
+    task: str  # whose labels are used
 
     @property
-    def sides(self) -> list[tuple[str, Records]]:
-        """(side, the labelled records) pairs."""
+    def parts(self) -> list[tuple[str, Records]]:
+        """(part, its records with a label for the task) pairs; part is "train", ..."""
         return [
-            (side, only(records, np.flatnonzero(records.labels(self.task) != UNKNOWN)))
-            for side in ("train", "validation", "test")
-            for records in getattr(self, side)
+            (part, _labelled(records, self.task))
+            for part in ("train", "validation", "test")
+            for records in getattr(self, part)
         ]
 
 
-def open_experiment(
-    config: Config, data_dir: Path, opening: Callable[..., Records] = open_records
-) -> Experiment:
-    """Opens everything that a config names.
+def _labelled(records: Records, task: str) -> Records:
+    return records.select(np.flatnonzero(records.labels(task) != UNKNOWN))
 
-    Args:
-      config: of the experiment.
-      data_dir: where the datasets are.
-      opening: `open_records`, or what remembers what it opened before.
+
+def open_experiment(
+    config: Config, data_dir: Path, open_part: Callable[..., Records] = open_records
+) -> Experiment:
+    """Opens all datasets that a config names; `open_part` may be a cached `open_records`.
 
     Raises:
-      InputError: no source, one that is not built, a test set without such a split, or
-        exclusions that cannot be read.
+      InputError: there is no source, a source is not built, no training record has a label for
+        the task, a test set is misspelled or has no such split, or the exclusions cannot be read.
     """
     sources = [as_source(entry) for entry in config.sources]
     if not sources:
@@ -128,72 +114,112 @@ def open_experiment(
             (source.train, opened.train),
             (source.validation, opened.validation),
         ):
-            found = opening(source.name, split, data_dir, config.corrupt_records == "skip")
+            found = open_part(source.name, split, data_dir, config.corrupt_records == "skip")
             kept, left_out = without(found, excluded)
             records.append(kept)
             if left_out:
                 opened.left_out[f"{kept.name} {split}"] = left_out
+    if not any(len(_labelled(records, config.task)) for records in opened.train):
+        names = ", ".join(records.name for records in opened.train)
+        raise InputError(
+            f"no training record of {names} has a label for the task '{config.task}'; choose "
+            "other config.sources, or another config.task"
+        )
     built = built_datasets(data_dir)
     for source in [as_source(entry) for entry in config.test_sets]:
         if any(f"{label}/".startswith(f"{source.name}/") for label in built):
-            opened.test.append(opening(source.name, source.test, data_dir))
+            opened.test.append(open_part(source.name, source.test, data_dir))
+        elif close := difflib.get_close_matches(source.name, built, n=1, cutoff=MISSPELLED):
+            raise InputError(
+                f"test set '{source.name}' is not built in {data_dir}; did you mean '{close[0]}'? "
+                "Otherwise build it, or leave it out of config.test_sets for now"
+            )
         else:
             opened.absent.append(source.name)
     return opened
 
 
-def allowed_leaks(parts: Sequence[tuple[str, Records]], *, allow: bool) -> dict[str, int]:
-    """The identity part of the audit, before a training starts.
+class Leaks(NamedTuple):
+    """What was found between the parts of an experiment without decoding images."""
 
-    Args:
-      parts: (side, records) pairs, what is excluded already left out.
-      allow: `config.allow_leaks`.
+    counts: dict[str, int]  # by kind of `LEAKS`
+    seen: list[str]  # what the networks behind synthetic images saw of test sets, a sentence each
+    unknown: list[str]  # what is not known of whom these networks saw
 
-    Returns:
-      Leaks by kind; empty unless they are allowed.
+    def in_words(self) -> str:
+        """Returns all leaks in one line."""
+        return "; ".join([leaks_in_words(self.counts), *self.seen])
 
-    Raises:
-      InputError: something leaks, and that is not allowed.
+
+def find_leaks(experiment: Experiment, data_dir: Path) -> Leaks:
+    """Compares identities, images byte by byte, and the people behind synthetic images."""
+    counts = count_kinds(identity_findings(pool_records(experiment.parts)), LEAKS)
+    learned = [*experiment.train, *experiment.validation]
+    seen, unknown = provenance.behind(learned, experiment.test, data_dir)
+    counts |= collections.Counter(one.role for one in seen)
+    return Leaks(counts, [one.sentence for one in seen], unknown)
+
+
+def check_leaks(leaks: Leaks, config: Config, prefix: str = "") -> None:
+    """Refuses leaks, and unknown people, that a config does not allow; InputError.
+
+    `prefix` begins the message and comes before the names of the fields, as in "run.".
     """
-    counts = count_kinds(identity_findings(pool(parts)), LEAKS)
-    if counts and not allow:
+    field, verb = f"--config.{prefix}", "study" if prefix else "audit"
+    if leaks.counts and not config.allow_leaks:
         raise InputError(
-            f"the data leaks: {leaks_in_words(counts)}; look with `fer-jax audit --config=...`, "
-            "leave records out with --config.exclusions=FILE, or say --config.allow_leaks=true"
+            f"the data leaks: {leaks.in_words()}; leave the records out ({field}exclusions=FILE) "
+            f"that `fer-jax {verb} --write_exclusions=FILE` lists, or set "
+            f"{field}allow_leaks=true"
         )
-    return counts
+    if leaks.unknown and not config.allow_unknown_people:
+        raise InputError(
+            f"it is unknown whether people of the test sets are behind synthetic images: "
+            f"{'; '.join(leaks.unknown)}; leave these datasets out, or accept it with "
+            f"{field}allow_unknown_people=true, and the report will say so"
+        )
 
 
 def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | None:
-    """What a run was trained and validated on; None, with the reason printed, if it is not here.
+    """Opens the data that a run was trained and validated on, with its copy of the exclusions.
 
-    Args:
-      config: of the run.
-      data_dir: where the datasets are.
-      workdir: of the run; holds the exclusions as they were.
+    Returns None and prints the reason if they cannot be opened.
     """
     kept = workdir / EXCLUSIONS_FILE
-    learned_on = from_json(to_json(config))
-    learned_on.test_sets = ()
-    learned_on.exclusions = str(kept) if kept.is_file() else ""
+    trained_on = from_json(to_json(config))
+    trained_on.test_sets = ()
+    trained_on.exclusions = str(kept) if kept.is_file() else ""
     try:
-        return open_experiment(learned_on, data_dir)
+        before = storage.read_json(workdir / "environment.json")
+        for name, was in before.get("datasets", {}).items():
+            if was["fingerprint"] != build_summary(name, data_dir).get("fingerprint"):
+                raise InputError(f"'{name}' is another build than the run was trained on")
+        opened = open_experiment(trained_on, data_dir)
+        if before.get("left_out", opened.left_out) != opened.left_out:
+            raise InputError(f"'{kept}' does not leave out what was left out of the training")
+        return opened
     except InputError as error:
-        print(f"not audited: what was trained on cannot be opened ({error})")
+        print(f"not audited: the training data cannot be opened ({error})")
         return None
 
 
-def leaks_into(trained: Experiment, test: Records) -> dict[str, int]:
-    """Leaks by kind between what a run learned on and one test set."""
-    scored = only(test, np.flatnonzero(test.labels(trained.task) != UNKNOWN))
-    # One word for what is learned on: what leaks within it is not this set's leak.
-    sides = [("train", records) for _, records in trained.sides]
-    return count_kinds(identity_findings(pool([*sides, ("test", scored)])), LEAKS)
+def leaks_into(trained: Experiment, test: Records, data_dir: Path, workdir: Path) -> dict[str, Any]:
+    """Finds the leaks between a run's data and one test set, as `find_leaks` does.
+
+    Returns:
+      the fields of `Leaks`, and "near_duplicates", of the audit in the workdir if it was of these
+      images, else None; those that it found are counted as images.
+    """
+    # Validation data count as training data: leaks between these two are not the test set's.
+    learned = [*trained.train, *trained.validation]
+    leaks = find_leaks(trained._replace(train=learned, validation=[], test=[test]), data_dir)
+    near = find_near_duplicates(workdir, trained._replace(test=[test]).parts)
+    if near and near["found"]:
+        leaks.counts["image"] = leaks.counts.get("image", 0) + near["found"]
+    return leaks._asdict() | {"near_duplicates": near}
 
 
 def training_data_dir(workdir: Path) -> Path:
-    """Where a run trained from, or the default data folder if its environment.json is missing."""
-    file = workdir / "environment.json"
-    if not file.is_file():
-        return default_data_dir()
-    return Path(json.loads(file.read_text())["data_dir"])
+    """Returns a run's data folder, or the default one if its environment.json is missing."""
+    trained_from = storage.read_json(workdir / "environment.json").get("data_dir")
+    return Path(trained_from) if trained_from else default_data_dir()

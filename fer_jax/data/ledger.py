@@ -1,4 +1,4 @@
-"""What lies beside a dataset's shards: ledger.csv, quality.csv, clips.csv and build.json."""
+"""Writes the files beside a dataset's shards: ledger.csv, quality.csv, clips.csv, build.json."""
 
 import collections
 import hashlib
@@ -16,24 +16,32 @@ from fer_jax.media.extraction import Extraction
 from fer_jax.storage import write_atomically, write_table
 
 SUMMARY = "build.json"
+REASONS_IN_LINE = 4
+FEW_IMAGES = 30  # too few to choose a checkpoint by, or to score on
 
 
 def counts_in_line(counts: Mapping[str, int]) -> str:
-    """Counts by name, as "a 1, b 2"."""
+    """Returns counts by name as "a 1, b 2"."""
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def reasons_in_line(skipped: Sequence[tuple[str, str]]) -> str:
-    """How often inputs were skipped for which reason, as " (a 1, b 2)", or ""."""
+    """Returns how many inputs were skipped for each reason as " (a 1, b 2)", or ""."""
     counts = collections.Counter(reason for _, reason in skipped)
-    return f" ({counts_in_line(counts)})" if counts else ""
+    named = counts_in_line(dict(counts.most_common(REASONS_IN_LINE)))
+    others = len(counts) - REASONS_IN_LINE
+    return f" ({named}{f', {others} other reasons' * (others > 0)})" if counts else ""
 
 
-def reasons(counts: Mapping[str, int]) -> str:
-    """The same in lines, the most frequent first."""
-    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-    lines = [f"    {count} x {reason}" for reason, count in ordered]
-    return "\n".join([f"  skipped: {sum(counts.values())}", *lines])
+def reasons(skipped: Mapping[str, int], ignored: Mapping[str, int]) -> str:
+    """Returns the same in lines, the most frequent first, with the ignored files."""
+    lines = []
+    for title, counts in (("skipped", skipped), ("ignored", ignored)):
+        if title == "skipped" or any(counts.values()):
+            lines.append(f"  {title}: {sum(counts.values())}")
+        ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+        lines += [f"    {count} x {reason}" for reason, count in ordered if count]
+    return "\n".join(lines)
 
 
 def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
@@ -43,7 +51,7 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def write_quality(folder: Path, outcomes: Sequence[Any]) -> None:
-    """Writes quality.csv if the faces were measured: a row for every record."""
+    """Writes quality.csv, a row for every record, if the faces were measured."""
     measured = [record for one in outcomes for record in one.records if record["measured"]]
     if measured:
         columns = ("record_id", *measured[0]["measured"])
@@ -58,7 +66,7 @@ def write_quality(folder: Path, outcomes: Sequence[Any]) -> None:
 def write_clips(
     folder: Path, inputs: Sequence[Mapping[str, Any]], extraction: Extraction, kept: Path
 ) -> None:
-    """Writes clips.csv: for every clip, what its container claims and what was found in it."""
+    """Writes clips.csv: for every clip, what its container claims and what it contains."""
     rows = []
     for row in inputs:
         clip = clips.read_clip(clips.finished_file(row["_job"], extraction, kept))
@@ -76,7 +84,8 @@ def write_summary(
     by_split: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for outcome in outcomes:
         by_split[outcome.split] += outcome.records
-    records = [record for of_split in by_split.values() for record in of_split]
+    by_split = dict(sorted(by_split.items()))
+    records = [record for own in by_split.values() for record in own]
     num_inputs = len(inputs.skipped) + sum(outcome.num_inputs for outcome in outcomes)
     digests = sorted((record["record_id"], record["digest"]) for record in records)
     summary = {
@@ -84,12 +93,13 @@ def write_summary(
         "inputs_with_faces": num_inputs - len(skipped),
         "records": len(records),
         "skipped": dict(collections.Counter(reason for _, reason in skipped)),
-        "splits": {split: len(by_split[split]) for split in sorted(by_split)},
+        "ignored": {name: count for name, count in inputs.ignored.items() if count},
+        "splits": {split: len(own) for split, own in by_split.items()},
         "classes": {
-            split: {task: _class_counts(by_split[split], task) for task in schema.TASKS}
-            for split in sorted(by_split)
+            split: {task: _class_counts(own, task) for task in schema.TASKS}
+            for split, own in by_split.items()
         },
-        "subjects_by_split": {split: _subjects(by_split[split]) for split in sorted(by_split)},
+        "subjects_by_split": {split: _subjects(own) for split, own in by_split.items()},
         "subjects": _subjects(records),
         "below_published": _below_published(records),
         "options": inputs.settings,
@@ -111,7 +121,7 @@ def _class_counts(records: Sequence[Mapping[str, Any]], task: str) -> dict[str, 
 
 
 def _below_published(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many measured faces are below the published limits."""
+    """Counts the measured faces below the published limits."""
     limits = {"contrast": faces.PUBLISHED_CONTRAST, "sharpness": faces.PUBLISHED_SHARPNESS}
     measured = [record["measured"] for record in records if record["measured"]]
     return {
@@ -122,31 +132,33 @@ def _below_published(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def inputs_digest(inputs: Any) -> str:
-    """A digest of the rows that are read: other files, labels or splits give another one."""
+    """Returns a digest of the rows; other files, labels or splits give another one."""
     rows = []
     for row in inputs.rows:
         known = {key: value for key, value in row.items() if not key.startswith("_")}
         if "_job" in row:
-            # The size and not the time: copies of the same source are the same.
+            # The size, not the time: copies of a source must have the same digest.
             known["bytes"] = os.stat(row["_job"].path).st_size
         rows.append(json.dumps(known, default=np.ndarray.tolist))
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
 def table(label: str, summary: Mapping[str, Any], num_clips: int = 0) -> str:
-    """A summary for a terminal."""
+    """Returns a summary as text for a terminal."""
     lines = [f"{label}: {summary['records']} records"]
     if num_clips:
         lines[0] += f" from {summary['inputs']} frames of {num_clips} clips"
     for split, count in summary["splits"].items():
         subjects = summary["subjects_by_split"][split]
-        people = f"{subjects} subjects" if subjects else "no named subjects"
+        people = f"{subjects} subject{'s' * (subjects > 1)}" if subjects else "no named subjects"
         lines.append(f"  {split}: {count} images, {people}")
         for task, counts in summary["classes"][split].items():
             if set(counts) != {"unknown"}:
                 lines.append(f"    {task}: {counts_in_line(counts)}")
+        if split != "train" and count < FEW_IMAGES:
+            lines.append(f"    only {count} images: each is {1 / count:.0%} of the accuracy")
     if summary["below_published"]:
         lines.append(
             f"  below the published limits: {counts_in_line(summary['below_published'])} records"
         )
-    return "\n".join([*lines, reasons(summary["skipped"])])
+    return "\n".join([*lines, reasons(summary["skipped"], summary["ignored"])])

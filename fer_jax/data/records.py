@@ -1,13 +1,9 @@
-"""Prepared datasets, opened: their labels as columns, their faces as uint8 arrays.
+"""Reads built datasets: labels as columns, faces as uint8 arrays, without TensorFlow."""
 
-Reads the array_record shards that the builders wrote, without TensorFlow.
-"""
-
-import csv
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +11,17 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media.images import resized
 from fer_jax.schema import EMOTIONS, TASKS, UNKNOWN
+from fer_jax.storage import read_json, read_table
 
 TEXT_COLUMNS = (
-    "record_id",
-    "source",
-    "content",
-    "stimulus_id",
-    "subject_id",
-    "clip_id",
-    "gender",
-    "url",
+    *("record_id", "source", "content", "stimulus_id", "subject_id", "clip_id", "gender", "url"),
 )
 NUMBER_COLUMNS = {
     "emotion": np.int64,
@@ -39,109 +30,106 @@ NUMBER_COLUMNS = {
     "age": np.float32,
     "seed": np.int64,
 }
+# What array_record, the parser and the columns raise for damaged bytes.
+UNREADABLE = (IndexError, RuntimeError, ValueError, DecodeError)
+# What TFDS raises for damaged metadata, which may name types, classes and modules.
+METADATA_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError),
+    json_format.Error,
+)
+REBUILD = "build the dataset again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """One split of one dataset.
+    """Records of one split of a dataset; an image is read and decoded when it is asked for.
 
-    Attributes:
-      name: the dataset.
-      split: the split expression.
-      columns: everything but the images, one array of length n each; of an image only
-        "image_digest", uint64, equal where two are equal byte for byte.
-      serialized: random access to the n records as bytes.
-      config: how the dataset was built, such as "grouped" or "content".
-      skipped: records that are damaged and were left out, each with file, number and reason.
+    The columns are everything but the images, one array of length n each; "image_digest" (uint64)
+    is equal for images that are equal byte for byte.
     """
 
-    name: str
-    split: str
+    name: str  # of the dataset
+    split: str  # the split expression
     columns: dict[str, np.ndarray]
-    serialized: Sequence[bytes]
-    config: str = ""
-    skipped: Sequence[str] = ()
+    serialized: Sequence[bytes]  # random access to the split's records
+    rows: np.ndarray  # int64 [n], where each record is in `serialized`
+    shards: Sequence[Any] = ()  # TFDS's instructions which part of which file is read
+    config: str = ""  # how the dataset was built, such as "grouped" or "content"
+    skipped: Sequence[str] = ()  # damaged records, each with file, number and reason
 
     def __len__(self) -> int:
-        return len(self.serialized)
+        return len(self.rows)
 
     def labels(self, task: str) -> np.ndarray:
-        """int64 [n], index into the task's classes, -1 where unknown."""
+        """Returns int64 [n], the index of the task's class, -1 where unknown."""
         return self.columns[task]
 
     def targets(self, task: str, soft: bool) -> np.ndarray:
-        """float32 [n, classes]: the annotators' votes if `soft`, else one-hot labels."""
+        """Returns float32 [n, classes]: the annotators' votes if `soft`, else one-hot labels."""
         if soft and task == "emotion":
             return self.columns["emotion_probabilities"]
         return (self.labels(task)[:, None] == np.arange(len(TASKS[task]))).astype(np.float32)
 
-    def images(self, rows: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
-        """Decodes faces: uint8 RGB [len(rows), image_size, image_size, 3].
+    def images(
+        self, rows: Sequence[int] | np.ndarray, image_size: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Decodes faces to uint8 RGB [len(rows), image_size, image_size, 3], in `out` if given.
 
         Raises:
-          InputError: a record that cannot be read or decoded, by name and index.
+          InputError: a record cannot be read or decoded; names it.
         """
-        images = np.empty((len(rows), image_size, image_size, 3), np.uint8)
-        self.decode_into(images, rows)
-        return images
-
-    def decode_into(self, images: Iterable[np.ndarray], rows: Iterable[int] | np.ndarray) -> None:
-        """Decodes faces into buffers that are there already.
-
-        Args:
-          images: uint8 RGB [s, s, 3] each, as many as there are rows.
-          rows: which.
-
-        Raises:
-          InputError: a record that cannot be read or decoded, by name and index.
-        """
-        for face, row in zip(images, rows, strict=True):
-            resized(self.image(int(row)), len(face), out=face)
+        if out is None:
+            out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        for face, row in zip(out, rows, strict=True):
+            resized(self.image(int(row)), image_size, out=face)
+        return out
 
     def image(self, row: int) -> np.ndarray:
-        """Decodes one face as it was stored: uint8 RGB [s, s, 3].
+        """Decodes one face at its own size: uint8 RGB [s, s, 3].
 
         Raises:
           InputError: the record cannot be read or decoded.
         """
-        face = _decoded(self.jpeg(row))
+        face = cv2.imdecode(np.frombuffer(self.jpeg(row), np.uint8), cv2.IMREAD_COLOR_RGB)
         if face is None:
-            raise InputError(f"the image of {self._where(row)} is damaged; {MEND}")
+            raise InputError(f"the image of {self.describe(row)} is damaged; {REBUILD}")
         return face
 
     def jpeg(self, row: int) -> bytes:
-        """One face as it was stored.
+        """Returns one face as it is stored.
 
         Raises:
           InputError: the record cannot be read.
         """
         try:
-            return _parse(self.serialized[row])["image"].bytes_list.value[0]
+            stored = _parse(self.serialized[int(self.rows[row])])
+            return stored["image"].bytes_list.value[0]
         except UNREADABLE as error:
-            reason = _reason(error)
-            raise InputError(f"{self._where(row)} cannot be read ({reason}); {MEND}") from error
+            raise InputError(self.unreadable(row, error)) from error
 
-    def _where(self, row: int) -> str:
-        """A record in words: its place in the split, and in which file."""
-        stored, number = self.serialized, row
-        while isinstance(stored, _Chosen):
-            stored, number = stored.within(number)
-        place = f" ({stored.place(number)})" if isinstance(stored, _Stored) else ""
+    def describe(self, row: int) -> str:
+        """Returns "record R of DATASET SPLIT (number N in FILE)" for error messages."""
+        place, number = "", int(self.rows[row])
+        for shard in self.shards:
+            if number < shard.take:
+                place = f" (number {number + shard.skip} in {shard.filename})"
+                break
+            number -= shard.take
         return f"record {row} of {self.name} {self.split}{place}"
 
+    def unreadable(self, row: int, error: Exception) -> str:
+        """Returns the error message for a record that a library cannot read."""
+        return f"{self.describe(row)} cannot be read ({_first_line(error)}); {REBUILD}"
 
-# What array_record, the parser and the columns raise at bytes that are not what was written.
-UNREADABLE = (IndexError, RuntimeError, ValueError, DecodeError)
-MEND = "build the dataset again"
+    def select(self, rows: np.ndarray) -> "Records":
+        """Returns some of the records, by int64 [m] row indices."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return dataclasses.replace(self, columns=columns, rows=self.rows[rows])
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what a library says; of array_record's readers some say nothing."""
+def _first_line(error: Exception) -> str:
+    # Some errors of array_record's readers have no message.
     return next(iter(str(error).splitlines()), "it is cut off")
-
-
-def _decoded(jpeg: bytes) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def _parse(serialized: bytes) -> Mapping[str, Any]:
@@ -151,7 +139,7 @@ def _parse(serialized: bytes) -> Mapping[str, Any]:
 
 
 def built_datasets(data_dir: Path) -> dict[str, Path]:
-    """Every prepared dataset, "dataset/config", and the folder of its newest version."""
+    """Returns "dataset/config" -> the folder of its newest version, for every built dataset."""
     return {
         "/".join(info.parent.relative_to(data_dir).parts[:-1]): info.parent
         for info in sorted(data_dir.glob("*/*/*/dataset_info.json"))
@@ -159,14 +147,14 @@ def built_datasets(data_dir: Path) -> dict[str, Path]:
 
 
 def dataset_directory(name: str, data_dir: Path) -> Path:
-    """The folder of a prepared dataset's newest version.
+    """Returns the folder of a dataset's newest version.
 
     Args:
-      name: "dataset", where it was built with a single config, or "dataset/config".
-      data_dir: what `build --data_dir` was given.
+      name: "dataset/config", or "dataset" if it was built with a single config.
+      data_dir: the `--data_dir` of `build`.
 
     Raises:
-      InputError: not built there; names what is.
+      InputError: it is not built there, or with several configs; names those.
     """
     built = built_datasets(data_dir)
     configs = [known for known in built if known == name or known.split("/")[0] == name]
@@ -175,38 +163,33 @@ def dataset_directory(name: str, data_dir: Path) -> Path:
     if len(configs) == 1:
         return built[configs[0]]
     if configs:
-        raise InputError(f"'{name}' is built in several ways; name one: {', '.join(configs)}")
-    there = did_you_mean(name, built) if built else "; nothing is built there yet"
+        raise InputError(f"'{name}' is built with several configs; name one: {', '.join(configs)}")
+    known = did_you_mean(name, built) if built else "; no dataset is built there yet"
     raise InputError(
-        f"dataset '{name}' is not built in {data_dir}{there} (build it with `fer-jax build`)"
+        f"dataset '{name}' is not built in {data_dir}{known} (build it with `fer-jax build`)"
     )
 
 
 def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = False) -> Records:
-    """Opens one split of a prepared dataset and reads everything but its images.
+    """Opens one split of a dataset and reads everything but its images.
 
     Args:
       name: as in `dataset_directory`.
-      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all"; at its
-        end "[content=food_market]", or several names by commas, keeps the records of these content
-        groups alone.
-      data_dir: what `build --data_dir` was given.
-      skip_corrupt: leaves out records that cannot be read or decoded; each is decoded once to
-        find them. `Records.skipped` tells which.
+      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all"; a suffix
+        "[content=A,B]" keeps the records of these content groups.
+      data_dir: the `--data_dir` of `build`.
+      skip_corrupt: leaves out records that cannot be read or decoded and lists them in
+        `Records.skipped`; decodes every image once to find them.
 
     Raises:
-      InputError: not built, no such split, an empty one, or not records of this project; a file
-        that is missing or of which nothing can be read; and, unless they are skipped, a record
-        that cannot be read, with its file and number.
+      InputError: the dataset is not built, is not one of face records or is damaged (names the
+        file and the record), or the split is unknown or empty.
     """
     directory = dataset_directory(name, data_dir)
-    builder: Any = tfds.builder_from_directory(directory)  # its decorators hide its types
-    missing = {"image", "record_id", *TASKS} - set(builder.info.features)
-    if missing:
-        raise InputError(f"'{name}' holds no face records: it lacks {', '.join(sorted(missing))}")
+    builder = _open_builder(name, directory)
     splits = builder.info.splits
-    whole, _, wanted = split.removesuffix("]").partition("[content=")
-    expression = "+".join(splits) if whole == "all" else whole if wanted else split
+    base, _, groups = split.removesuffix("]").partition("[content=")
+    expression = "+".join(splits) if base == "all" else base if groups else split
     try:
         serialized = builder.as_data_source(
             split=expression, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -217,201 +200,176 @@ def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = Fal
         raise InputError(f"'{name}' has no split '{split}'; it has {known}") from error
     if count == 0:
         raise InputError(f"split '{split}' of '{name}' is empty")
-    stored = _Stored(serialized, splits[expression].file_instructions)
-    stored.check_files(f"'{name}'")
-    records = _with_columns(Records(name, split, {}, stored, directory.parent.name), skip_corrupt)
-    if not wanted:
+    shards = splits[expression].file_instructions
+    _check_shards(name, shards)
+    records = _read_columns(
+        Records(name, split, {}, serialized, np.arange(count), shards, directory.parent.name),
+        skip_corrupt,
+    )
+    if not groups:
         return records
     content = records.columns["content"]
     known = np.unique(content).tolist()
-    for group in wanted.split(","):
+    for group in groups.split(","):
         if group not in known:
             hint = did_you_mean(group, known)
-            raise InputError(f"'{whole}' of '{name}' has no content '{group}'{hint}")
-    return only(records, np.flatnonzero(np.isin(content, wanted.split(","))))
+            raise InputError(f"'{base}' of '{name}' has no content '{group}'{hint}")
+    return records.select(np.flatnonzero(np.isin(content, groups.split(","))))
 
 
-def _with_columns(records: Records, skip_corrupt: bool) -> Records:
-    """Reads the columns, and leaves out what is damaged where that is asked for."""
-    rows: dict[str, list[Any]] = {key: [] for key in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
-    votes, digests, whole, skipped = [], [], [], []
-    for number in range(len(records)):
+def fingerprint(records: Records) -> str:
+    """Returns the SHA-256 of the records' ids and images, in whatever order they are."""
+    ids, digests = (records.columns[name].tolist() for name in ("record_id", "image_digest"))
+    text = json.dumps(sorted(zip(ids, digests, strict=True)))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_names(name: str, data_dir: Path) -> list[str]:
+    """Returns the names of a dataset's splits; errors as in `open_records`."""
+    return sorted(_open_builder(name, dataset_directory(name, data_dir)).info.splits)
+
+
+def _open_builder(name: str, directory: Path) -> Any:
+    """Returns TFDS's read-only builder; its decorators hide its types."""
+    if not (directory / "features.json").is_file():
+        raise InputError(f"'{directory / 'features.json'}' is missing; {REBUILD}")
+    try:
+        builder: Any = tfds.builder_from_directory(directory)
+        features = set(builder.info.features)
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(f"its files are {builder.info.file_format}, not array_record")
+    except METADATA_ERRORS as error:
+        raise InputError(
+            f"'{directory}' has damaged metadata ({_first_line(error)}); {REBUILD}"
+        ) from error
+    if missing := {"image", "record_id", *TASKS} - features:
+        raise InputError(
+            f"'{name}' is not a dataset of face records: it lacks {', '.join(sorted(missing))}"
+        )
+    return builder
+
+
+def _check_shards(name: str, shards: Sequence[Any]) -> None:
+    """Refuses a dataset of which a file is missing or cut off."""
+    for shard in shards:
+        file = f"'{name}': {shard.filename}"
+        if not Path(shard.filename).is_file():
+            raise InputError(f"{file} is missing; {REBUILD}")
+        # The end of a file says where its records are; without it a reader finds none, or raises.
         try:
-            columns, vote, jpeg = _columns_of(records.serialized[number])
+            reader = ArrayRecordReader(str(shard.filename))
+            count = reader.num_records()
+            reader.close()
+        except RuntimeError as error:
+            raise InputError(f"{file} cannot be read ({_first_line(error)}); {REBUILD}") from error
+        if count != shard.examples_in_shard:
+            raise InputError(
+                f"{file} cannot be read: {count} of {shard.examples_in_shard} records are there; "
+                f"{REBUILD}"
+            )
+
+
+def _read_columns(records: Records, skip_corrupt: bool) -> Records:
+    """Reads the columns; leaves out damaged records if `skip_corrupt`."""
+    values: dict[str, list[Any]] = {key: [] for key in (*TEXT_COLUMNS, *NUMBER_COLUMNS)}
+    votes, digests, rows, skipped = [], [], [], []
+    for row in range(len(records)):
+        try:
+            columns, vote, jpeg = _columns_of(records.serialized[row])
             if skip_corrupt:
-                records.image(number)
+                records.image(row)
         except UNREADABLE as error:
-            reason = _reason(error)
-            if not isinstance(error, InputError):
-                reason = f"{records._where(number)} cannot be read ({reason}); {MEND}"
+            message = (
+                str(error) if isinstance(error, InputError) else records.unreadable(row, error)
+            )
             if not skip_corrupt:
                 raise InputError(
-                    f"{reason}, or leave such records out with config.corrupt_records=skip"
+                    f"{message}, or leave such records out with config.corrupt_records=skip"
                 ) from error
-            skipped.append(reason.removesuffix(f"; {MEND}"))
+            skipped.append(message.removesuffix(f"; {REBUILD}"))
             continue
-        whole.append(number)
+        rows.append(row)
         for key, value in columns.items():
-            rows[key].append(value)
+            values[key].append(value)
         votes.append(vote)
         digests.append(int.from_bytes(hashlib.blake2b(jpeg, digest_size=8).digest()))
-    columns: dict[str, np.ndarray] = {key: np.asarray(rows[key], np.str_) for key in TEXT_COLUMNS}
-    columns |= {key: np.asarray(rows[key], dtype) for key, dtype in NUMBER_COLUMNS.items()}
+    if not rows:
+        raise InputError(f"no record of {records.name} {records.split} can be read; {REBUILD}")
+    columns: dict[str, np.ndarray] = {key: np.asarray(values[key], np.str_) for key in TEXT_COLUMNS}
+    columns |= {key: np.asarray(values[key], dtype) for key, dtype in NUMBER_COLUMNS.items()}
     columns["image_digest"] = np.asarray(digests, np.uint64)
     columns["emotion_probabilities"] = np.asarray(votes, np.float32).reshape(-1, len(EMOTIONS))
-    if not skipped:
-        return dataclasses.replace(records, columns=columns)
-    if not whole:
-        raise InputError(f"no record of {records.name} {records.split} can be read; {MEND}")
-    chosen = _Chosen(records.serialized, np.asarray(whole))
-    return dataclasses.replace(records, columns=columns, serialized=chosen, skipped=skipped)
+    return dataclasses.replace(records, columns=columns, rows=np.asarray(rows), skipped=skipped)
 
 
 def _columns_of(record: bytes) -> tuple[dict[str, Any], list[float], bytes]:
-    """A record's columns, its annotators' votes, and its image as it was stored."""
+    """Returns a record's columns, its annotators' votes, and its image as it is stored."""
     feature = _parse(record)
     columns: dict[str, Any] = {k: feature[k].bytes_list.value[0].decode() for k in TEXT_COLUMNS}
     for key, dtype in NUMBER_COLUMNS.items():
         integer = np.issubdtype(dtype, np.integer)
         values = feature[key].int64_list if integer else feature[key].float_list
         columns[key] = values.value[0]
-    # As a list of its own: a view would keep the whole record alive, image and all.
+    # Copied to a list: a view would keep the whole record in memory, with its image.
     votes = list(feature["emotion_probabilities"].float_list.value)
     return columns, votes, feature["image"].bytes_list.value[0]
 
 
 def build_summary(name: str, data_dir: Path) -> dict[str, Any]:
-    """What `build` wrote beside the shards: counts and the fingerprint of the content."""
-    file = dataset_directory(name, data_dir) / "build.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    """Returns build.json of a dataset, as `read_summary` does."""
+    return read_summary(dataset_directory(name, data_dir))
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Reads build.json, which `build` wrote beside the shards; {} if there is none.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    return read_json(directory / "build.json", REBUILD)
 
 
 def labelled_rows(records: Records, task: str) -> np.ndarray:
-    """int64 [m]: the rows whose label for the task is known.
-
-    Raises:
-      InputError: there are none.
-    """
+    """Returns int64 [m], the rows whose label for the task is known; InputError if none is."""
     rows = np.flatnonzero(records.labels(task) != UNKNOWN)
     if not len(rows):
         raise InputError(f"no record of {records.name} {records.split} has a label for '{task}'")
     return rows
 
 
-class _Stored(Sequence[bytes]):
-    """A split's records in their files."""
-
-    def __init__(self, serialized: Sequence[bytes], files: Sequence[Any]) -> None:
-        """Takes TFDS's source, and its instructions which part of which file that is."""
-        self._serialized, self._files = serialized, files
-
-    def __len__(self) -> int:
-        return len(self._serialized)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._serialized[index]
-
-    def place(self, number: int) -> str:
-        """Where a record is: its number in a file."""
-        for file in self._files:
-            if number < file.take:
-                return f"number {number + file.skip} in {file.filename}"
-            number -= file.take
-        raise IndexError(number)
-
-    def check_files(self, name: str) -> None:
-        """Refuses a dataset of which a file is missing or cannot be read at all.
-
-        Raises:
-          InputError: names it.
-        """
-        for file in self._files:
-            wrong = f"{name}: {file.filename}"
-            if not Path(file.filename).is_file():
-                raise InputError(f"{wrong} is missing; {MEND}")
-            # Its end says where the records are; without it a reader finds none, or raises.
-            try:
-                reader = ArrayRecordReader(str(file.filename))
-                count = reader.num_records()
-                reader.close()
-            except RuntimeError as error:
-                raise InputError(f"{wrong} cannot be read ({_reason(error)}); {MEND}") from error
-            if count != file.examples_in_shard:
-                raise InputError(
-                    f"{wrong} cannot be read: {count} of {file.examples_in_shard} records are "
-                    f"there; {MEND}"
-                )
-
-
-class _Chosen(Sequence[bytes]):
-    """Some of a split's records, as a sequence of their own."""
-
-    def __init__(self, serialized: Sequence[bytes], rows: np.ndarray) -> None:
-        self._serialized, self._rows = serialized, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._serialized[int(self._rows[index])]
-
-    def within(self, index: int) -> tuple[Sequence[bytes], int]:
-        """What these were chosen from, and the record's place in that."""
-        return self._serialized, int(self._rows[index])
-
-
 def without(records: Records, excluded: set[tuple[str, str]]) -> tuple[Records, int]:
-    """A split without some of its records.
-
-    Args:
-      records: the split.
-      excluded: (dataset without its config, record_id) pairs, from `read_exclusions`.
+    """Removes records by (dataset without its config, record_id), as from `read_exclusions`.
 
     Returns:
-      (the other records, how many were left out).
+      (the remaining records, how many were removed).
 
     Raises:
-      InputError: none would remain.
+      InputError: no record would remain.
     """
     dataset = records.name.split("/")[0]
     ids = records.columns["record_id"].tolist()
     kept = np.flatnonzero([(dataset, name) not in excluded for name in ids])
     if not len(kept):
         raise InputError(f"config.exclusions leaves nothing of {records.name} {records.split}")
-    return only(records, kept), len(records) - len(kept)
-
-
-def only(records: Records, rows: np.ndarray) -> Records:
-    """Some of a split's records, by their rows, int64 [m]."""
-    columns = {name: values[rows] for name, values in records.columns.items()}
-    chosen = _Chosen(records.serialized, rows)
-    return dataclasses.replace(records, columns=columns, serialized=chosen)
+    return records.select(kept), len(records) - len(kept)
 
 
 def read_exclusions(file: str) -> set[tuple[str, str]]:
-    """The records that `fer-jax audit --write_exclusions=FILE` listed; "" lists none.
+    """Reads the list that `fer-jax audit --write_exclusions=FILE` wrote; "" is an empty list.
 
     Returns:
       (dataset without its config, record_id) pairs.
 
     Raises:
-      InputError: no such file, or it is no CSV with these columns.
+      InputError: there is no such file, or it is not a CSV with these columns.
     """
     if not file:
         return set()
-    wrong = f"config.exclusions: '{file}'"
     if not Path(file).is_file():
-        raise InputError(f"{wrong} does not exist")
-    try:
-        with Path(file).open(newline="", encoding="utf-8-sig") as text:
-            reader = csv.DictReader(text, strict=True)
-            if not {"dataset", "record_id"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{wrong} lacks the columns dataset, record_id")
-            rows = [(row["dataset"], row["record_id"]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{wrong} cannot be read: {str(error).splitlines()[0]}") from error
-    # A record that is named in half would be left out of nothing, without a word.
-    for number, row in enumerate(rows, 1):
-        if not all(row):
-            raise InputError(f"{wrong}, record {number}: no dataset or no record_id")
-    return {(dataset.split("/")[0], record_id) for dataset, record_id in rows}
+        raise InputError(f"config.exclusions: '{file}' does not exist")
+    rows = read_table(Path(file), ("dataset", "record_id"), appended=False)
+    # Half a name would match no record and exclude nothing, unnoticed.
+    for number, row in enumerate(rows, 2):
+        if not (row["dataset"] and row["record_id"]):
+            raise InputError(f"'{file}', line {number}: dataset or record_id is empty")
+    return {(row["dataset"].split("/")[0], row["record_id"]) for row in rows}

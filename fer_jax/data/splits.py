@@ -1,7 +1,7 @@
-"""Which part of a split a record is in: a pure function of its group, never of its frame.
+"""Splits records by a pure function of their group, never of their frame.
 
-The group is the person within a namespace (so that two datasets of the same people agree),
-else the clip, else the image itself.
+The group is the person within a namespace (so that two datasets of the same people agree), else
+the clip, else the image itself.
 """
 
 import argparse
@@ -13,23 +13,28 @@ from typing import Any
 from fer_jax.errors import InputError, did_you_mean
 
 PROTOCOLS = {
-    "grouped": "80 % of the people (else clips, else images) train, 10 % validate, 10 % test",
-    "folds": "people (else clips, else images) dealt into folds",
-    "given": "the collection's own training, validation and test parts",
+    "grouped": "80/10/10 % of the people (else clips, else images), by a hash of their names",
+    "folds": "k folds of different people (else clips, else images)",
+    "given": "the official training, validation and test parts of the collection",
     "content": "content groups named for each part",
 }
 PARTS = ("train", "validation", "test")
+TOO_FEW = (
+    "there are too few people (where none are named: clips or images); add some, or use the "
+    "protocol 'folds'"
+)
 DEFAULT_FOLDS = 5
 # The published protocol of the laboratory videos.
 PUBLISHED_PARTS = "train=food_market;validation=cosmetics_fashion;test=car_tech"
 
-# How published sets call their parts.
+# The names of the parts in published collections.
 _GIVEN = {
     "train": "train",
     "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
     "publictest": "validation",
     "test": "test",
     "testing": "test",
@@ -38,7 +43,7 @@ _GIVEN = {
 
 
 def group_key(namespace: str, *, subject: str, clip: str, record: str) -> str:
-    """What must stay together: the first of subject, clip and record that is known."""
+    """Returns the key of a record's group: its subject, else its clip, else the record itself."""
     for kind, name in (("subject", subject), ("clip", clip), ("record", record)):
         if name:
             return f"{namespace}/{kind}/{name}"
@@ -46,18 +51,18 @@ def group_key(namespace: str, *, subject: str, clip: str, record: str) -> str:
 
 
 def position(key: str) -> float:
-    """A key's place in [0, 1): the first 64 bits of its SHA-256."""
+    """Maps a key to [0, 1): the first 64 bits of its SHA-256."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def grouped(key: str) -> str:
-    """80 % of the groups train, 10 % validate, 10 % test, by the key's position."""
+    """Assigns 80 % of the groups to train, 10 % to validation, 10 % to test, by position."""
     place = position(key)
     return "train" if place < 0.8 else "validation" if place < 0.9 else "test"
 
 
 def folds(keys: Iterable[str], count: int | None) -> dict[str, str]:
-    """Deals groups into folds like cards, in the order of their positions.
+    """Assigns groups to folds in turn, in the order of their positions.
 
     Args:
       keys: the groups.
@@ -67,62 +72,58 @@ def folds(keys: Iterable[str], count: int | None) -> dict[str, str]:
       key -> "fold_0" ... "fold_{k-1}"; sizes differ by at most one group.
 
     Raises:
-      InputError: fewer groups than folds.
+      InputError: there are fewer groups than folds, or fewer than two folds.
     """
     ordered = sorted(set(keys), key=lambda key: (position(key), key))
     count = len(ordered) if count is None else count
     if not 2 <= count <= len(ordered):
-        some = f"choose 2 to {len(ordered)}" if len(ordered) > 1 else "folds need at least 2 groups"
-        raise InputError(f"{len(ordered)} groups cannot be dealt into {count} folds; {some}")
+        hint = f"choose 2 to {len(ordered)}" if len(ordered) > 1 else "folds need at least 2 groups"
+        raise InputError(f"{len(ordered)} groups cannot be divided into {count} folds; {hint}")
     return {key: f"fold_{index % count}" for index, key in enumerate(ordered)}
 
 
-def given(part: str) -> str:
-    """A collection's own word for a part, in ours.
+def given(name: str) -> str:
+    """Maps a published collection's name of a split to one of `PARTS`.
 
     Raises:
-      InputError: not a word for training, validation or test.
+      InputError: unknown name.
     """
-    word = part.strip().lower().replace("_", "").replace(" ", "")
-    if word not in _GIVEN:
-        raise InputError(f"'{part}' names no part{did_you_mean(word, _GIVEN)}")
-    return _GIVEN[word]
+    normal = name.strip().lower().replace("_", "").replace(" ", "")
+    if normal not in _GIVEN:
+        raise InputError(f"unknown split '{name}'{did_you_mean(normal, _GIVEN)}")
+    return _GIVEN[normal]
 
 
 def content(group: str, parts: Mapping[str, Sequence[str]]) -> str:
-    """The part that a content group belongs to.
-
-    Args:
-      group: such as "food_market".
-      parts: part -> the content groups in it.
+    """Returns the part of a content group, from part -> its content groups.
 
     Raises:
-      InputError: the group is in none.
+      InputError: the group belongs to no split.
     """
     for part, groups in parts.items():
         if group in groups:
             return part
     known = [name for groups in parts.values() for name in groups]
-    raise InputError(f"content '{group}' is in no part{did_you_mean(group, known)}")
+    raise InputError(f"content '{group}' belongs to no split{did_you_mean(group, known)}")
 
 
-def check_parts(assigned: Iterable[str | None], wanted: Sequence[str]) -> None:
+def check_parts(
+    assigned: Iterable[str],
+    required: Sequence[str],
+    cause: str = TOO_FEW,
+) -> None:
     """Refuses a split with an empty part.
 
     Raises:
-      InputError: names the part, and the protocol for few people.
+      InputError: names the part and the cause.
     """
     present = set(assigned)
-    empty = [part for part in wanted if part not in present]
-    if empty:
-        raise InputError(
-            f"{' and '.join(empty)} would be empty; there are too few groups: use the protocol "
-            "'folds'"
-        )
+    if empty := [part for part in required if part not in present]:
+        raise InputError(f"{' and '.join(empty)} would be empty: {cause}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the protocols, for a builder."""
+    """Adds the options of the protocols to a builder's."""
     group = parser.add_argument_group("splits")
     group.add_argument("--folds", default=str(DEFAULT_FOLDS), help="number, or 'loso'")
     group.add_argument(
@@ -133,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recorded(protocol: str, options: argparse.Namespace) -> dict[str, str]:
-    """The flags that the protocol reads, as a dataset remembers them."""
+    """Returns the options that the protocol reads, for the dataset's settings."""
     read = {"folds": ("folds",), "content": ("content_parts",)}.get(protocol, ())
     return {name: getattr(options, name) for name in read}
 
@@ -141,21 +142,23 @@ def recorded(protocol: str, options: argparse.Namespace) -> dict[str, str]:
 def assign(
     rows: Sequence[dict[str, Any]], protocol: str, namespace: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Gives every row its split.
+    """Assigns every row to a split.
 
     Args:
       rows: with `record_id` and, where known, `subject_id`, `clip_id`, `content`, and `_given`
-        (the collection's own word for the part).
+        (the collection's own name of the split).
       protocol: one of `PROTOCOLS`.
       namespace: of the groups.
-      options: the flags of `add_arguments`.
+      options: of `add_arguments`.
 
     Returns:
-      (rows with "split", those that belong to none: (record_id, reason)).
+      (rows with "split", (record_id, reason) of those that belong to none).
 
     Raises:
-      InputError: a part would be empty, or the flags make no sense.
+      InputError: there are fewer groups than folds, or an option is not valid.
     """
+    if not rows:
+        return [], []
     keys = [
         group_key(
             namespace,
@@ -169,10 +172,9 @@ def assign(
     assigned: list[str | None]
     if protocol == "grouped":
         assigned = [grouped(key) for key in keys]
-        check_parts(assigned, PARTS)
     elif protocol == "folds":
-        dealt = folds(keys, _fold_count(options.folds))
-        assigned = [dealt[key] for key in keys]
+        fold_of = folds(keys, _fold_count(options.folds))
+        assigned = [fold_of[key] for key in keys]
     else:
         assigned = []
         parts = content_parts(options.content_parts)
@@ -185,8 +187,6 @@ def assign(
             except InputError as error:
                 assigned.append(None)
                 refused.append((row["record_id"], str(error)))
-        if protocol == "content":
-            check_parts([part for part in assigned if part], list(parts))
     kept = [row | {"split": part} for row, part in zip(rows, assigned, strict=True) if part]
     return kept, refused
 
@@ -195,26 +195,26 @@ def _fold_count(text: str) -> int | None:
     if text == "loso":
         return None
     if not text.isdecimal():
-        raise InputError(f"--folds is a number or 'loso', not '{text}'")
+        raise InputError(f"--folds must be a number or 'loso', got '{text}'")
     return int(text)
 
 
 def content_parts(text: str) -> dict[str, list[str]]:
-    """Reads --content_parts: part -> the content groups in it.
+    """Parses --content_parts to part -> its content groups.
 
     Raises:
       InputError: not of the form PART=GROUP,GROUP;PART=GROUP, or a part or a group occurs twice.
     """
     parts: dict[str, list[str]] = {}
     for piece in text.split(";"):
-        part, equals, groups = piece.partition("=")
+        name, equals, groups = piece.partition("=")
         if not equals:
-            raise InputError(f"--content_parts is PART=GROUP,GROUP;PART=GROUP, not '{text}'")
-        if given(part) in parts:
-            raise InputError(f"--content_parts names {given(part)} twice: '{text}'")
-        parts[given(part)] = [group.strip() for group in groups.split(",")]
+            raise InputError(f"--content_parts must be PART=GROUP,GROUP;PART=GROUP, got '{text}'")
+        part = given(name)
+        if part in parts:
+            raise InputError(f"--content_parts names {part} twice: '{text}'")
+        parts[part] = [group.strip() for group in groups.split(",")]
     groups = collections.Counter(group for part in parts.values() for group in part)
-    twice = [group for group, count in groups.items() if count > 1]
-    if twice:
-        raise InputError(f"--content_parts puts '{twice[0]}' twice: '{text}'")
+    if twice := [group for group, count in groups.items() if count > 1]:
+        raise InputError(f"--content_parts names '{twice[0]}' twice: '{text}'")
     return parts

@@ -1,1 +1,1 @@
-"""A split to a predictions table; tables to metrics."""
+"""Predict a split, and compute metrics, intervals and comparisons from the predictions."""

@@ -1,23 +1,35 @@
-"""Uncertainty by resampling whole people: every metric, thousands of draws, in seconds.
+"""Cluster bootstrap: intervals and p-values of every metric by reweighting whole people.
 
-Images of one person are not independent witnesses, so clusters of images are drawn. A draw is
-a count per cluster, and a metric of the drawn images is the metric with every image weighted
-by its cluster's count: the sorting that the areas need is done once for all draws.
+Images of one person are not independent, so clusters of images are drawn. A draw is a weight per
+cluster, and a metric of a draw is the metric with every image weighted by its cluster's weight:
+the sorting that the areas need is done once for all draws.
+
+The weights are standard exponential (the Bayesian bootstrap, Rubin 1981), computed from the
+cluster's name and the draw's number alone. A person therefore has the same weight in every test
+set, for every model and in every run, and estimates of several of them are added, subtracted and
+averaged draw by draw (`combine`): what they have in common is in the draws of the result. A class
+or a small test set is absent from no draw.
 
 The interval is t times a standard error, on the logit scale for what lies between 0 and 1
 (Boyd, Eng and Page 2013 for the area under the precision-recall curve; Korn and Graubard 1998
-for proportions of clustered samples), on the log scale for the loss.
-- The standard error is the root mean square of (draw - estimate). G - 1 of G clusters are drawn,
-  which makes the variance of a mean unbiased (Rao and Wu 1988). Where that of the jackknife over
-  clusters is larger it is taken: draws understate what a class that few people show adds, and
-  the jackknife errs to the other side (Efron and Stein 1981).
-- Clusters of unequal size tell less than as many equal ones, so t has the effective number of
-  clusters less one degrees of freedom (Carter, Schnepel and Steigerwald 2017).
-`fer-jax benchmark statistics` measures how often such intervals hold the truth; percentiles of
-the same draws were too narrow below 200 clusters.
+for proportions of clustered samples), on the log scale for the loss and the Brier score.
+- The standard error is the root mean square of (draw - estimate), times sqrt((g + 1) / (g - 1)),
+  which makes the variance of a mean of g clusters unbiased. If the jackknife over clusters gives
+  a larger one, that is used: draws underestimate the variance that comes from a class of few
+  people, and the jackknife overestimates it (Efron and Stein 1981).
+- A class that only one cluster has does not show its error; in means over classes it is taken to
+  be that of one cluster of the other classes.
+- Clusters of unequal size have less information than as many equal ones, so t has the effective
+  number of clusters less one degrees of freedom (Carter, Schnepel and Steigerwald 2017). In a sum
+  of estimates a cluster counts by its share in each, and these by their shares of the variance.
+- Seeds are a second source of error: the variance between them, less what the choice of clusters
+  explains of it, with degrees of freedom by Welch and Satterthwaite.
+`fer-jax benchmark statistics` measures how often such intervals cover the true value; percentiles
+of the draws were too narrow below 200 clusters.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,113 +37,149 @@ import numpy as np
 from scipy import sparse, special
 
 from fer_jax.evaluation import metrics
+from fer_jax.evaluation.predictions import GROUP
 
 DRAWS = 2000
+CORRECTION_DRAWS = 20_000  # a corrected p of 0.05 has a standard error of 0.0015
 LEVEL = 0.95
+POWER = 0.8
 FEW_CLUSTERS = 20
-MUCH_UNDEFINED = 0.01
-# With more clusters no single one matters, and the jackknife would cost more than the draws.
+# With more clusters the jackknife changes little and would cost more than the draws.
 JACKKNIFE_CLUSTERS = DRAWS
 # float64 values in the largest array of a block of draws: 64 MiB, of which a few exist at once.
 BLOCK_VALUES = 2**23
-# Draws that differ by less than this differ by rounding only.
+# Smaller differences between draws are rounding errors.
 ROUNDING = 1e-12
 
-SCALARS = ("accuracy", "balanced_accuracy", "macro_f1", "pr_auc", "roc_auc", "ece", "loss")
+SCALARS = (
+    *("accuracy", "balanced_accuracy", "macro_f1", "pr_auc", "roc_auc", "ece", "loss"),
+    *("weighted_f1", "kappa", "mcc", "brier", "class_ece"),
+)
 BY_CLASS = ("recall", "precision", "f1", "class_pr_auc", "class_roc_auc")
-AREAS = ("pr_auc", "roc_auc", "class_pr_auc", "class_roc_auc")
+# Means over classes, and the values that they are means of.
+MEAN_OF = {
+    "balanced_accuracy": "recall",
+    "macro_f1": "f1",
+    "pr_auc": "class_pr_auc",
+    "roc_auc": "class_roc_auc",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranked:
-    """One class against the rest: a row for each of the t scores that a positive has.
+class Sample:
+    """Labelled images and their clusters, on which predictors are scored and compared."""
 
-    Attributes:
-      positive: sparse [t, g], positives of each cluster at this score; highest score first.
-      passed: sparse [t, g], negatives at this score or between it and the row above.
-      tied: sparse [t, g], negatives at exactly this score; None where there are none at all.
+    labels: np.ndarray  # int [n]
+    cluster: np.ndarray  # int [n], numbers 0..g-1
+    num_classes: int
+    keys: np.ndarray  # uint64 [g], the same for a cluster in every sample
+    scale: np.ndarray  # float64 [g], the weight of an image of each cluster
+    kind: str = ""  # of the clusters, as `clusters` names it
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the clusters' kind, number, effective number, and the number with each class."""
+        return {
+            "cluster": self.kind,
+            "n_clusters": len(self.scale),
+            "effective_clusters": float(effective_number(self.sizes())),
+            "class_clusters": [
+                int(np.count_nonzero(self.sizes(label))) for label in range(self.num_classes)
+            ],
+        }
+
+    def sizes(self, label: int | None = None) -> np.ndarray:
+        """Returns the weighted number of images of each cluster, of one label or of all, [g]."""
+        chosen = slice(None) if label is None else self.labels == label
+        return np.bincount(self.cluster[chosen], minlength=len(self.scale)) * self.scale
+
+
+def sample(
+    labels: np.ndarray, cluster: np.ndarray, num_classes: int, *, equal_clusters: bool = False
+) -> Sample:
+    """Returns a `Sample` of images with the names of their clusters, str or int [n].
+
+    With `equal_clusters` every cluster has the same weight.
     """
+    names, numbers = np.unique(cluster, return_inverse=True)
+    sizes = np.bincount(numbers, minlength=len(names))
+    scale = 1 / sizes if equal_clusters else np.ones(len(names))
+    digests = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in names)
+    keys = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+    return Sample(labels, numbers, num_classes, keys, scale)
 
-    positive: Any
-    passed: Any
-    tied: Any
+
+def common_classes(samples: Sequence[Sample]) -> list[int]:
+    """Returns the classes that all samples have."""
+    return sorted(set.intersection(*(set(one.labels.tolist()) for one in samples)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What the draws need of a predictor.
+def sample_table(table: dict[str, np.ndarray], num_classes: int) -> Sample:
+    """Returns the labelled images of a predictions table as a `Sample`."""
+    cluster, kind = clusters(table)
+    return dataclasses.replace(sample(table["label"], cluster, num_classes), kind=kind)
 
-    Attributes:
-      sums: sparse [k * k + 1 + bins, g]: confusion cells, loss and calibration gaps by cluster.
-      ranked: one per class; empty where the areas are not wanted.
-      num_classes: k.
-    """
 
+class Ranked(NamedTuple):
+    """One class against the rest: sparse [t, g], a row per score of positives, highest first."""
+
+    positive: Any  # positives of each cluster at this score
+    passed: Any  # negatives at this score or between it and the row above
+    tied: Any  # negatives at exactly this score; None where there are none at all
+
+
+class Prepared(NamedTuple):
+    """A predictor's sums by cluster, from which every draw is computed."""
+
+    # sparse [k * k + 2 + (1 + k) * bins, g]: confusion cells, loss, Brier score, calibration gaps
+    # of the highest probability and of every class's
     sums: Any
-    ranked: Sequence[Ranked]
+    ranked: Sequence[Ranked]  # one per class; empty without areas
     num_classes: int
 
 
 def clusters(table: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
-    """Which images go together: those of a subject, else of a clip, else each alone.
-
-    Args:
-      table: columns of a predictions table; subject_id, clip_id and record_id are read.
+    """Groups the images of a predictions table by subject, else by clip, else by near-duplicates.
 
     Returns:
-      (int64 [n], numbers 0..g-1; "subject", "clip" or "image", or those that occur joined by
-      "+" where images differ in what is known of them).
+      (str [n], a name of each image's cluster; "subject", "clip", "near-duplicate group" or, where
+      these are not known, "image", or several of them joined by "+" where images differ in what is
+      known of them).
     """
-    subject, clip = table["subject_id"] != "", table["clip_id"] != ""
-    kind = np.where(subject, "subject", np.where(clip, "clip", "image"))
-    name = np.where(
-        subject, table["subject_id"], np.where(clip, table["clip_id"], table["record_id"])
-    )
+    columns = (table["subject_id"], table["clip_id"], table.get(GROUP, np.full(1, "")))
+    known = [column != "" for column in columns]
+    kinds = ("subject", "clip", "near-duplicate group", "image")
+    kind = np.select(known, kinds[:-1], kinds[-1])
+    name = np.select(known, columns, table["record_id"])
     keys = np.char.add(np.char.add(kind, "/"), name)
-    occurring = [word for word in ("subject", "clip", "image") if (kind == word).any()]
-    return np.unique(keys, return_inverse=True)[1], "+".join(occurring)
+    return keys, "+".join(one for one in kinds if (kind == one).any())
 
 
 def effective_number(sizes: np.ndarray) -> np.ndarray:
-    """How many equal clusters tell as much as these: (sum of sizes)^2 / sum of squared sizes.
+    """Returns the number of equal clusters with the same information.
 
-    Args:
-      sizes: float [..., g].
-
-    Returns:
-      float64 [...]; 0 where all sizes are.
+    That is (sum of sizes)^2 / sum of squared sizes along the last axis; 0 where all sizes are 0.
     """
     total = sizes.sum(axis=-1, dtype=np.float64)
     return np.nan_to_num(metrics.ratio(total**2, np.square(sizes, dtype=np.float64).sum(axis=-1)))
 
 
-def prepare(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    cluster: np.ndarray,
-    num_clusters: int,
-    *,
-    areas: bool = True,
-) -> Prepared:
-    """Sums by cluster, and every class's images sorted by score.
-
-    Args:
-      labels: int [n].
-      probabilities: float64 [n, k].
-      cluster: int [n], numbers below num_clusters.
-      num_clusters: g.
-      areas: whether PR-AUC and ROC-AUC are wanted.
-    """
+def prepare(of: Sample, probabilities: np.ndarray, *, areas: bool = True) -> Prepared:
+    """Sums by cluster and, for the areas under curves, sorts every class's images by score."""
     n, k = probabilities.shape
+    labels, cluster, num_clusters = of.labels, of.cluster, len(of.scale)
     bins, confidence, correct = metrics.confidence_bins(labels, probabilities)
     cells = metrics.confusion_cells(labels, probabilities)
-    rows = np.concatenate([cells, np.full(n, k * k), k * k + 1 + bins])
-    values = np.concatenate(
-        [np.ones(n), metrics.losses(labels, probabilities), correct - confidence]
+    of_class, gaps = metrics.class_gaps(labels, probabilities)
+    rows = np.concatenate(
+        [
+            *(cells, np.full(n, k * k), np.full(n, k * k + 1), k * k + 2 + bins),
+            *(k * k + 2 + metrics.NUM_BINS + of_class).T,
+        ]
     )
-    sums = sparse.csr_array(
-        (values, (rows, np.tile(cluster, 3))), shape=(k * k + 1 + metrics.NUM_BINS, num_clusters)
-    )
+    errors = (metrics.losses(labels, probabilities), metrics.squared_errors(labels, probabilities))
+    values = np.concatenate([np.ones(n), *errors, correct - confidence, *gaps.T])
+    shape = (k * k + 2 + (1 + k) * metrics.NUM_BINS, num_clusters)
+    sums = sparse.csr_array((values, (rows, np.tile(cluster, 4 + k))), shape=shape)
     ranked = [
         _rank(labels == c, probabilities[:, c], cluster, num_clusters) for c in range(k) if areas
     ]
@@ -141,7 +189,7 @@ def prepare(
 def _rank(
     positive: np.ndarray, scores: np.ndarray, cluster: np.ndarray, num_clusters: int
 ) -> Ranked:
-    # A curve gains area only where it passes a positive: other scores need no row.
+    # A curve gains area only at the score of a positive: other scores need no row.
     thresholds = np.unique(scores[positive])
     t = len(thresholds)
     row = t - np.searchsorted(thresholds, scores, side="right")
@@ -157,15 +205,11 @@ def _rank(
 
 
 def score_draws(prepared: Prepared, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics of `metrics.score` for many weightings of the clusters.
-
-    Args:
-      prepared: from `prepare`.
-      weights: float64 [g, draws], non-negative.
+    """Computes the metrics of `metrics.score` for many weightings of the clusters.
 
     Returns:
-      `SCALARS`: float64 [draws]; `BY_CLASS` and `prevalence`: float64 [draws, k]. `AREAS` are
-      absent where they were not prepared.
+      For weights float64 [g, draws]: `SCALARS` float64 [draws], `BY_CLASS` and `prevalence`
+      float64 [draws, k]; without the areas where they were not prepared.
     """
     k = prepared.num_classes
     sums = prepared.sums @ weights
@@ -173,7 +217,10 @@ def score_draws(prepared: Prepared, weights: np.ndarray) -> dict[str, np.ndarray
     total = confusion.sum(axis=(1, 2))
     scored = metrics.from_confusion(confusion)
     scored["loss"] = metrics.ratio(sums[k * k], total)
-    scored["ece"] = metrics.ratio(np.abs(sums[k * k + 1 :]).sum(axis=0), total)
+    scored["brier"] = metrics.ratio(sums[k * k + 1], total)
+    gaps = np.abs(sums[k * k + 2 :])
+    scored["ece"] = metrics.ratio(gaps[: metrics.NUM_BINS].sum(axis=0), total)
+    scored["class_ece"] = metrics.ratio(gaps[metrics.NUM_BINS :].sum(axis=0), k * total)
     if prepared.ranked:
         support = confusion.sum(axis=2)
         areas = [
@@ -190,7 +237,7 @@ def score_draws(prepared: Prepared, weights: np.ndarray) -> dict[str, np.ndarray
 def _areas(
     ranked: Ranked, weights: np.ndarray, positives: np.ndarray, negatives: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`metrics.binary_areas` for every draw: (PR-AUC, ROC-AUC), float64 [draws] each."""
+    """Computes `metrics.binary_areas` for every draw: (PR-AUC, ROC-AUC), float64 [draws] each."""
     gained = ranked.positive @ weights
     true, false = np.cumsum(gained, axis=0), np.cumsum(ranked.passed @ weights, axis=0)
     pairs = positives * negatives
@@ -202,56 +249,60 @@ def _areas(
     return pr_auc, metrics.ratio(pairs - np.einsum("td,td->d", gained, false), pairs)
 
 
-def draw(num_clusters: int, num_draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Counts of g - 1 clusters drawn with replacement from g: float64 [g, num_draws]."""
-    counts = np.empty((num_clusters, num_draws))
-    for column in range(num_draws):
-        drawn = rng.integers(0, num_clusters, num_clusters - 1)
-        counts[:, column] = np.bincount(drawn, minlength=num_clusters)
-    return counts
+def draw(keys: np.ndarray, first: int, stop: int, seed: int = 0) -> np.ndarray:
+    """Draws the weights of clusters, standard exponential: float64 [g, stop - first].
+
+    The bits are those of SplitMix64 (Steele, Lea and Flood 2014), started at a cluster's key.
+    """
+    step = (np.arange(first + 1, stop + 1, dtype=np.uint64) + (seed << 32)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    bits = keys[:, None] + step
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    bits ^= bits >> np.uint64(31)
+    bits >>= np.uint64(11)
+    uniform = bits.astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-53
+    return np.negative(np.log(uniform, out=uniform), out=uniform)
 
 
-class Replicates(NamedTuple):
-    """A predictor's metrics, as `score_draws` returns them.
+@dataclasses.dataclass(frozen=True)
+class Resampled:
+    """Predictors of the same images, scored in the same draws.
 
-    Attributes:
-      draws: of each draw of clusters.
-      left_out: without each cluster in turn; empty for more than `JACKKNIFE_CLUSTERS`.
+    `draws` have what `score_draws` returns, `left_out` likewise without each cluster in turn; the
+    latter are empty from one cluster, and from more than `JACKKNIFE_CLUSTERS`.
     """
 
-    draws: dict[str, np.ndarray]
-    left_out: dict[str, np.ndarray]
+    of: Sample
+    scored: Sequence[dict[str, Any]]  # from `metrics.score`, one per predictor
+    draws: Sequence[dict[str, np.ndarray]]
+    left_out: Sequence[dict[str, np.ndarray]]
 
 
-def replicates(
-    prepared: Sequence[Prepared],
-    sizes: np.ndarray,
+def resample(
+    of: Sample,
+    predictors: Sequence[np.ndarray],
     *,
-    scale: np.ndarray | None = None,
+    areas: bool = True,
     num_draws: int = DRAWS,
     seed: int = 0,
-) -> list[Replicates]:
-    """The metrics of several predictors of the same images, in the same draws.
+) -> Resampled:
+    """Scores predictors, float64 [n, k] each, of the same images in the same draws of clusters.
 
-    Args:
-      prepared: one per predictor, over the same clusters.
-      sizes: int [g], images of each cluster.
-      scale: float64 [g], what an image of each cluster weighs; None means 1.
-      num_draws: how many.
-      seed: of the draws; the same seed gives the same draws.
-
-    Returns:
-      One per predictor; empty from fewer than two clusters.
+    Without `areas` the draws lack PR-AUC and ROC-AUC. The same seed gives the same draws.
     """
-    num_clusters = len(sizes)
-    rng = np.random.default_rng(seed)
-    block = max(1, BLOCK_VALUES // max(int(sizes.sum()), num_clusters))
-    weigh = np.ones(num_clusters) if scale is None else scale
+    prepared = [prepare(of, probabilities, areas=areas) for probabilities in predictors]
+    num_clusters = len(of.scale)
+    block = max(1, BLOCK_VALUES // max(len(of.labels), num_clusters))
 
-    def scored(number: int, weights: Callable[[int, int], np.ndarray]) -> list[dict[str, Any]]:
+    def in_blocks(number: int, weights: Callable[[int, int], np.ndarray]) -> list[dict[str, Any]]:
         found: list[list[dict[str, np.ndarray]]] = [[] for _ in prepared]
         for first in range(0, max(number, 1), block):
-            weighted = weights(first, min(first + block, number)) * weigh[:, None]
+            weighted = weights(first, min(first + block, number)) * of.scale[:, None]
             for one, blocks in zip(prepared, found, strict=True):
                 blocks.append(score_draws(one, weighted))
         return [
@@ -259,220 +310,280 @@ def replicates(
             for blocks in found
         ]
 
-    alone = num_clusters < 2
-    drawn = scored(
-        0 if alone else num_draws, lambda start, stop: draw(num_clusters, stop - start, rng)
+    draws = in_blocks(num_draws, lambda first, stop: draw(of.keys, first, stop, seed))
+    left_out = in_blocks(
+        num_clusters if 1 < num_clusters <= JACKKNIFE_CLUSTERS else 0,
+        lambda first, stop: 1.0 - (np.arange(num_clusters)[:, None] == np.arange(first, stop)),
     )
-    left_out = scored(
-        0 if alone or num_clusters > JACKKNIFE_CLUSTERS else num_clusters,
-        lambda start, stop: 1.0 - (np.arange(num_clusters)[:, None] == np.arange(start, stop)),
-    )
-    return [Replicates(*both) for both in zip(drawn, left_out, strict=True)]
+    scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in predictors]
+    return Resampled(of, scored, draws, left_out)
 
 
-def bootstrap_error(estimate: float, draws: np.ndarray) -> float:
-    """The root mean square of (draw - estimate) over the defined draws; NaN without one.
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A statistic with the two sources of its error, from which sums of statistics have theirs.
 
-    A bias of the draws is counted as error too.
+    It is a sum over models, each trained with one seed or with several.
     """
-    defined = draws[np.isfinite(draws)]
-    return float(np.sqrt(np.mean(np.square(defined - estimate)))) if len(defined) else np.nan
+
+    by_seed: dict[str, np.ndarray]  # float64 [seeds] of each model; the value sums their means
+    # float64 [seeds, draws] of each model: draws less the value, their mean square the variance
+    deviations: dict[str, np.ndarray]
+    keys: np.ndarray  # uint64 [g], of the clusters
+    shares: np.ndarray  # float64 [g], of each cluster in the variance; they sum to 1
+
+    @property
+    def value(self) -> float:
+        """The statistic, where a model has several seeds their mean."""
+        return float(sum(values.mean() for values in self.by_seed.values()))
+
+    @property
+    def draws(self) -> np.ndarray:
+        """Deviations of the value, float64 [draws], from the choice of clusters."""
+        return np.sum([one.mean(axis=0) for one in self.deviations.values()], axis=0)
+
+    def error(self) -> tuple[float, float]:
+        """Returns (the standard error, degrees of freedom of t); NaN from a single cluster."""
+        of_clusters = float(np.mean(np.square(self.draws)))
+        variances, degrees = [of_clusters], [float(effective_number(self.shares)) - 1]
+        for model, values in self.by_seed.items():
+            if len(values) > 1:
+                # Seeds of the same variance differ on few images, too: by what deviations that
+                # the seeds do not share give their mean.
+                own = self.deviations[model]
+                shared = np.mean(np.square(own.mean(axis=0)))
+                apart = max(float(np.mean(np.square(own)) - shared), 0.0) / (len(values) - 1)
+                variances.append(max(float(values.var(ddof=1)) / len(values) - apart, 0.0))
+                degrees.append(len(values) - 1)
+        return float(np.sqrt(sum(variances))), satterthwaite(variances, degrees)
+
+
+def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
+    """Returns the degrees of freedom of a sum of variances, from those of each."""
+    known = [(v, d) for v, d in zip(variances, degrees, strict=True) if v > 0]
+    if len(known) < 2:
+        return known[0][1] if known else degrees[0]
+    return sum(v for v, _ in known) ** 2 / sum(v**2 / d for v, d in known)
+
+
+def estimate(
+    resampled: Resampled, name: str, numbers: Sequence[int] = (0,), model: str = ""
+) -> Estimate:
+    """Estimates a metric of a model, whose seeds are the predictors of these numbers.
+
+    `name` is one of `SCALARS`.
+    """
+    if name not in MEAN_OF:
+        return _estimate(resampled, name, numbers, model)
+    return estimate_mean(resampled, name, None, numbers, model)
+
+
+def estimate_mean(
+    resampled: Resampled,
+    name: str,
+    classes: Sequence[int] | None = None,
+    numbers: Sequence[int] = (0,),
+    model: str = "",
+) -> Estimate:
+    """Estimates a mean over classes, one of `MEAN_OF`; None: over all that it is defined for."""
+    of_class = MEAN_OF[name]
+    if classes is None:
+        values = np.asarray([resampled.scored[number][of_class] for number in numbers])
+        classes = np.flatnonzero(np.isfinite(values).all(axis=0)).tolist()
+    if not classes:
+        return combine([(_estimate(resampled, name, numbers, model), np.nan)])
+    terms = {label: _estimate(resampled, of_class, numbers, model, label) for label in classes}
+    sizes = {label: int(np.count_nonzero(resampled.of.sizes(label))) for label in classes}
+    known = [(sizes[label], terms[label]) for label in classes if sizes[label] > 1]
+    for label in [label for label in classes if sizes[label] < 2]:
+        terms[label] = _borrow_error(terms[label], known, label)
+    return combine([(one, 1 / len(classes)) for one in terms.values()])
+
+
+def _borrow_error(alone: Estimate, known: Sequence[tuple[int, Estimate]], label: int) -> Estimate:
+    """Gives the estimate of a class of one cluster the mean error of one cluster of the others.
+
+    It is made of their draws, in another order each, so that two models still have in common what
+    they have in common in the other classes.
+    """
+    if not known:
+        return alone
+    (model,) = alone.by_seed
+    own = [
+        np.sqrt(size / len(known)) * np.roll(one.deviations[model], 1 + label + 10 * place, axis=1)
+        for place, (size, one) in enumerate(known)
+    ]
+    shares = np.mean([one.shares for _, one in known], axis=0)
+    return dataclasses.replace(alone, deviations={model: np.sum(own, axis=0)}, shares=shares)
+
+
+def _estimate(
+    resampled: Resampled, name: str, numbers: Sequence[int], model: str, label: int | None = None
+) -> Estimate:
+    of = resampled.of
+    at = (..., label) if label is not None else ...
+    values = np.asarray([resampled.scored[number][name] for number in numbers])[at]
+    g = len(of.scale)
+    unbiased = np.sqrt((g + 1) / (g - 1)) if g > 1 else np.nan
+    deviations = []
+    for number, value in zip(numbers, values, strict=True):
+        own = (resampled.draws[number][name][at] - value) * unbiased
+        error = float(np.sqrt(np.mean(np.square(own))))
+        larger = jackknife_error(value, resampled.left_out[number][name][at])
+        deviations.append(own * (larger / error if larger > error > ROUNDING else 1.0))
+    sizes = of.sizes(label)
+    if np.count_nonzero(sizes) < 2:
+        # How much a class differs between clusters is not known from one.
+        deviations = [np.full_like(own, np.nan) for own in deviations]
+    shares = sizes / max(sizes.sum(), ROUNDING)
+    return Estimate({model: values}, {model: np.stack(deviations)}, of.keys, shares)
+
+
+def combine(terms: Sequence[tuple[Estimate, float]]) -> Estimate:
+    """Sums (estimate, factor) pairs, with the clusters and the models that they have in common."""
+    by_seed: dict[str, Any] = {}
+    deviations: dict[str, Any] = {}
+    for one, factor in terms:
+        for model, values in one.by_seed.items():
+            by_seed[model] = by_seed.get(model, 0.0) + factor * values
+            deviations[model] = deviations.get(model, 0.0) + factor * one.deviations[model]
+    draws = np.sum([one.mean(axis=0) for one in deviations.values()], axis=0)
+    parts = np.asarray([factor * np.mean(one.draws * draws) for one, factor in terms])
+    parts = np.maximum(np.nan_to_num(parts), 0.0)
+    parts = parts / parts.sum() if parts.sum() > 0 else np.full(len(terms), 1 / len(terms))
+    if all(one.keys is terms[0][0].keys for one, _ in terms):
+        keys, at = terms[0][0].keys, np.tile(np.arange(len(terms[0][0].keys)), len(terms))
+    else:
+        keys, at = np.unique(np.concatenate([one.keys for one, _ in terms]), return_inverse=True)
+    weighted = [part * one.shares for part, (one, _) in zip(parts, terms, strict=True)]
+    shares = np.bincount(at, np.concatenate(weighted), minlength=len(keys))
+    return Estimate(by_seed, deviations, keys, shares)
 
 
 def jackknife_error(estimate: float, left_out: np.ndarray) -> float:
-    """Tukey's standard error, sqrt((m - 1) / m * sum of squares), over the m defined values."""
+    """Returns Tukey's standard error, sqrt((m - 1) / m * sum of squares), of m defined values."""
     defined = left_out[np.isfinite(left_out)]
     if not len(defined):
         return np.nan
     return float(np.sqrt((len(defined) - 1) * np.mean(np.square(defined - estimate))))
 
 
-def standard_error(estimate: float, draws: np.ndarray, left_out: np.ndarray) -> float:
-    """The larger of both; NaN where neither exists.
+def quantile_of_t(degrees: float, level: float = LEVEL) -> float:
+    """Returns the half width of an interval in standard errors.
 
-    Args:
-      estimate: a metric, or a difference of two.
-      draws: float64 [draws], it in each draw.
-      left_out: float64 [g] or [0], it without each cluster.
+    NaN below one degree of freedom, where a single cluster has most of the images.
     """
-    return float(np.fmax(bootstrap_error(estimate, draws), jackknife_error(estimate, left_out)))
+    return float(special.stdtrit(degrees, (1 + level) / 2)) if degrees >= 1 else float("nan")
 
 
-def quantile_of_t(degrees: float) -> float:
-    """How many standard errors an interval of `LEVEL` reaches; NaN below one degree of freedom.
+def interval(name: str, of: Estimate) -> list[float]:
+    """Returns the confidence interval [low, high] of a metric.
 
-    Less than one means that a single cluster holds most of the images.
+    It is [NaN, NaN] where the error or `quantile_of_t` is NaN, and where the error is 0: a score
+    that all clusters have in common does not show how much others may differ.
+
+    The metric's name decides the scale on which the interval is symmetric.
     """
-    return float(special.stdtrit(degrees, (1 + LEVEL) / 2)) if degrees >= 1 else float("nan")
-
-
-def interval(name: str, estimate: float, error: float, degrees: float) -> list[float]:
-    """Where the metric of new clusters of the same kind lies, with confidence `LEVEL`.
-
-    Args:
-      name: of the metric; says on which scale the interval is symmetric.
-      estimate: the metric of the images.
-      error: from `standard_error`.
-      degrees: of freedom of t.
-
-    Returns:
-      [low, high]; NaN where the error or `quantile_of_t` is, and where the error is 0: a score
-      that all clusters have in common, such as all right, does not show how far others may be.
-    """
+    value = of.value
+    error, degrees = of.error()
     reach = quantile_of_t(degrees) * error
     if not np.isfinite(reach) or error <= ROUNDING:
         return [float("nan")] * 2
-    if name == "ece":  # its draws lie above the estimate, never as far below it
-        return [max(0.0, estimate - reach), min(1.0, estimate + reach)]
-    if name == "loss":
-        factor = np.exp(reach / estimate)
-        return [float(estimate / factor), float(estimate * factor)]
+    if name in ("ece", "class_ece"):  # the draws lie above the estimate, and are not symmetric
+        # A few images in each bin make the error of each class's probability too large, and that
+        # of resampled images more so.
+        bias = max(0.0, float(of.draws.mean())) if name == "class_ece" else 0.0
+        return [max(0.0, value - reach - bias), min(1.0, value + reach)]
+    if name in ("loss", "brier"):
+        factor = np.exp(reach / value)
+        return [float(value / factor), float(value * factor)]
+    # What lies between -1 and 1 is brought to 0 to 1; the logit is then Fisher's z.
+    low, width = (-1.0, 2.0) if name in ("kappa", "mcc") else (0.0, 1.0)
+    share = (value - low) / width
     # The derivative of the logit brings the standard error to its scale (delta method).
-    reach /= estimate * (1 - estimate)
-    middle = special.logit(estimate)
-    return [float(special.expit(middle - reach)), float(special.expit(middle + reach))]
+    reach /= width * share * (1 - share)
+    ends = special.expit(special.logit(share) + np.asarray([-reach, reach]))
+    return (low + width * ends).tolist()
 
 
-def difference(estimate: float, error: float, degrees: float) -> dict[str, float | list[float]]:
-    """A difference with its interval and its two-sided p-value.
+def difference(of: Estimate, *, num_compared: int = 1) -> dict[str, Any]:
+    """Returns a difference with its interval and its two-sided p-value.
 
-    Args:
-      estimate: the difference on the images.
-      error: its `standard_error`.
-      degrees: of freedom of t.
+    If it was chosen among several, the interval is that of `num_compared` simultaneous ones
+    (Bonferroni).
 
     Returns:
-      {"difference", "interval": [low, high], "p"}: p is the chance of a t as far from 0 if there
-      were no difference, so the interval leaves out 0 exactly where p < 1 - LEVEL. No
-      difference in any draw is p = 1; NaN where `interval` would be.
+      {"difference", "interval": [low, high], "p"}: of one, the interval excludes 0 exactly where
+      p < 1 - LEVEL. No difference in any draw is p = 1; NaN where `interval` would be.
     """
+    value = of.value
+    error, degrees = of.error()
     reach, p = float("nan"), float("nan")
-    if abs(estimate) <= ROUNDING and error <= ROUNDING:
+    if abs(value) <= ROUNDING and error <= ROUNDING:
         reach, p = 0.0, 1.0
     elif degrees >= 1 and error > ROUNDING:
-        reach = quantile_of_t(degrees) * error
-        p = float(2 * special.stdtr(degrees, -abs(estimate) / error))
-    return {"difference": estimate, "interval": [estimate - reach, estimate + reach], "p": p}
+        reach = quantile_of_t(degrees, 1 - (1 - LEVEL) / num_compared) * error
+        p = float(2 * special.stdtr(degrees, -abs(value) / error))
+    return {"difference": value, "interval": [value - reach, value + reach], "p": p}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for being several (Holm 1979); NaN stays and is not counted."""
-    corrected = np.full(len(p_values), np.nan)
-    defined = np.flatnonzero(np.isfinite(p_values))
-    highest = 0.0
-    for rank, index in enumerate(defined[np.argsort(np.asarray(p_values)[defined], kind="stable")]):
-        highest = max(highest, min(1.0, (len(defined) - rank) * p_values[index]))
-        corrected[index] = highest
+def detectable(of: Estimate) -> float:
+    """Returns the smallest difference that p < 1 - LEVEL would show with a probability of POWER."""
+    error, degrees = of.error()
+    power = float(special.stdtrit(degrees, POWER)) if degrees >= 1 else float("nan")
+    return (quantile_of_t(degrees) + power) * error
+
+
+def correct(differences: Sequence[Estimate]) -> list[float]:
+    """Corrects the p-values of differences for their number; NaN stays and is not counted.
+
+    The step-down maximum of normal variables that are correlated as the differences' draws are
+    (Hothorn, Bretz and Westfall, "Simultaneous Inference in General Parametric Models", 2008): how
+    often the smallest p of as many differences that are all 0 is as small. The draws themselves
+    have heavier tails with few clusters, and would find fewer of the differences that exist.
+    """
+    p = np.asarray([difference(one)["p"] for one in differences])
+    corrected = np.full(len(p), np.nan)
+    # The largest p first: the others are corrected for themselves and those before.
+    order = np.argsort(-p, kind="stable")[: np.count_nonzero(np.isfinite(p))]
+    if not len(order):
+        return corrected.tolist()
+    draws = np.stack([differences[number].draws for number in order])
+    errors = np.linalg.norm(draws, axis=1, keepdims=True)
+    draws = np.where(errors > ROUNDING, draws / np.maximum(errors, ROUNDING), 0.0)
+    values, vectors = np.linalg.eigh(draws @ draws.T)
+    normal = np.random.default_rng(0).standard_normal((CORRECTION_DRAWS, len(order)))
+    normal = np.abs(normal * np.sqrt(np.maximum(values, 0)) @ vectors.T)
+    largest = np.maximum.accumulate(normal, axis=1)
+    for column, number in enumerate(order):
+        exceeded = np.count_nonzero(largest[:, column] >= -special.ndtri(p[number] / 2))
+        as_small = (1 + exceeded) / (1 + CORRECTION_DRAWS)
+        # Holm's correction is never smaller, but for the limited number of draws.
+        corrected[number] = min(max(as_small, p[number]), (column + 1) * p[number], 1.0)
+    corrected[order[::-1]] = np.maximum.accumulate(corrected[order[::-1]])
     return corrected.tolist()
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Labelled images and their clusters: what predictors are scored and compared on.
-
-    Attributes:
-      labels: int [n].
-      cluster: int [n], numbers 0..g-1.
-      num_classes: k.
-      scale: float64 [g], what an image of each cluster weighs.
-    """
-
-    labels: np.ndarray
-    cluster: np.ndarray
-    num_classes: int
-    scale: np.ndarray
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Images of each cluster: int [g]."""
-        return np.bincount(self.cluster, minlength=len(self.scale))
-
-    def degrees(self) -> tuple[float, np.ndarray]:
-        """Degrees of freedom of t: of all images, and float64 [k] of each class's images.
-
-        A class has as many clusters as have an image of it.
-        """
-        by_class = np.zeros((self.num_classes, len(self.scale)))
-        np.add.at(by_class, (self.labels, self.cluster), 1.0)
-        by_class *= self.scale
-        return float(effective_number(by_class.sum(axis=0))) - 1, effective_number(by_class) - 1
-
-
-def sample(
-    labels: np.ndarray, cluster: np.ndarray, num_classes: int, *, equal_clusters: bool = False
-) -> Sample:
-    """A `Sample`; with `equal_clusters` every cluster weighs the same, whatever its size."""
-    names, numbers = np.unique(cluster, return_inverse=True)
-    sizes = np.bincount(numbers, minlength=len(names))
-    scale = 1 / sizes if equal_clusters else np.ones(len(names))
-    return Sample(labels, numbers, num_classes, scale)
-
-
-def score(
-    of: Sample,
-    predictors: Sequence[np.ndarray],
-    *,
-    areas: Sequence[bool] | None = None,
-    num_draws: int = DRAWS,
-    seed: int = 0,
-) -> tuple[list[dict[str, Any]], list[Replicates]]:
-    """Scores predictors of the same images, with intervals, in the same draws.
-
-    Args:
-      of: the images.
-      predictors: probabilities, float64 [n, k] each.
-      areas: per predictor, whether PR-AUC and ROC-AUC get intervals; None means all.
-      num_draws: how many.
-      seed: of the draws.
+def score(resampled: Resampled) -> list[dict[str, Any]]:
+    """Adds intervals to the scores of resampled predictors.
 
     Returns:
-      (per predictor what `metrics.score` returns and "intervals": {metric: [low, high], or a
-      list of these for each class}, "n_clusters", "effective_clusters", "undefined_draws":
-      {metric: share of the draws without it, where above 1 %}; the replicates by predictor).
+      Per predictor what `metrics.score` returns and "intervals": {metric: [low, high], or a list
+      of these for each class}, "n", and of `Sample.describe`.
     """
-    areas = areas or [True] * len(predictors)
-    prepared = [
-        prepare(of.labels, probabilities, of.cluster, len(of.scale), areas=wanted)
-        for probabilities, wanted in zip(predictors, areas, strict=True)
-    ]
-    drawn = replicates(prepared, of.sizes, scale=of.scale, num_draws=num_draws, seed=seed)
-    degrees, class_degrees = of.degrees()
     scores = []
-    for probabilities, (draws, left_out) in zip(predictors, drawn, strict=True):
-        scored = metrics.score(of.labels, probabilities, of.scale[of.cluster])
+    for number, scored in enumerate(resampled.scored):
         intervals: dict[str, Any] = {
-            name: interval(
-                name,
-                scored[name],
-                standard_error(scored[name], draws[name], left_out[name]),
-                degrees,
-            )
+            name: interval(name, estimate(resampled, name, [number]))
             for name in SCALARS
-            if name in draws
+            if name in resampled.draws[number]
         }
         for name in BY_CLASS:
-            if name in draws:
-                values, kinds = scored[name], (draws[name].T, left_out[name].T)
-                errors = map(standard_error, values, *kinds)
+            if name in resampled.draws[number]:
                 intervals[name] = [
-                    interval(name, *of_class)
-                    for of_class in zip(values, errors, class_degrees, strict=True)
+                    interval(name, _estimate(resampled, name, [number], "", label))
+                    for label in range(resampled.of.num_classes)
                 ]
-        undefined = {
-            name: np.isnan(draws[name]).mean(axis=0) for name in intervals if len(draws[name])
-        }
-        scores.append(
-            scored
-            | {
-                "n": float(len(of.labels)),
-                "n_clusters": len(of.scale),
-                "effective_clusters": degrees + 1,
-                "intervals": intervals,
-                "undefined_draws": {
-                    name: share
-                    for name, share in undefined.items()
-                    if (np.asarray(share) > MUCH_UNDEFINED).any()
-                },
-            }
-        )
-    return scores, drawn
+        about = {"n": float(len(resampled.of.labels)), "intervals": intervals}
+        scores.append(scored | resampled.of.describe() | about)
+    return scores

@@ -1,32 +1,38 @@
-"""The verb `compare`: is one run better than another, or one recipe than another?
+"""Test whether one run, or one config over several seeds, is better than another.
 
-Both sides score the same images in the same draws of whole clusters, so what the images have in
-common cancels. One run on each side compares two fixed models. Several runs on each side, which
-differ in their seeds, compare recipes: a draw then takes seeds as well as clusters (Owen 2007
-for such crossed draws, which are a little conservative), and the degrees of freedom are those
-of Welch and Satterthwaite over clusters and seeds.
+Name one run on each side to compare two models, several runs that differ in their seeds to compare
+configs. All are compared on the images that their predictions have in common.
 """
 
-import argparse
-import dataclasses
+# Both sides score the same images in the same draws of whole clusters, so the variance that the
+# images have in common cancels. Where seeds are compared, a draw takes seeds as well as clusters
+# (Owen 2007 for such crossed draws, which are a little conservative); the degrees of freedom are
+# those of Welch and Satterthwaite over clusters and seeds.
+
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fer_jax import checkpoints, results, storage
 from fer_jax.config import OneLineParser, read_config
 from fer_jax.errors import InputError
-from fer_jax.evaluation import bootstrap, metrics, predictions, results
+from fer_jax.evaluation import (
+    bootstrap,
+    calibration,
+    predictions,
+    relations,
+    run_scores,
+    scoring,
+)
+from fer_jax.results import interval, number, p_value, set_name
 
 # What must be the same of an image on both sides.
 DESCRIPTION = ("label", "subject_id", "clip_id")
-ROUNDING_METRICS = (
-    "accuracy",
-    "macro_f1",
-    "ece",
-)  # of a network in int8 beside the same in float32
+ROUNDING_METRICS = ("accuracy", "macro_f1", "ece")  # of a network in int8 beside float32
 ROUNDING_COLUMNS = ["", "float32", "int8", "change", "95 %"]
 
 
@@ -39,102 +45,125 @@ def compare(
 ) -> dict[str, Any]:
     """Compares the predictions tables that all runs have.
 
-    Args:
-      runs_a: workdirs of one side; several are the same recipe with other seeds.
-      runs_b: of the other side; one where runs_a is one, else several.
-      num_draws: of clusters, and of seeds.
-      seed: of the draws.
+    The runs of a side are workdirs, one or, of a recipe with several seeds, several on each side.
 
     Returns:
-      {"a", "b": workdirs, "seeds": whether they were resampled, "draws", "sets": [{"dataset",
-      "split", "variant", "n", "n_subjects", "n_clips", "n_clusters", "effective_clusters",
-      "cluster", "metrics": {name: {"a", "b": means over the runs, "difference": a - b,
-      "interval", "p", "p_holm": corrected for the number of sets of this variant}}}],
-      "left_out": {table: why}}.
+      {"a", "b": workdirs, "seeds": whether they were resampled, "draws", "copies": whether both
+      sides have the same checkpoint, "steps": {workdir: of its checkpoint, None if unknown},
+      "leaks": {workdir: lines on leaks between its data and these sets},
+      "sets": [{"dataset", "split", "variant", "relation" (from `relations.of_run`, None if it
+      differs between the runs), and what `compare_on` returns, with "p_corrected" in each of the
+      "metrics": by `bootstrap.correct` over the sets of this variant}], "left_out": {table: why}}.
 
     Raises:
       InputError: a workdir without predictions, no table in common, one run against several,
-        or tables of other images, other labels or another task.
+        two copies of one run on a side, or tables of other images, other labels or another task.
     """
     if (len(runs_a) > 1) != (len(runs_b) > 1):
         raise InputError(
-            f"{len(runs_a)} against {len(runs_b)} runs: how far seeds spread is not known from "
-            "one; name one run on each side, or several on each"
+            f"{len(runs_a)} against {len(runs_b)} runs: one run does not show how much seeds "
+            "differ; name one run on each side, or several on each"
         )
-    runs = [*runs_a, *runs_b]
-    for side in (runs_a, runs_b):
-        twice = [str(run) for run in side if list(side).count(run) > 1]
-        if twice:
-            raise InputError(f"'{twice[0]}' is named twice on one side; its seed counts once")
-    tables = {run: _table_names(run) for run in runs}
-    selected_on = {run: _validation_names(run) for run in runs}
-    everywhere = set.intersection(*tables.values())
-    tests = sorted(everywhere - set.union(*selected_on.values()))
+    tables, selected_on, made_by = {}, {}, {}
+    for run in (*runs_a, *runs_b):
+        config, made_by[run] = read_config(run), run_scores.evaluated_checkpoint(run)
+        tables[run] = {file.name for file in (run / "predictions").glob("*.csv")}
+        if not tables[run]:
+            raise InputError(f"'{run}' has no predictions; run `fer-jax evaluate` first")
+        validation = calibration.validation_files(run, config)
+        selected_on[run] = set().union(*map(predictions.read_record_ids, validation))
+    copies = _find_copies(runs_a, runs_b)
+    in_all = set.intersection(*tables.values())
+    tests, left_out = [], {}
+    for name in sorted(set.union(*tables.values())):
+        missing = ", ".join(str(run) for run in tables if name not in tables[run])
+        files = {run: run / "predictions" / name for run in tables if name in tables[run]}
+        records = predictions.read_record_ids(next(iter(files.values())))
+        others = [
+            str(run)
+            for run, file in files.items()
+            if run_scores.checkpoint_of(file) != made_by[run]
+        ]
+        chosen = [str(run) for run in tables if not records.isdisjoint(selected_on[run])]
+        if chosen:
+            were = "were" if len(chosen) > 1 else "was"
+            left_out[name] = f"{', '.join(chosen)} {were} selected on images of it"
+        elif missing:
+            left_out[name] = f"not in {missing}"
+        elif others:
+            left_out[name] = (
+                f"{', '.join(others)} predicted it with another checkpoint than the rest"
+            )
+        else:
+            tests.append(name)
     if not tests:
         raise InputError(
             "the runs have no test set's predictions in common; evaluate them on the same sets"
+            if not in_all
+            else f"no test set is left to compare: {'; '.join(map(': '.join, left_out.items()))}"
         )
-    left_out = {}
-    for name in sorted(set.union(*tables.values()) - set(tests)):
-        missing = [str(run) for run in runs if name not in tables[run]]
-        chosen = [str(run) for run in runs if name in selected_on[run]]
-        left_out[name] = (
-            f"not in {', '.join(missing)}"
-            if missing
-            else f"{', '.join(dict.fromkeys(chosen))} was selected on it"
-        )
-    sets = [_compare_set(name, runs_a, runs_b, num_draws=num_draws, seed=seed) for name in tests]
-    # A variant is another model on the same sets: it is corrected for by itself.
+    sets, estimates = [], []
+    for name in tests:
+        one, estimated = _compare_set(name, runs_a, runs_b, num_draws=num_draws, seed=seed)
+        sets.append(one)
+        estimates.append(estimated)
+    # A variant is another model on the same sets, so its p-values are corrected separately.
     for variant in {one["variant"] for one in sets}:
-        of_variant = [one for one in sets if one["variant"] == variant]
+        own = [index for index, one in enumerate(sets) if one["variant"] == variant]
         for metric in bootstrap.SCALARS:
-            corrected = bootstrap.holm([one["metrics"][metric]["p"] for one in of_variant])
-            for one, p in zip(of_variant, corrected, strict=True):
-                one["metrics"][metric]["p_holm"] = p
+            corrected = bootstrap.correct([estimates[index][metric] for index in own])
+            for index, p in zip(own, corrected, strict=True):
+                sets[index]["metrics"][metric]["p_corrected"] = p
+    plain = [name for name, one in zip(tests, sets, strict=True) if not one["variant"]]
     return {
         "a": [str(run) for run in runs_a],
         "b": [str(run) for run in runs_b],
         "seeds": len(runs_a) > 1,
         "draws": num_draws,
+        "copies": copies,
+        "leaks": {str(run): run_scores.leak_notes(run, plain) for run in made_by},
+        "steps": {str(run): step for run, (step, _) in made_by.items()},
         "sets": sets,
         "left_out": left_out,
     }
 
 
-def _table_names(run: Path) -> set[str]:
-    names = {file.name for file in (run / "predictions").glob("*.csv")}
-    if not names:
-        raise InputError(f"'{run}' has no predictions; run `fer-jax evaluate` first")
-    return names
+def _find_copies(runs_a: Sequence[Path], runs_b: Sequence[Path]) -> bool:
+    """Returns whether both sides have a checkpoint in common; refuses one that a side has twice."""
 
+    def checkpoint(run: Path) -> str:
+        last = max(checkpoints.finished_steps(run), default=0)
+        return checkpoints.checksum(run, last) or str(run.resolve())
 
-def _validation_names(run: Path) -> set[str]:
-    return {file.name for file in results.validation_files(run, read_config(run))}
+    sides: list[dict[str, Path]] = [{}, {}]
+    for first, side in zip(sides, (runs_a, runs_b), strict=True):
+        for run in side:
+            checksum = checkpoint(run)
+            if checksum in first:
+                raise InputError(
+                    f"'{run}' and '{first[checksum]}' on one side have the same checkpoint; name "
+                    "each seed's run once"
+                )
+            first[checksum] = run
+    return not sides[0].keys().isdisjoint(sides[1])
 
 
 def _compare_set(
     name: str, runs_a: Sequence[Path], runs_b: Sequence[Path], *, num_draws: int, seed: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, bootstrap.Estimate]]:
     files = [run / "predictions" / name for run in (*runs_a, *runs_b)]
-    (table, classes), *others = [predictions.read(file) for file in files]
-    sides = [table["probabilities"]]
-    for file, (other, of_other) in zip(files[1:], others, strict=True):
-        if of_other != classes:
-            raise InputError(
-                f"{file} is about {', '.join(of_other)} and {files[0]} about {', '.join(classes)}"
-            )
-        sides.append(other["probabilities"][same_images(table, other, files[0], file)])
+    table, classes = predictions.read(files[0])
+    predictors = [table["probabilities"]]
+    for file in files[1:]:
+        other, _ = predictions.read(file, classes)
+        predictors.append(other["probabilities"][same_images(table, other, files[0], file)])
     if not (table["label"] >= 0).any():
         raise InputError(f"{files[0]}: no image has a label")
-    dataset, split = str(table["dataset"][0]), str(table["split"][0])
-    plain = predictions.file_name(dataset, split).removesuffix(".csv")
-    return {
-        "dataset": dataset,
-        "split": split,
-        "variant": name.removesuffix(".csv").removeprefix(plain).removeprefix("."),
-    } | compare_on(
-        table, sides[: len(runs_a)], sides[len(runs_a) :], num_draws=num_draws, seed=seed
-    )
+    side_a, side_b = predictors[: len(runs_a)], predictors[len(runs_a) :]
+    compared, estimates = compare_on(table, side_a, side_b, num_draws=num_draws, seed=seed)
+    related = {relations.of_run(run, classes)(table) for run in (*runs_a, *runs_b)}
+    about = {"relation": related.pop() if len(related) == 1 else None}
+    return predictions.description(files[0], table) | about | compared, estimates
 
 
 def compare_on(
@@ -144,57 +173,57 @@ def compare_on(
     *,
     num_draws: int = bootstrap.DRAWS,
     seed: int = 0,
-) -> dict[str, Any]:
-    """The differences of two sides on the labelled images of a table.
+) -> tuple[dict[str, Any], dict[str, bootstrap.Estimate]]:
+    """Compares two groups of runs on the labelled images of a table.
 
-    Args:
-      table: says which images; its own probabilities are not read.
-      side_a: as for `compare_predictors`, for every image of the table.
-      side_b: likewise.
-      num_draws: of clusters, and of seeds.
-      seed: of the draws.
+    The sides are those of `compare_predictors`; the table's own probabilities are not read.
 
     Returns:
-      {"n", "n_subjects", "n_clips", "n_clusters", "effective_clusters", "cluster": what was
-      resampled, "metrics": what `compare_predictors` returns}.
+      ({"n", "n_subjects", "n_clips", "n_clusters", "effective_clusters", "cluster": what was
+      resampled, "metrics": {metric of `bootstrap.SCALARS`: {"a", "b": means over the seeds,
+      "difference": a - b, "interval", "p", "detectable": the smallest difference that this set
+      shows with a power of 0.8}}, "mcnemar_p": of the exact test whether two models are right
+      on as many images; None where images are not independent, or of several seeds}, and the
+      differences that "metrics" describe).
     """
     known = table["label"] >= 0
-    table = {column: values[known] for column, values in table.items()}
-    cluster, kind = bootstrap.clusters(table)
-    of = bootstrap.sample(table["label"], cluster, side_a[0].shape[1])
-    degrees, _ = of.degrees()
-    return {
-        "n": len(table["label"]),
-        "n_subjects": len(set(table["subject_id"]) - {""}),
-        "n_clips": len(set(table["clip_id"]) - {""}),
-        "n_clusters": len(of.scale),
-        "effective_clusters": degrees + 1,
-        "cluster": kind,
-        "metrics": compare_predictors(
-            of,
-            [probabilities[known] for probabilities in side_a],
-            [probabilities[known] for probabilities in side_b],
-            num_draws=num_draws,
-            seed=seed,
-        ),
-    }
+    table = predictions.take(table, known)
+    of = bootstrap.sample_table(table, side_a[0].shape[1])
+    a, b = ([probabilities[known] for probabilities in side] for side in (side_a, side_b))
+    metrics, estimates = compare_predictors(of, a, b, num_draws=num_draws, seed=seed)
+    only = None
+    alone = of.kind in ("image", "near-duplicate group") and len(of.scale) == len(of.labels)
+    if alone and len(a) == len(b) == 1:
+        right = [one.argmax(axis=1) == table["label"] for one in (a[0], b[0])]
+        only = [int((first & ~second).sum()) for first, second in (right, right[::-1])]
+    found = predictions.sizes(table) | of.describe() | {"metrics": metrics}
+    found["mcnemar_p"] = only and _exact_p(*only)
+    return found, estimates
+
+
+def _exact_p(only_a: int, only_b: int) -> float:
+    """Returns McNemar's exact p-value, of the images on which one model alone is right."""
+    from scipy import stats  # half a second, which other comparisons do not need
+
+    both = only_a + only_b
+    return float(stats.binomtest(only_a, both).pvalue) if both else 1.0
 
 
 def same_images(
     table: predictions.Table, other: predictions.Table, file: Path, other_file: Path
 ) -> np.ndarray:
-    """int64 [n]: the row of `other` for each row of `table`.
+    """Returns the row of `other` for each row of `table`, int64 [n].
 
     Raises:
-      InputError: they are not about the same images, or describe one differently.
+      InputError: they are about different images, or describe one differently.
     """
     order, other_order = np.argsort(table["record_id"]), np.argsort(other["record_id"])
     here, there = table["record_id"][order], other["record_id"][other_order]
     if not np.array_equal(here, there):
-        strangers = sorted(set(here.tolist()) ^ set(there.tolist()))
+        differing = sorted(set(here.tolist()) ^ set(there.tolist()))
         raise InputError(
-            f"{file} and {other_file} are about other images ({len(strangers)} are in only one, "
-            f"such as '{strangers[0]}'); evaluate both runs on the same data"
+            f"{file} and {other_file} are about different images ({len(differing)} are in only "
+            f"one, such as '{differing[0]}'); evaluate both runs on the same data"
         )
     rows = np.empty(len(order), np.int64)
     rows[order] = other_order
@@ -215,180 +244,93 @@ def compare_predictors(
     *,
     num_draws: int = bootstrap.DRAWS,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """The differences of two sides on the same images.
+) -> tuple[dict[str, dict[str, Any]], dict[str, bootstrap.Estimate]]:
+    """Compares two groups of runs on the same images.
 
-    Args:
-      of: the images.
-      side_a: probabilities, float64 [n, k]: one predictor, or one for each seed.
-      side_b: likewise.
-      num_draws: of clusters, and of seeds.
-      seed: of the draws.
+    A side is the probabilities, float64 [n, k], of one predictor or of one for each seed.
 
     Returns:
-      {metric of `bootstrap.SCALARS`: {"a", "b", "difference", "interval", "p"}}.
+      (the "metrics" of `compare_on`, and the differences that they describe).
     """
-    resampled = resample(of, [*side_a, *side_b], num_draws=num_draws, seed=seed)
-    numbers = np.arange(len(side_a) + len(side_b))
-    a, b = numbers[: len(side_a)], numbers[len(side_a) :]
-    found = {}
+    resampled = bootstrap.resample(of, [*side_a, *side_b], num_draws=num_draws, seed=seed)
+    count, total = len(side_a), len(side_a) + len(side_b)
+    metrics, estimates = {}, {}
     for name in bootstrap.SCALARS:
-        values = resampled.values(name)
-        found[name] = {"a": float(values[a].mean()), "b": float(values[b].mean())}
-        found[name] |= bootstrap.difference(*estimate(resampled, name, [(a, 1.0), (b, -1.0)]))
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Resampled:
-    """Predictors of the same images, scored in the same draws.
-
-    Attributes:
-      of: the images.
-      scored: what `metrics.score` returns, one per predictor.
-      drawn: from `bootstrap.replicates`, one per predictor.
-      num_draws: how many.
-      seed: of the draws.
-    """
-
-    of: bootstrap.Sample
-    scored: Sequence[dict[str, Any]]
-    drawn: Sequence[bootstrap.Replicates]
-    num_draws: int
-    seed: int
-
-    def values(self, name: str) -> np.ndarray:
-        """A metric of every predictor: float64 [predictors]."""
-        return np.asarray([one[name] for one in self.scored])
-
-
-def resample(
-    of: bootstrap.Sample,
-    predictors: Sequence[np.ndarray],
-    *,
-    areas: bool = True,
-    num_draws: int = bootstrap.DRAWS,
-    seed: int = 0,
-) -> Resampled:
-    """Scores predictors in draws of the clusters.
-
-    Args:
-      of: the images.
-      predictors: probabilities, float64 [n, k] each.
-      areas: whether PR-AUC and ROC-AUC are wanted.
-      num_draws: of clusters, and of seeds.
-      seed: of the draws.
-    """
-    prepared = [
-        bootstrap.prepare(of.labels, p, of.cluster, len(of.scale), areas=areas) for p in predictors
-    ]
-    drawn = bootstrap.replicates(prepared, of.sizes, scale=of.scale, num_draws=num_draws, seed=seed)
-    scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in predictors]
-    return Resampled(of, scored, drawn, num_draws, seed)
-
-
-def estimate(
-    resampled: Resampled, name: str, sides: Sequence[tuple[Sequence[int] | np.ndarray, float]]
-) -> tuple[float, float, float]:
-    """A metric of one side, or the difference of two, over clusters and seeds.
-
-    Args:
-      resampled: all predictors.
-      name: of a metric of `bootstrap.SCALARS`.
-      sides: (numbers of the predictors, which differ in their seeds; 1 or -1) pairs.
-
-    Returns:
-      (sum of the sides' means with their signs, its standard error, degrees of freedom of t).
-    """
-    # Seeds are drawn apart from clusters, so that the latter are the same with or without them.
-    rng = np.random.default_rng((resampled.seed, 1))
-    shares = np.hstack(
-        [sign * _seed_shares(len(side), resampled.num_draws, rng) for side, sign in sides]
-    )
-    means = np.hstack([np.full(len(side), sign / len(side)) for side, sign in sides])
-    chosen = [number for side, _ in sides for number in side]
-    draws = np.stack([resampled.drawn[i].draws[name] for i in chosen], axis=1)
-    left_out = np.stack([resampled.drawn[i].left_out[name] for i in chosen], axis=1)
-    values = [resampled.values(name)[np.asarray(side)] for side, _ in sides]
-    value = float(sum(sign * own.mean() for own, (_, sign) in zip(values, sides, strict=True)))
-    error = bootstrap.bootstrap_error(value, (draws * shares[: len(draws)]).sum(axis=1))
-    of_clusters = bootstrap.jackknife_error(value, left_out @ means)
-    of_seeds = [own.var(ddof=1) / len(own) if len(own) > 1 else 0.0 for own in values]
-    error = float(np.fmax(error, np.sqrt(of_clusters**2 + sum(of_seeds))))
-    cluster_degrees, _ = resampled.of.degrees()
-    degrees = satterthwaite(
-        [max(error**2 - sum(of_seeds), 0.0), *of_seeds],
-        [cluster_degrees, *(len(own) - 1 for own in values)],
-    )
-    return value, error, degrees
-
-
-def _seed_shares(num_seeds: int, num_draws: int, rng: np.random.Generator) -> np.ndarray:
-    """How much each seed weighs in each draw: float64 [num_draws, seeds], rows sum to 1.
-
-    One fewer is drawn than there are, as with clusters.
-    """
-    if num_seeds == 1:
-        return np.ones((num_draws, 1))
-    return bootstrap.draw(num_seeds, num_draws, rng).T / (num_seeds - 1)
-
-
-def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float:
-    """Degrees of freedom of a sum of variances that are known with so many each."""
-    known = [(v, d) for v, d in zip(variances, degrees, strict=True) if v > 0]
-    if len(known) < 2:
-        return degrees[0]
-    return sum(v for v, _ in known) ** 2 / sum(v**2 / d for v, d in known)
+        a = bootstrap.estimate(resampled, name, range(count), "a")
+        b = bootstrap.estimate(resampled, name, range(count, total), "b")
+        estimates[name] = bootstrap.combine([(a, 1.0), (b, -1.0)])
+        metrics[name] = {"a": a.value, "b": b.value} | bootstrap.difference(estimates[name])
+        metrics[name]["detectable"] = bootstrap.detectable(estimates[name])
+    return metrics, estimates
 
 
 def table(compared: dict[str, Any], metric: str) -> str:
-    """One metric's comparison for a terminal, and what is doubtful about it."""
-    columns = ["set", "images", "clips", "subjects", "A", "B", "A - B", "95 %", "p", "p (Holm)"]
-    rows, notes = [columns], []
+    """Lays out one metric's comparison as a text table, with a verdict and the caveats."""
+    columns = ["", "set", "images", "clips", "subjects", "A", "B", "A - B", "95 %", "p"]
+    rows, verdicts, notes = [[*columns, "p corrected"]], [], []
     for one in compared["sets"]:
-        name = f"{one['dataset']} {one['split']} {one['variant']}".strip()
         found = one["metrics"][metric]
         rows.append(
             [
-                name,
+                (one["relation"] or "mixed").replace("_", " "),
+                set_name(one),
                 str(one["n"]),
                 str(one["n_clips"] or "n/a"),
                 str(one["n_subjects"] or "n/a"),
-                results.number(found["a"]),
-                results.number(found["b"]),
-                results.number(found["difference"], signed=True),
-                results.interval(found["interval"], signed=True),
-                *(results.p_value(found[p]) for p in ("p", "p_holm")),
+                number(found["a"]),
+                number(found["b"]),
+                number(found["difference"], signed=True),
+                interval(found["interval"], signed=True),
+                *(p_value(found[p]) for p in ("p", "p_corrected")),
             ]
         )
-        doubts = results.doubts_of_interval(one, found["interval"])
-        notes += [f"{name}: {doubt}" for doubt in doubts]
+        verdicts.append(f"{set_name(one)}: {_verdict(one, metric)}")
+        caveats = scoring.interval_caveats(one, found["interval"])
+        notes += [f"{set_name(one)}: {caveat}" for caveat in caveats]
+    if compared["copies"]:
+        notes.append("A and B have a checkpoint in common: copies of one run")
+    notes += [f"{run}: {line}" for run, lines in compared["leaks"].items() for line in lines]
     notes += [f"{name} left out: {reason}" for name, reason in compared["left_out"].items()]
-    return "\n".join([*results.aligned(rows, num_left=1), *notes])
+    notes.append("p corrected: for the number of sets, of each variant by itself")
+    return "\n".join([results.align(rows, left=(0, 1)), *verdicts, *notes])
+
+
+def _verdict(one: dict[str, Any], metric: str) -> str:
+    """Says in a sentence which side is better, or how large a difference would have shown."""
+    found, name = one["metrics"][metric], results.METRIC_NAMES[metric]
+    if math.isnan(found["p"]):
+        return "no verdict, because there is no interval"
+    if found["p_corrected"] < 1 - bootstrap.LEVEL:
+        first = (found["difference"] > 0) != (metric in results.LOWER_IS_BETTER)
+        verdict = f"{'A' if first else 'B'} has the better {name}"
+    else:
+        verdict = f"no significant difference in {name}"
+        if found["detectable"] > bootstrap.ROUNDING:
+            verdict += (
+                f"; this set would show one of {number(found['detectable'])} with a power "
+                f"of {bootstrap.POWER:.0%}"
+            )
+    if metric == "accuracy" and one["mcnemar_p"] is not None:
+        verdict += f"; McNemar's exact test: p = {p_value(one['mcnemar_p'])}"
+    return verdict
 
 
 def rounding_rows(compared: dict[str, Any]) -> list[list[str]]:
-    """What rounding a network changed, as cells: metric, float32, int8, change, its interval.
+    """Lists what int8 quantization changed, as rows of `ROUNDING_COLUMNS`.
 
-    Args:
-      compared: from `compare_on`, side a int8 and side b float32.
+    `compared` is from `compare_on`, with int8 as side a and float32 as side b.
     """
     rows = []
     for name in ROUNDING_METRICS:
         found = compared["metrics"][name]
-        values = [results.number(found[side]) for side in ("b", "a")]
-        values.append(results.number(found["difference"], signed=True))
-        rows.append([name, *values, results.interval(found["interval"], signed=True)])
+        values = [number(found["b"]), number(found["a"]), number(found["difference"], signed=True)]
+        rows.append([name, *values, interval(found["interval"], signed=True)])
     return rows
 
 
 def main(argv: list[str]) -> None:
-    """The verb `compare`."""
-    parser = OneLineParser(
-        prog="fer-jax compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Runs the verb `compare`."""
+    parser = OneLineParser("fer-jax compare", __doc__)
     parser.add_argument("a", metavar="RUN_A[,RUN_A2...]", help="workdirs of one side")
     parser.add_argument("b", metavar="RUN_B[,RUN_B2...]", help="workdirs of the other side")
     parser.add_argument(
@@ -399,20 +341,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, help="a JSON file for all metrics")
     arguments = parser.parse_args(argv)
     if arguments.draws < 100:
-        raise InputError(f"--draws must be at least 100, not {arguments.draws}")
+        raise InputError(f"--draws must be at least 100, got {arguments.draws}")
     if arguments.output and not arguments.output.parent.is_dir():
         raise InputError(f"--output: there is no folder '{arguments.output.parent}'")
-    words = (arguments.a, arguments.b)
-    sides = [[Path(name) for name in side.split(",") if name] for side in words]
-    for word, side in zip(words, sides, strict=True):
-        if not side:
-            raise InputError(f"'{word}' names no run")
+    sides = []
+    for text in (arguments.a, arguments.b):
+        sides.append([Path(name) for name in text.split(",") if name])
+        if not sides[-1]:
+            raise InputError(f"'{text}' names no run")
     compared = compare(*sides, num_draws=arguments.draws, seed=arguments.seed)
     if arguments.output:
         text = json.dumps(results.plain(compared), indent=2) + "\n"
-        arguments.output.write_text(text)
+        storage.write_atomically(arguments.output, text)
     for letter, side in zip("AB", sides, strict=True):
-        print(f"{letter}: {', '.join(map(str, side))}")
+        named = [f"{run} (step {compared['steps'][str(run)] or 'n/a'})" for run in side]
+        print(f"{letter}: {', '.join(named)}")
     drawn = "whole clusters and seeds" if compared["seeds"] else "whole clusters; two fixed models"
     print(f"{arguments.metric}, {arguments.draws} draws of {drawn}")
     print(table(compared, arguments.metric))

@@ -1,17 +1,21 @@
-"""A trained run to scores: predictions once per split, then results.json from the tables."""
+"""Evaluate a trained run: predict each split once, then write results.json from the predictions."""
 
-import argparse
 import datetime
+import functools
 import json
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from fer_jax import checkpoints, compilations, distributed
-from fer_jax.config import OneLineParser, read_config
+from fer_jax import checkpoints, compilations, distributed, results, storage
+from fer_jax.config import Config, OneLineParser, read_config
+from fer_jax.data.audit.findings import near_duplicate_groups, pool_records
 from fer_jax.data.experiment import (
     Experiment,
     as_source,
@@ -21,22 +25,42 @@ from fer_jax.data.experiment import (
 )
 from fer_jax.data.records import Records, build_summary, labelled_rows, open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import calibration, compare, predictions, results
+from fer_jax.evaluation import (
+    baselines,
+    calibration,
+    compare,
+    explanations,
+    predictions,
+    relations,
+    run_scores,
+)
 from fer_jax.evaluation.predict import predict, predictions_table
 from fer_jax.inference import runtime
-from fer_jax.inference.load import load
 from fer_jax.inference.network import (
     PredictStep,
+    compile_network,
     compile_predict_step,
+    load,
     model_arguments,
     network_shapes,
 )
+from fer_jax.media.detector import SAMPLED, framing
 from fer_jax.methods import adaptation
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh
 
 INT8 = "int8"
+GREY = 8  # levels between the channels of a pixel, which encoding may add to grey
+# Of the two shares of `_look`, between training and test images.
+MAX_DIFFERENCES = (0.5, 0.1)
+DIFFERENCES = (
+    "{:.0%} of the training images are grey, {:.0%} of this set's",
+    "faces take {:.0%} of the side of a training image, {:.0%} of an image of this set",
+)
+
+# Records to their probabilities, float64 [n, classes].
+Predictor = Callable[[Records], np.ndarray]
 
 
 def evaluate(
@@ -48,112 +72,230 @@ def evaluate(
     label_shift: bool = False,
     adapt: bool = False,
     int8: bool = False,
+    explain: bool = False,
 ) -> Path:
-    """Scores a run on test sets, and on its validation parts, which calibrate it.
+    """Evaluates a run on test sets, and on its validation parts, which calibrate it.
 
     Args:
       workdir: of the run.
-      data_dir: where the datasets were built.
+      data_dir: of the datasets.
       test_sets: (dataset, split expression) pairs.
       checkpoint: "best" by the run's selection metric, "last", or a step.
-      label_shift: also writes each test set's variant that is corrected for the shares of its
-        classes, as `calibration.write_label_shift` says.
-      adapt: also writes each test set's variant of a network with BatchNorm's statistics of that
-        set, as `adaptation.adapted` says.
-      int8: also writes each test set's variant of what `export --quantize=int8` made of this
-        checkpoint in the workdir, and prints what the rounding changed.
+      label_shift: also writes the variant of `calibration.write_label_shift`.
+      adapt: also writes the variant of `adaptation.adapted`.
+      int8: also writes the variant of the workdir's int8 export of this checkpoint.
+      explain: also writes the faces of the most confident errors to workdir/explanations.
 
     Returns:
       The path of results.json, which covers every table in workdir/predictions.
 
     Raises:
-      InputError: no run, no checkpoint, a test set that is not built, has no labels, or is too
-        small to be adapted to, or no int8 export of this checkpoint.
+      InputError: no run, no checkpoint, a test set that is not built, has no labels, none
+        large enough to be adapted to, or no int8 export of this checkpoint.
     """
     if int8 and jax.process_count() > 1:
         raise InputError("--int8 runs in one process; evaluate it without a launcher")
     config = read_config(workdir)
-    # Everything is opened before anything is computed: a misspelled set costs no time.
-    opened = [open_records(name, split, data_dir) for name, split in test_sets]
-    for records in opened if adapt else []:
-        adaptation.check_size(records)
+    # All sets are read before anything is computed, so that a misspelled one fails at once.
+    tests = [open_records(name, split, data_dir) for name, split in test_sets]
+    if adapt:
+        adaptation.check_sizes(tests)
     trained = open_trained(config, data_dir, workdir)
-    opened += _validation_records(trained, besides=test_sets, needed=label_shift)
-    num_labelled = [len(labelled_rows(records, config.task)) for records in opened]
+    validation = _validation_records(trained, besides=test_sets, needed=label_shift)
+    for records in (*tests, *validation):
+        labelled_rows(records, config.task)
     mesh = make_mesh()
-    shapes = network_shapes(config, mesh)
     step, network = checkpoints.restore_network(
-        workdir, checkpoint, shapes, config.selection_metric
+        workdir, checkpoint, network_shapes(config, mesh), config.selection_metric
     )
     print(f"checkpoint of step {step}")
+    origin = {"step": step, "checksum": checkpoints.checksum(workdir, step)}
+    origin["chosen"] = "step" if checkpoint.isdecimal() else checkpoint
     rounded = _open_int8(workdir, network) if int8 else None
-    sharding = jax.tree.map(lambda shape: shape.sharding, shapes)
-    model = model_arguments(config)
-    graphdef = xception.graphdef(**model)
-    score = compile_predict_step(graphdef, sharding, mesh, flip=config.test_time_flip)
-    moments = adaptation.compile_moments_step(model, sharding, mesh) if adapt else None
-    reading: dict[str, Any] = {
-        "batch_size": -(-config.batch_size // mesh.size) * mesh.size,
-        "image_size": config.model.image_size,
-        "mesh": mesh,
-    }
-    # Every process answers for its part of each batch and has all answers; one writes them.
+    predictors = _predictors(config, network, mesh, adapt=adapt, int8=rounded)
+    # Every process predicts its part of each batch and has all predictions; one writes them.
     writes = distributed.is_first()
-    if writes:
-        (workdir / "predictions").mkdir(exist_ok=True)
-    leaks = results.read_leaks(workdir)
-    for records, labelled in zip(opened, num_labelled, strict=True):
-        # Every image is in the table; those without a label are in no score.
-        rows = np.arange(len(records))
-        probabilities = predict(score, network, records, rows, **reading)
-        table = predictions_table(records, rows, config.task, probabilities)
-        file = workdir / "predictions" / predictions.file_name(records.name, records.split)
-        tested = (records.name, records.split) in test_sets
+    training = _describe_training(trained, config, data_dir) if writes and trained else None
+    leaks = run_scores.read_leaks(workdir)
+    about_sets = predictions.read_test_sets(workdir)
+    for records in tests:
+        fitting = {
+            variant: predictor
+            for variant, predictor in predictors.items()
+            if variant != adaptation.ADAPTED or len(records) >= adaptation.MIN_IMAGES
+        }
+        origin["fingerprint"] = build_summary(records.name, data_dir).get("fingerprint")
+        _predict_set(workdir, config, records, fitting, origin if writes else None)
         if writes:
-            predictions.write(file, table, TASKS[config.task])
-        # What the checkpoint was selected on is no test set, that anything could leak into.
-        if writes and tested:
-            leaks[file.name] = leaks_into(trained, records) if trained else None
-            _log_opening(workdir, records, step, data_dir)
-        unlabelled = len(records) - labelled
-        unscored = f" ({unlabelled} without a label: not scored)" if unlabelled else ""
-        print(f"  {records.name} {records.split}: {len(records)} images{unscored} -> {file}")
-        if moments and tested:
-            here = adaptation.adapted(moments, network, records, **reading)
-            table["probabilities"] = predict(score, here, records, rows, **reading)
-            name = predictions.file_name(records.name, records.split, adaptation.ADAPTED)
-            print(f"  {records.name} {records.split}, adapted -> {file.with_name(name)}")
-            if writes:
-                predictions.write(file.with_name(name), table, TASKS[config.task])
-                leaks[name] = leaks[file.name]
-        if rounded and tested:
-            table["probabilities"] = predict(rounded, {}, records, rows, **reading)
-            name = predictions.file_name(records.name, records.split, INT8)
-            predictions.write(file.with_name(name), table, TASKS[config.task])
-            leaks[name] = leaks[file.name]
-            print(f"  {records.name} {records.split}, int8 -> {file.with_name(name)}")
-            compared = compare.compare_on(table, [table["probabilities"]], [probabilities])
-            lines = [compare.ROUNDING_COLUMNS, *compare.rounding_rows(compared)]
-            print("\n".join(f"    {line}" for line in results.aligned(lines, num_left=1)))
+            found = leaks_into(trained, records, data_dir, workdir) if trained else None
+            for variant in fitting:
+                leaks[predictions.file_name(records.name, records.split, variant)] = found
+            about = _describe_set(records, config.task, training, data_dir)
+            about_sets[predictions.file_name(records.name, records.split)] = about
+            _log_test_access(workdir, records, origin)
+    for records in validation:
+        origin["fingerprint"] = build_summary(records.name, data_dir).get("fingerprint")
+        own = {"": predictors[""]}
+        _predict_set(workdir, config, records, own, origin if writes else None)
     if writes:
-        (workdir / results.LEAKS_FILE).write_text(json.dumps(leaks, indent=1) + "\n")
-        fitted = results.read_calibration(workdir, config)
+        for name, content in (
+            (run_scores.LEAKS_FILE, leaks),
+            (predictions.TEST_SETS, about_sets),
+        ):
+            storage.write_atomically(workdir / name, json.dumps(content, indent=1) + "\n")
+        fitted = calibration.of_run(workdir, config)
         if label_shift and fitted is not None:
             for name, split in test_sets:
                 file = workdir / "predictions" / predictions.file_name(name, split)
                 shifted = calibration.write_label_shift(file, fitted)
                 print(f"  {name} {split}, label shift -> {shifted}")
-        results.write(workdir)
+        scored = run_scores.score_run(workdir)
+        if explain:
+            # On one device of this process, because the other processes do not take part.
+            local = make_mesh(jax.local_devices()[:1])
+            arrays = jax.device_get(checkpoints.inference_arrays(network))
+            arrays = jax.device_put(arrays, local.devices[0])
+            *_, heatmaps = compile_network(config, arrays, local, sizes=(1,))
+            explanations.write(workdir, scored, data_dir, heatmaps, config.model.image_size, step)
+        results.write(workdir, scored)
     distributed.wait_for_all("evaluated")
-    return workdir / "results.json"
+    return workdir / results.FILE
+
+
+def _predictors(
+    config: Config, network: dict[str, Any], mesh: Mesh, *, adapt: bool, int8: PredictStep | None
+) -> dict[str, Predictor]:
+    """Returns the network's predictor, as "", and those of the variants."""
+    sharding = jax.tree.map(lambda shape: shape.sharding, network_shapes(config, mesh))
+    model = model_arguments(config)
+    reading: dict[str, Any] = {
+        "batch_size": -(-config.batch_size // mesh.size) * mesh.size,
+        "image_size": config.model.image_size,
+        "mesh": mesh,
+    }
+
+    def run(step: PredictStep, network: dict[str, Any], records: Records) -> np.ndarray:
+        return predict(step, network, records, np.arange(len(records)), **reading)
+
+    score = compile_predict_step(
+        xception.graphdef(**model), sharding, mesh, flip=config.test_time_flip
+    )
+    found: dict[str, Predictor] = {"": functools.partial(run, score, network)}
+    if adapt:
+        moments = adaptation.compile_moments_step(model, sharding, mesh)
+        found[adaptation.ADAPTED] = lambda records: run(
+            score, adaptation.adapted(moments, network, records, **reading), records
+        )
+    if int8:
+        found[INT8] = functools.partial(run, int8, {})
+    return found
+
+
+def _predict_set(
+    workdir: Path,
+    config: Config,
+    records: Records,
+    predictors: dict[str, Predictor],
+    origin: dict[str, Any] | None,
+) -> None:
+    """Writes a table of all images for each predictor; those without a label are not scored.
+
+    `origin` is that of the tables; None: another process writes them.
+    """
+    rows = np.arange(len(records))
+    unlabelled = len(records) - len(labelled_rows(records, config.task))
+    plain = np.zeros(0)
+    for variant, predictor in predictors.items():
+        table = predictions_table(records, rows, config.task, predictor(records))
+        name = predictions.file_name(records.name, records.split, variant)
+        file = workdir / "predictions" / name
+        if origin is not None:
+            # If the evaluation is interrupted, no results remain that contradict the tables.
+            (workdir / results.FILE).unlink(missing_ok=True)
+            predictions.write(file, table, TASKS[config.task], origin)
+        what = f", {variant}" if variant else f": {len(records)} images"
+        if not variant:
+            plain = table["probabilities"]
+            what += f" ({unlabelled} without a label: not scored)" if unlabelled else ""
+        print(f"  {records.name} {records.split}{what} -> {file}")
+        if variant == INT8:
+            compared, _ = compare.compare_on(table, [table["probabilities"]], [plain])
+            text = results.align([compare.ROUNDING_COLUMNS, *compare.rounding_rows(compared)])
+            print("    " + text.replace("\n", "\n    "))
+
+
+class _Training(NamedTuple):
+    """What test sets are compared with."""
+
+    learned: relations.Learned
+    looks: tuple[float, float]  # of `_look`
+
+
+def _describe_training(trained: Experiment, config: Config, data_dir: Path) -> _Training:
+    whole = relations.open_whole(config, data_dir)
+    return _Training(
+        relations.describe_training(trained.train, trained.validation, config.task, whole),
+        _look([part for part in trained.parts if part[0] == "train"]),
+    )
+
+
+def _describe_set(
+    records: Records, task: str, training: _Training | None, data_dir: Path
+) -> dict[str, Any]:
+    """Returns what `predictions.TEST_SETS` says of a test set; less without the training data."""
+    fingerprint = build_summary(records.name, data_dir).get("fingerprint")
+    groups = _near_duplicates(records.name, records.split, data_dir, fingerprint)
+    about = {"near_duplicates": groups, "annotators": baselines.annotators(records, task)}
+    if training is None:
+        return about
+    tested = relations.as_trained(training.learned, records)
+    return about | {
+        "relation": relations.relation(training.learned, tested),
+        "differences": _differences(training.looks, _look([("test", records)])),
+    }
+
+
+@functools.lru_cache
+def _near_duplicates(
+    name: str, split: str, data_dir: Path, fingerprint: str | None
+) -> dict[str, str] | None:
+    """Returns the group of each image without person and clip that has near-duplicates.
+
+    None if there is no such image. Kept, because the runs of a study have the same test sets;
+    `fingerprint` is the dataset's.
+    """
+    del fingerprint  # another build is another result
+    records = open_records(name, split, data_dir)
+    named = (records.columns["subject_id"] != "") | (records.columns["clip_id"] != "")
+    if named.all():
+        return None
+    unnamed = records.select(np.flatnonzero(~named))
+    groups = near_duplicate_groups(unnamed).tolist()
+    sizes = Counter(groups)
+    ids = unnamed.columns["record_id"].tolist()
+    return {one: group for one, group in zip(ids, groups, strict=True) if sizes[group] > 1}
+
+
+def _look(parts: Sequence[tuple[str, Records]]) -> tuple[float, float]:
+    """Returns the share of grey images, and of their sides that faces take (NaN if not found)."""
+    pool = pool_records(parts)
+    rows = np.linspace(0, len(pool) - 1, min(SAMPLED, len(pool))).astype(int)
+    sample = [pool.image(row) for row in rows]
+    grey = float(np.mean([np.ptp(image, axis=2).max() <= GREY for image in sample]))
+    return grey, framing(sample)
+
+
+def _differences(training: tuple[float, float], own: tuple[float, float]) -> list[str]:
+    """Says how a set looks unlike the training images, which alone may lower its scores."""
+    return [
+        says.format(*shares)
+        for says, most, *shares in zip(DIFFERENCES, MAX_DIFFERENCES, training, own, strict=True)
+        if abs(shares[0] - shares[1]) > most
+    ]
 
 
 def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:
-    """The int8 export of a checkpoint, as a step of `predict`.
-
-    Raises:
-      InputError: it is not there, or is of another checkpoint.
-    """
+    """Opens the int8 export of this very checkpoint as a step of `predict`."""
     file = workdir / runtime.INT8_FOLDER / runtime.ONNX
     again = f"run `fer-jax export --workdir={workdir} --quantize=int8` first"
     if not file.is_file():
@@ -165,69 +307,55 @@ def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:
     return lambda _, images: jnp.asarray(int8.probabilities(np.asarray(images)), jnp.float32)
 
 
-def _log_opening(workdir: Path, records: Records, step: int, data_dir: Path) -> None:
-    """Whoever looks at a test set again and again chooses by it: each time is written down."""
-    opening = {
+def _log_test_access(workdir: Path, records: Records, origin: dict[str, Any]) -> None:
+    """Logs a test access: a model that is chosen by repeated evaluation fits the test set."""
+    access = {
         "dataset": records.name,
         "split": records.split,
-        "checkpoint": step,
-        "fingerprint": build_summary(records.name, data_dir).get("fingerprint"),
+        "checkpoint": origin["step"],
+        "checksum": origin["checksum"],
+        "fingerprint": origin["fingerprint"],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    with (workdir / results.OPENINGS_FILE).open("a") as file:
-        file.write(json.dumps(opening) + "\n")
+    log = workdir / run_scores.TEST_ACCESS_LOG
+    storage.drop_torn_line(log)
+    storage.append(log, json.dumps(access) + "\n")
 
 
 def _validation_records(
     trained: Experiment | None, *, besides: list[tuple[str, str]], needed: bool
 ) -> list[Records]:
-    """The parts that the checkpoint was selected on; none where the data are elsewhere.
-
-    Raises:
-      InputError: they are elsewhere and needed.
-    """
+    """Returns the parts that the checkpoint was selected on; [] where they are not built here."""
     if trained is None:
         if needed:
             raise InputError(
                 "--label_shift calibrates on the validation parts, which are not here; "
                 "point --data_dir at them"
             )
-        print("not calibrated, for the same reason")
+        print("not calibrated: the validation parts cannot be opened either")
         return []
     parts = {(records.name, records.split): records for records in trained.validation}
     return [records for part, records in parts.items() if part not in besides]
 
 
 def main(argv: list[str]) -> None:
-    """The verb `evaluate`."""
-    parser = OneLineParser(
-        prog="fer-jax evaluate",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """Runs the verb `evaluate`."""
+    parser = OneLineParser("fer-jax evaluate", __doc__, show_defaults=True)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--data", help="one built dataset instead of the config's test_sets")
     parser.add_argument("--split", help="of --data; 'all' is every split it has")
     parser.add_argument("--checkpoint", default="best", help="best, last, or a step")
-    parser.add_argument(
-        "--label_shift",
-        action="store_true",
-        help="also correct for the shares of the classes, as a variant of each table",
-    )
-    parser.add_argument(
-        "--adapt",
-        action="store_true",
-        help="also with BatchNorm's statistics of each test set, as a variant of its table",
-    )
-    parser.add_argument(
-        "--int8",
-        action="store_true",
-        help="also with what export --quantize=int8 wrote, as a variant of each table",
-    )
+    for flag, text in (
+        ("--label_shift", "also correct for the class shares of each test set, as a variant"),
+        ("--adapt", "also use the BatchNorm statistics of each test set, as a variant"),
+        ("--int8", "also evaluate what export --quantize=int8 wrote, as a variant"),
+        ("--no_faces", "write no faces of errors to WORKDIR/explanations"),
+    ):
+        parser.add_argument(flag, action="store_true", help=text)
     parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
     arguments = parser.parse_args(argv)
     if arguments.split and not arguments.data:
-        raise InputError("--split belongs to --data; name the dataset too")
+        raise InputError("--split needs --data; name the dataset too")
     if arguments.data:
         test_sets = [(arguments.data, arguments.split or "test")]
     else:
@@ -237,14 +365,17 @@ def main(argv: list[str]) -> None:
         raise InputError("the run's config has no test_sets; name one with --data=NAME")
     compilations.enable_compilation_cache()
     data_dir = arguments.data_dir or training_data_dir(arguments.workdir)
-    file = evaluate(
-        arguments.workdir,
-        data_dir,
-        test_sets,
-        checkpoint=arguments.checkpoint,
-        label_shift=arguments.label_shift,
-        adapt=arguments.adapt,
-        int8=arguments.int8,
-    )
-    print(results.summary(json.loads(file.read_text())))
+    # Not the workdir itself: a run may be evaluated while it is trained.
+    with distributed.lock(arguments.workdir / "predictions"):
+        file = evaluate(
+            arguments.workdir,
+            data_dir,
+            test_sets,
+            checkpoint=arguments.checkpoint,
+            label_shift=arguments.label_shift,
+            adapt=arguments.adapt,
+            int8=arguments.int8,
+            explain=not arguments.no_faces,
+        )
+    print(run_scores.summary(json.loads(file.read_text())))
     print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")

@@ -1,7 +1,12 @@
-"""Exact metrics on the host, from labels and probabilities. Undefined is NaN, never 0.
+"""Exact metrics from labels and probabilities; an undefined one is NaN, never 0.
 
-Every function takes example weights: weight 2 counts as the same example twice, weight 0 as
-its absence, which is what resampling whole clusters of examples needs.
+An example of weight 2 counts as two examples and one of weight 0 as none, as resampling whole
+clusters of examples needs.
+
+To add a metric, compute it here, add it to `bootstrap.score_draws` and `bootstrap.SCALARS`, which
+give its interval (on a logit, so for values from 0 to 1), to `results.METRIC_NAMES` and `HEADLINE`,
+which name it on pages and in tables, and to report/run.html. To select checkpoints by it, add it to
+`training/validation.py` and to `selection_metric` in `fields.py`.
 """
 
 from typing import Any
@@ -14,7 +19,7 @@ NUM_BINS = 15
 def score(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """All metrics of one set.
+    """Computes all metrics of one set.
 
     Args:
       labels: int [n], indices of classes.
@@ -25,7 +30,9 @@ def score(
       Floats `accuracy`, `balanced_accuracy` (mean recall over the classes that occur),
       `macro_f1` (over the classes that occur), `pr_auc` and `roc_auc` (means over the classes
       for which they are defined, `pr_auc_classes` and `roc_auc_classes` many), `loss` (mean
-      negative log-likelihood), `ece`; `prevalence`, `recall`, `precision`, `f1`,
+      negative log-likelihood), `brier` (mean squared distance of the probabilities from the label's
+      one-hot vector, 0 to 2), `ece`, `class_ece` (mean over classes of the calibration error of
+      its probability), those of `from_confusion`; `prevalence`, `recall`, `precision`, `f1`,
       `class_pr_auc`, `class_roc_auc`: float64 [k]; `confusion`: float64 [k, k], rows are the
       true class; `n`: the sum of the weights.
     """
@@ -36,27 +43,22 @@ def score(
     confusion = np.bincount(
         confusion_cells(labels, probabilities), weights=weights, minlength=num_classes**2
     ).reshape(num_classes, num_classes)
-    by_class = from_confusion(confusion)
-    one_vs_rest = [
-        binary_areas(labels == c, probabilities[:, c], weights) for c in range(num_classes)
-    ]
-    pr_auc, roc_auc = np.asarray(one_vs_rest).T
+    scored: dict[str, Any] = from_confusion(confusion)
+    scored = {name: value if value.ndim else float(value) for name, value in scored.items()}
+    areas = [binary_areas(labels == c, probabilities[:, c], weights) for c in range(num_classes)]
+    pr_auc, roc_auc = np.asarray(areas).T
     total = confusion.sum()
-    return {
+    loss = (weights * losses(labels, probabilities)).sum()
+    return scored | {
         "n": float(total),
-        "accuracy": float(by_class["accuracy"]),
-        "balanced_accuracy": float(by_class["balanced_accuracy"]),
-        "macro_f1": float(by_class["macro_f1"]),
         "pr_auc": float(mean_defined(pr_auc)),
         "pr_auc_classes": int(np.isfinite(pr_auc).sum()),
         "roc_auc": float(mean_defined(roc_auc)),
         "roc_auc_classes": int(np.isfinite(roc_auc).sum()),
-        "loss": float(ratio((weights * losses(labels, probabilities)).sum(), total)),
+        "loss": float(ratio(loss, total)),
+        "brier": float(ratio((weights * squared_errors(labels, probabilities)).sum(), total)),
         "ece": expected_calibration_error(labels, probabilities, weights),
-        "prevalence": by_class["prevalence"],
-        "recall": by_class["recall"],
-        "precision": by_class["precision"],
-        "f1": by_class["f1"],
+        "class_ece": _class_calibration_error(labels, probabilities, weights),
         "class_pr_auc": pr_auc,
         "class_roc_auc": roc_auc,
         "confusion": confusion,
@@ -64,32 +66,40 @@ def score(
 
 
 def confusion_cells(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """int64 [n]: each image's cell in the flattened confusion matrix (rows: true class)."""
+    """Returns each image's cell in the flattened confusion matrix (rows: true class), int64 [n]."""
     return labels * probabilities.shape[1] + probabilities.argmax(axis=1)
 
 
 def losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """float64 [n]: the negative log-likelihood of each image's label."""
+    """Returns the negative log-likelihood of each image's label, float64 [n]."""
     return -np.log(np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, 1))
 
 
+def squared_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns each image's squared distance from its label's one-hot vector, float64 [n]."""
+    return np.square(probabilities - np.eye(probabilities.shape[1])[labels]).sum(axis=1)
+
+
 def from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics that need only how often each class was taken for each.
+    """Computes the metrics that depend on the confusion matrix alone.
 
-    Args:
-      confusion: float64 [..., k, k], rows are the true class.
-
-    Returns:
-      `accuracy`, `balanced_accuracy`, `macro_f1`: float64 [...]; `recall`, `precision`, `f1`,
-      `prevalence`: float64 [..., k].
+    Of float64 [..., k, k], rows are the true class: `accuracy`, `balanced_accuracy`, `macro_f1`,
+    `weighted_f1` (F1 by prevalence), `kappa` (Cohen 1960), `mcc` (Matthews' correlation, Gorodkin
+    2004) float64 [...]; `recall`, `precision`, `f1`, `prevalence` float64 [..., k].
     """
     support, given = confusion.sum(axis=-1), confusion.sum(axis=-2)
     correct = np.diagonal(confusion, axis1=-2, axis2=-1)
     total = support.sum(axis=-1)
     recall = ratio(correct, support)
     f1 = np.where(support > 0, ratio(2 * correct, support + given), np.nan)
+    right = correct.sum(axis=-1)
+    agreed = (support * given).sum(axis=-1)
+    spread = (np.square(total) - np.square(side).sum(axis=-1) for side in (support, given))
     return {
-        "accuracy": ratio(correct.sum(axis=-1), total),
+        "weighted_f1": ratio((np.nan_to_num(f1) * support).sum(axis=-1), total),
+        "kappa": ratio(right * total - agreed, np.square(total) - agreed),
+        "mcc": ratio(right * total - agreed, np.sqrt(np.prod(list(spread), axis=0))),
+        "accuracy": ratio(right, total),
         "balanced_accuracy": mean_defined(recall),
         "macro_f1": mean_defined(f1),
         "recall": recall,
@@ -100,54 +110,48 @@ def from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:
-    """Division with NaN where the denominator is 0."""
+    """Divides, with NaN where the denominator is 0."""
     denominator = np.asarray(denominator, np.float64)
     defined = denominator > 0
     return np.where(defined, numerator / np.where(defined, denominator, 1), np.nan)
 
 
 def mean_defined(values: np.ndarray) -> np.ndarray:
-    """The mean along the last axis of what is not NaN; NaN if nothing is."""
+    """Returns the mean of the finite values along the last axis; NaN without any."""
     defined = np.isfinite(values)
     return ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def _thresholds(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights of true and false positives at every distinct score, highest first; the scores."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights of true and of false positives at every distinct score, highest first."""
     order = np.argsort(-scores, kind="stable")
     positive, scores, weights = positive[order], scores[order], weights[order]
-    # Equal scores are one threshold: they cannot be told apart.
+    # Equal scores are one threshold.
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     true = np.cumsum(positive * weights)[last]
-    false = np.cumsum(~positive * weights)[last]
-    return true, false, scores[last]
+    return true, np.cumsum(~positive * weights)[last]
 
 
 def binary_areas(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
 ) -> tuple[float, float]:
-    """Areas under the precision-recall and the ROC curve of one class against the rest.
+    """Computes the areas under the precision-recall and the ROC curve of a class against the rest.
 
     The first is the average precision, sum over thresholds of (R_i - R_{i-1}) P_i, without
-    interpolation; the second by the trapezoidal rule, ties counting one half.
-
-    Args:
-      positive: bool [n].
-      scores: float [n].
-      weights: float [n].
+    interpolation; the second uses the trapezoidal rule, so ties count one half.
 
     Returns:
       (PR-AUC, NaN without positives; ROC-AUC, NaN without positives or without negatives).
     """
-    true, false, _ = _thresholds(positive, scores, weights)
+    true, false = _thresholds(positive, scores, weights)
     positives, negatives = true[-1], false[-1]
     if not positives > 0:
         return float("nan"), float("nan")
     precision = ratio(true, true + false)
     gained = np.diff(true, prepend=0.0)
-    # A threshold that only weightless examples reach gains nothing and has no precision.
+    # A threshold with weightless examples alone gains nothing and has no precision.
     pr_auc = float(np.where(gained > 0, gained * precision, 0).sum() / positives)
     if not negatives > 0:
         return pr_auc, float("nan")
@@ -155,32 +159,28 @@ def binary_areas(
     return pr_auc, float(area / (positives * negatives))
 
 
-def reliability(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Confidence against accuracy in 15 equal bins of the highest probability.
+def reliability(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """Computes confidence and accuracy in 15 equal bins of the highest probability.
 
     Returns:
-      `weight`, `confidence`, `accuracy`: float64 [15]; the latter two NaN in empty bins.
+      `weight` (images), `confidence`, `accuracy`: float64 [15]; the latter two NaN in empty bins.
     """
-    weights = np.ones(len(labels)) if weights is None else weights
     bins, confidence, correct = confidence_bins(labels, probabilities)
-
-    def total(values: np.ndarray) -> np.ndarray:
-        return np.bincount(bins, weights=values, minlength=NUM_BINS)
-
-    weight = total(weights)
+    weight, confidence, accuracy = (
+        np.bincount(bins, weights=values, minlength=NUM_BINS)
+        for values in (np.ones(len(labels)), confidence, correct)
+    )
     return {
         "weight": weight,
-        "confidence": ratio(total(weights * confidence), weight),
-        "accuracy": ratio(total(weights * correct), weight),
+        "confidence": ratio(confidence, weight),
+        "accuracy": ratio(accuracy, weight),
     }
 
 
 def confidence_bins(
     labels: np.ndarray, probabilities: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each image's bin of `reliability`, its confidence, and whether it was right: [n] each."""
+    """Returns each image's bin of `reliability`, its confidence, and whether it is right: [n]."""
     confidence = probabilities.max(axis=1)
     bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     return bins, confidence, probabilities.argmax(axis=1) == labels
@@ -189,25 +189,39 @@ def confidence_bins(
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> float:
-    """Mean over bins of |accuracy - confidence|, by weight (Guo et al. 2017; 15 bins)."""
+    """Returns the mean over bins of |accuracy - confidence|, by weight (Guo et al. 2017)."""
     bins, confidence, correct = confidence_bins(labels, probabilities)
     gap = np.bincount(bins, weights=weights * (correct - confidence), minlength=NUM_BINS)
     return float(ratio(np.abs(gap).sum(), weights.sum()))
 
 
+def class_gaps(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each image's bin of every class's probability, and its gap there: [n, k] each.
+
+    Bins are numbered over all classes, 0 to 15 k - 1; a gap is 1 or 0, less the probability.
+    """
+    k = probabilities.shape[1]
+    bins = np.clip(np.ceil(probabilities * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    return bins + NUM_BINS * np.arange(k), np.eye(k)[labels] - probabilities
+
+
+def _class_calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> float:
+    """Returns the mean over classes of the error of a class's probability (Kull et al. 2019)."""
+    bins, gaps = class_gaps(labels, probabilities)
+    summed = np.bincount(bins.ravel(), (weights[:, None] * gaps).ravel())
+    return float(ratio(np.abs(summed).sum(), probabilities.shape[1] * weights.sum()))
+
+
 def curves(
     labels: np.ndarray, probabilities: np.ndarray, max_points: int = 200
 ) -> list[dict[str, np.ndarray] | None]:
-    """Points of the precision-recall and ROC curves, one entry per class.
-
-    Args:
-      labels: int [n].
-      probabilities: float [n, k].
-      max_points: evenly chosen thresholds that are kept; the ends always are.
+    """Computes up to `max_points` points of every class's precision-recall and ROC curve.
 
     Returns:
-      Per class {"recall", "precision", "false_positive_rate"}, float64 [points], or None for
-      a class without positives.
+      Per class {"recall", "precision", "false_positive_rate"}, float64 [points] at evenly chosen
+      thresholds with both ends, or None for a class without positives.
     """
     found: list[dict[str, np.ndarray] | None] = []
     for c in range(probabilities.shape[1]):
@@ -215,7 +229,7 @@ def curves(
         if not positive.any():
             found.append(None)
             continue
-        true, false, _ = _thresholds(positive, probabilities[:, c], np.ones(len(labels)))
+        true, false = _thresholds(positive, probabilities[:, c], np.ones(len(labels)))
         kept = np.unique(np.linspace(0, len(true) - 1, max_points).round().astype(int))
         found.append(
             {

@@ -1,8 +1,7 @@
-"""A split of records to its predictions table: every image is scored exactly once."""
+"""Predicts a split of records and lays the predictions out as a table."""
 
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -25,43 +24,34 @@ def predict(
     image_size: int,
     mesh: Mesh,
 ) -> np.ndarray:
-    """Scores records.
+    """Predicts records.
 
-    Args:
-      step: from `compile_predict_step`.
-      network: {"params", "batch_stats", "ema"}.
-      records: the split.
-      rows: int64 [n], which of its records.
-      batch_size: over all devices and processes; divisible by the devices.
-      image_size: pixels a side.
-      mesh: from `make_mesh`.
+    `batch_size` is over all devices and processes, and divisible by the devices.
 
     Returns:
-      float64 [n, classes], in the order of `rows`.
+      Probabilities, float64 [n, classes], in the order of `rows`, int64 [n].
     """
     batches = evaluation_batches(
         records,
         rows,
         batch_size=batch_size,
         image_size=image_size,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
     )
-    scored = []
+    predicted = []
     for images in batches:
-        scored.append(step(network, to_devices(images, mesh)))
+        predicted.append(step(network, to_devices(images, mesh)))
         # Decoding runs ahead of the device, but no further than memory allows.
-        if len(scored) > BATCHES_IN_FLIGHT:
-            scored[-BATCHES_IN_FLIGHT].block_until_ready()
+        if len(predicted) > BATCHES_IN_FLIGHT:
+            predicted[-BATCHES_IN_FLIGHT].block_until_ready()
     # Only the last batch was padded, at its end.
-    return np.concatenate([np.asarray(p, np.float64) for p in scored])[: len(rows)]
+    return np.concatenate([np.asarray(p, np.float64) for p in predicted])[: len(rows)]
 
 
 def predictions_table(
     records: Records, rows: np.ndarray, task: str, probabilities: np.ndarray
-) -> dict[str, np.ndarray]:
-    """The predictions table of `fer_jax.evaluation.predictions` for scored rows."""
-    columns = {name: values[rows] for name, values in records.columns.items()}
+) -> predictions.Table:
+    """Returns the predictions table of some rows of the records."""
+    columns = predictions.take(records.columns, rows)
     table = {name: columns[name] for name in predictions.ORDER if name in columns}
     table["dataset"] = np.full(len(rows), records.name)
     table["split"] = np.full(len(rows), records.split)

@@ -1,1 +1,1 @@
-"""A trained run as files that other programs read."""
+"""Write a trained run as safetensors, ONNX and StableHLO, float32 or int8."""

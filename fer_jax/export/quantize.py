@@ -1,14 +1,14 @@
-"""A trained network in int8: a quarter of the size, and faster where processors multiply int8.
+"""A trained network in int8: a quarter of the size, and faster on processors that multiply int8.
 
 Two forms (Nagel et al. 2021, arXiv:2106.08295, describe both):
-- Weights alone: every kernel is int8 with a scale per output channel; it computes as before.
-- Static: an ONNX graph in which the values between the layers are uint8, too. Their ranges are
-  what training faces gave, and half as much again: faces of other sources go further, and what
-  is cut off costs more than a coarser step.
+- Weights alone: every kernel is int8 with a scale per output channel; it computes in float32.
+- Static: an ONNX graph in which the values between the layers are uint8, too. Their ranges come
+  from training faces and are widened by half: faces of other datasets exceed them, and values
+  that are cut off cost more than coarser steps.
 
-Before the static form, channels are brought to one range. The values between two layers have one
-scale for all channels, but a kernel may multiply a channel that the next one divides again (Nagel
-et al. 2019, arXiv:1906.04721), also through a ReLU.
+Before the static form, channels are brought to one range, because the values between two layers
+have one scale for all channels. One kernel multiplies a channel and the next one divides it again
+(Nagel et al. 2019, arXiv:1906.04721), also through a ReLU.
 """
 
 from collections.abc import Sequence
@@ -19,93 +19,76 @@ import numpy as np
 from fer_jax.data.records import Records, labelled_rows
 from fer_jax.errors import InputError
 from fer_jax.inference import runtime
-from fer_jax.inference.load import SCALE
+from fer_jax.inference.network import SCALE
 from fer_jax.inference.onnx_graph import INPUT, LAST, import_onnx
 
 LARGEST = 127  # -128 is not used, so that a scale is the same for both signs
 NUM_CALIBRATION = 512
 BATCH_SIZE = 32
-MARGIN = 1.5  # of the ranges that calibration gave
-# A channel is multiplied by so much at most: a range of nearly nothing says little.
-MOST_STRETCHED = 32.0
+MARGIN = 1.5  # of the calibrated ranges
+# The largest factor of a channel, since ranges near zero are not reliable.
+MAX_FACTOR = 32.0
 
 
-def rounded_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A kernel in int8.
+def quantize_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds a float32 kernel [..., channels] to (int8 [..., channels], scale float32 [channels]).
 
-    Args:
-      kernel: float32 [..., channels].
-
-    Returns:
-      (int8 [..., channels], scale float32 [channels]): their product is the kernel again, to
-      half a scale.
+    Their product differs from the kernel by at most half a scale.
     """
     largest = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1)))
-    # Below the least normal float32 a scale would round to 0: such a channel is all zeros.
+    # Below the smallest normal float32 a scale would round to 0; such channels become zeros.
     least = LARGEST * np.finfo(np.float32).tiny
     scale = np.where(largest >= least, largest, 1).astype(np.float32) / np.float32(LARGEST)
     return np.round(kernel / scale).astype(np.int8), scale
 
 
-def quantized_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Kernels as int8.
+def quantize_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rounds kernels, float32 arrays by name with the output channels in their last axis.
 
-    Args:
-      arrays: float32 by name, the output channels of a kernel in its last axis.
-
-    Returns:
-      Vectors as they are; for a kernel the two arrays of `rounded_kernel`, the scale under its
-      name and `SCALE`.
+    Vectors stay as they are. A kernel becomes the two arrays of `quantize_kernel`; the scale has
+    its name and `SCALE`.
     """
     found = {}
     for name, array in arrays.items():
         if array.ndim < 2:
             found[name] = array
         else:
-            found[name], found[name + SCALE] = rounded_kernel(array)
+            found[name], found[name + SCALE] = quantize_kernel(array)
     return found
 
 
-def crops_of(parts: Sequence[Records], task: str, image_size: int, count: int) -> np.ndarray:
-    """Labelled faces from all over some parts: uint8 [n, s, s, 3], about `count`."""
+def sample_crops(parts: Sequence[Records], task: str, image_size: int, count: int) -> np.ndarray:
+    """Returns about `count` labelled faces from all over some parts: uint8 [n, s, s, 3]."""
     share = -(-count // len(parts))
     crops = []
     for records in parts:
         rows = labelled_rows(records, task)
-        # From the whole part, not the first person.
+        # From the whole part, because records of a person are neighbours.
         chosen = rows[np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(int)]
         crops.append(records.images(chosen, image_size))
     return np.concatenate(crops)
 
 
-def quantized_graph(model: Any, crops: np.ndarray) -> Any:
-    """The static form.
+def quantize_graph(model: Any, crops: np.ndarray) -> Any:
+    """Returns the static form of a graph of `to_onnx`, calibrated on faces, uint8 [n, s, s, 3].
 
-    Args:
-      model: `onnx.ModelProto` from `to_onnx`.
-      crops: uint8 [n, s, s, 3], training faces.
-
-    Returns:
-      `onnx.ModelProto` with the same inputs and outputs. What is rounded stands between a
-      QuantizeLinear and a DequantizeLinear, which engines fuse with the layers around them into
-      integer ones. The last layer stays as it is: it is small, and decides.
-
-    Raises:
-      InputError: the packages onnx or onnxruntime are not installed.
+    Rounded values are between a QuantizeLinear and a DequantizeLinear, which engines fuse with the
+    layers around them into integer ones. The last layer stays in float32: it is small and
+    sensitive. InputError without the packages onnx and onnxruntime.
     """
-    graph = _Graph(import_onnx(), model)
+    graph = _Quantizer(import_onnx(), model)
     graph.equalize(graph.ranges(crops))
     graph.quantize(graph.ranges(crops))
     graph.onnx.checker.check_model(graph.model, full_check=True)
     return graph.model
 
 
-class _Graph:
-    """A copy of a graph of `to_onnx`, in which it is known who makes and who uses a value.
+class _Quantizer:
+    """A copy of a graph of `to_onnx`, and which nodes compute and use each value.
 
     Attributes:
-      layers: the nodes with kernels that become int8.
-      values: the names of what stands between layers, in the order of the nodes.
+      layers: the nodes whose kernels become int8.
+      values: the names of the values between layers, in the order of the nodes.
     """
 
     def __init__(self, onnx: Any, model: Any):
@@ -119,20 +102,19 @@ class _Graph:
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
         self.layers = [n for n in self.nodes if n.op_type in ("Conv", "Gemm") and n.name != LAST]
-        results = [self.result(layer) for layer in self.layers]
-        others = [n.output[0] for n in self.nodes if n.op_type in ("Relu", "Add", "MaxPool")]
-        made = {*results, *others}
+        rounded = {self.result(layer) for layer in self.layers}
+        rounded |= {n.output[0] for n in self.nodes if n.op_type in ("Relu", "Add", "MaxPool")}
         self.values = [self.layers[0].input[0]]
-        self.values += [n.output[0] for n in self.nodes if n.output[0] in made]
+        self.values += [n.output[0] for n in self.nodes if n.output[0] in rounded]
 
     def result(self, layer: Any) -> str:
-        """A layer's output, after the ReLU where nothing else uses it: engines make them one."""
+        """Returns a layer's output, after its ReLU if only that uses it: engines fuse them."""
         users = self.users[layer.output[0]]
-        alone = len(users) == 1 and users[0].op_type == "Relu"
-        return (users[0] if alone else layer).output[0]
+        fused = len(users) == 1 and users[0].op_type == "Relu"
+        return (users[0] if fused else layer).output[0]
 
     def array(self, name: str) -> np.ndarray:
-        """The values of a constant."""
+        """Returns the values of a constant."""
         return self.onnx.numpy_helper.to_array(self.arrays[name])
 
     def multiply(self, name: str, factor: np.ndarray) -> None:
@@ -141,7 +123,7 @@ class _Graph:
         self.arrays[name].CopyFrom(self.onnx.numpy_helper.from_array(values, name))
 
     def ranges(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """The least and the largest of each of `values` on some faces: float32 [2, channels]."""
+        """Returns the minimum and maximum of each of `values` on faces: float32 [2, channels]."""
         watched = self.onnx.ModelProto()
         watched.CopyFrom(self.model)
         del watched.graph.output[:]
@@ -163,14 +145,14 @@ class _Graph:
         return found
 
     def equalize(self, ranges: dict[str, np.ndarray]) -> None:
-        """Brings channels to one range wherever the one layer that uses them can undo it."""
+        """Brings channels to one range if a single layer uses them, which divides them again."""
         for layer in self.layers:
             value = self.result(layer)
             users = self.users[value]
             if len(users) != 1 or users[0] not in self.layers:
                 continue
             reached = np.abs(ranges[value]).max(axis=0)
-            factor = np.minimum(reached.max() / np.maximum(reached, 1e-12), MOST_STRETCHED)
+            factor = np.minimum(reached.max() / np.maximum(reached, 1e-12), MAX_FACTOR)
             for name in layer.input[1:]:
                 # [channels] or, with a filter each, [channels, inputs, h, w].
                 self.multiply(name, factor.reshape(-1, *[1] * (self.array(name).ndim - 1)))
@@ -180,63 +162,64 @@ class _Graph:
 
     def quantize(self, ranges: dict[str, np.ndarray]) -> None:
         """Puts `values` and kernels between a QuantizeLinear and a DequantizeLinear."""
-        helper, made, constants = self.onnx.helper, [], []
-        steps: dict[str, tuple[np.float32, np.uint8]] = {}  # scale and zero point, by value
-
-        def dequantize(name: str, integers: Any, scale: Any, zero: Any, axis: int = 1) -> None:
-            """A DequantizeLinear of a value (`integers` is its name) or of a constant."""
-            if not isinstance(integers, str):
-                constants.append(self.onnx.numpy_helper.from_array(integers, f"{name}.int"))
-                integers = f"{name}.int"
-            names = [f"{name}.step", f"{name}.zero"]
-            constants.extend(map(self.onnx.numpy_helper.from_array, (scale, zero), names))
-            inputs, output = [integers, *names], f"{name}.rounded"
-            made.append(
-                helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=axis)
-            )
-
-        def round_value(name: str) -> None:
-            maker = self.makers[name]
-            if maker.op_type == "MaxPool":  # takes what is rounded already
-                steps[name] = steps[maker.input[0].removesuffix(".rounded")]
-            else:
-                # Pixels go no further than they may.
-                margin = 1.0 if maker.op_type == "Transpose" else MARGIN
-                low, high = (
-                    bound(initial=0) * margin for bound in (ranges[name].min, ranges[name].max)
-                )
-                scale = np.float32(max(high - low, 1e-12) / 255)
-                steps[name] = scale, np.uint8(np.round(-low / scale))
-            source = maker.input[0] if maker.op_type == "Relu" else name
-            inputs = [source, f"{name}.step", f"{name}.zero"]
-            made.append(
-                helper.make_node("QuantizeLinear", inputs, [f"{name}.int"], name=f"{name}.int")
-            )
-            dequantize(name, f"{name}.int", *steps[name])
-
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._steps: dict[str, tuple[np.float32, np.uint8]] = {}  # scale and zero point, by value
         for node in self.nodes:
             if node in self.layers:
-                kernel, *bias = node.input[1:]
-                axis = 0 if node.op_type == "Conv" else 1
-                values = np.moveaxis(self.array(kernel), axis, -1)
-                integers, scale = rounded_kernel(values)
-                integers = np.ascontiguousarray(np.moveaxis(integers, -1, axis))
-                dequantize(kernel, integers, scale, np.zeros(len(scale), np.int8), axis)
-                for name in bias:  # at most one; as fine as the products that it is added to
-                    fine = scale * steps[node.input[0]][0]
-                    reach = np.iinfo(np.int32)
-                    integers = np.clip(np.round(self.array(name) / fine), reach.min, reach.max)
-                    zero = np.zeros(len(fine), np.int32)
-                    dequantize(name, integers.astype(np.int32), fine, zero, 0)
-                node.input[1:] = [f"{name}.rounded" for name in node.input[1:]]
-            node.input[:] = [f"{n}.rounded" if n in steps else n for n in node.input]
-            if node.op_type != "Relu":  # below, a zero point of 0 does what it does
-                made.append(node)
+                self._quantize_layer(node)
+            node.input[:] = [f"{n}.rounded" if n in self._steps else n for n in node.input]
+            if node.op_type != "Relu":  # the zero point of 0 of its output does the same
+                self._nodes.append(node)
             if node.output[0] in self.values:
-                round_value(node.output[0])
-        used = {name for node in made for name in node.input}
+                self._quantize_value(node.output[0], ranges)
+        used = {name for node in self._nodes for name in node.input}
         kept = [array for name, array in self.arrays.items() if name in used]
         kept = [self.onnx.TensorProto.FromString(array.SerializeToString()) for array in kept]
         del self.model.graph.node[:], self.model.graph.initializer[:]
-        self.model.graph.node.extend(made)
-        self.model.graph.initializer.extend([*kept, *constants])
+        self.model.graph.node.extend(self._nodes)
+        self.model.graph.initializer.extend([*kept, *self._constants])
+
+    def _quantize_layer(self, node: Any) -> None:
+        kernel, *biases = node.input[1:]
+        axis = 0 if node.op_type == "Conv" else 1
+        integers, scale = quantize_kernel(np.moveaxis(self.array(kernel), axis, -1))
+        integers = np.ascontiguousarray(np.moveaxis(integers, -1, axis))
+        self._dequantize(kernel, integers, scale, np.zeros(len(scale), np.int8), axis)
+        for name in biases:  # at most one, with the scale of the products it is added to
+            fine = scale * self._steps[node.input[0]][0]
+            limits = np.iinfo(np.int32)
+            integers = np.clip(np.round(self.array(name) / fine), limits.min, limits.max)
+            zero = np.zeros(len(fine), np.int32)
+            self._dequantize(name, integers.astype(np.int32), fine, zero, 0)
+        node.input[1:] = [f"{name}.rounded" for name in node.input[1:]]
+
+    def _quantize_value(self, name: str, ranges: dict[str, np.ndarray]) -> None:
+        maker = self.makers[name]
+        if maker.op_type == "MaxPool":  # its input is rounded already
+            self._steps[name] = self._steps[maker.input[0].removesuffix(".rounded")]
+        else:
+            # The range of pixels is known.
+            margin = 1.0 if maker.op_type == "Transpose" else MARGIN
+            low = ranges[name].min(initial=0) * margin
+            high = ranges[name].max(initial=0) * margin
+            scale = np.float32(max(high - low, 1e-12) / 255)
+            self._steps[name] = scale, np.uint8(np.round(-low / scale))
+        source = maker.input[0] if maker.op_type == "Relu" else name
+        inputs = [source, f"{name}.step", f"{name}.zero"]
+        self._add_node("QuantizeLinear", inputs, f"{name}.int")
+        self._dequantize(name, f"{name}.int", *self._steps[name])
+
+    def _dequantize(self, name: str, integers: Any, scale: Any, zero: Any, axis: int = 1) -> None:
+        """Adds a DequantizeLinear of a constant, or of the value with the name `integers`."""
+        to_tensor = self.onnx.numpy_helper.from_array
+        if not isinstance(integers, str):
+            self._constants.append(to_tensor(integers, f"{name}.int"))
+            integers = f"{name}.int"
+        self._constants += [to_tensor(scale, f"{name}.step"), to_tensor(zero, f"{name}.zero")]
+        inputs = [integers, f"{name}.step", f"{name}.zero"]
+        self._add_node("DequantizeLinear", inputs, f"{name}.rounded", axis=axis)
+
+    def _add_node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> None:
+        node = self.onnx.helper.make_node(kind, inputs, [name], name=name, **attributes)
+        self._nodes.append(node)

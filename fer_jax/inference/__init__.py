@@ -1,1 +1,1 @@
-"""A trained run, used on whatever faces there are."""
+"""Load a trained network and run it on images (the Python API)."""

@@ -20,14 +20,14 @@ import jax
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.inference.explain import overlay
-from fer_jax.inference.load import FEW_FACES, Network
-from fer_jax.inference.load import load as load_network
+from fer_jax.inference.network import FEW_FACES, Network
+from fer_jax.inference.network import load as load_network
 from fer_jax.media import faces, images
 from fer_jax.media.detector import make_detector
 
 FACES = ("detect", "crop")
 BATCH_SIZE = 32  # faces in one call of the network
+OPACITY = 0.75  # of the colour at a heatmap's maximum
 PICTURES_AHEAD = 8  # decoded and searched while the network computes
 
 T = TypeVar("T")
@@ -35,50 +35,34 @@ R = TypeVar("R")
 
 
 class FaceCrop(NamedTuple):
-    """One aligned face of a picture.
-
-    Attributes:
-      face: the detection.
-      crop: uint8 RGB [s, s, 3], at the network's size.
-      view: uint8 RGB [t, t, 3], at the picture's own resolution, as a record would hold it.
-    """
+    """One aligned face of a picture."""
 
     face: faces.Face
-    crop: np.ndarray
-    view: np.ndarray
+    crop: np.ndarray  # uint8 RGB [s, s, 3], at the network's size
+    view: np.ndarray  # uint8 RGB [t, t, 3], at the picture's resolution, as in records
 
 
 class Prediction(NamedTuple):
-    """The faces of one picture with their class probabilities.
+    """The faces of one picture with their class probabilities."""
 
-    Attributes:
-      item: the input.
-      found: the faces, the largest first.
-      probabilities: float64 [faces, classes].
-      reason: why the picture could not be read; empty if it was, also if it shows no face.
-      picture: uint8 BGR, reduced to `stream`'s `keep_size`; None without one.
-      scale: of `picture`; boxes are in pixels of the unreduced one.
-    """
-
-    item: Any
-    found: list[FaceCrop]
-    probabilities: np.ndarray
-    reason: str = ""
-    picture: np.ndarray | None = None
-    scale: float = 1.0
+    item: Any  # the input
+    found: list[FaceCrop]  # the largest first
+    probabilities: np.ndarray  # float64 [faces, classes]
+    reason: str = ""  # why the picture could not be read
+    picture: np.ndarray | None = None  # uint8 BGR, reduced to the `keep_size` of `stream`
+    scale: float = 1.0  # of `picture`; boxes are in pixels of the unreduced one
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recognizer:
-    """A trained network with a face detector in front of it, from `load`.
-
-    Attributes:
-      network: the network.
-      detector_model: the file of the YuNet detector; "" for the downloaded one.
-    """
+    """A trained network with a face detector in front of it, from `load`."""
 
     network: Network
-    detector_model: str = ""
+    detector_model: str = ""  # YuNet's file; "" for the downloaded one
+
+    def __repr__(self) -> str:
+        file = self.detector_model or "downloaded once to ~/.cache/fer_jax"
+        return f"{self.network}\n  detector: YuNet, {file}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,19 +73,20 @@ class Recognizer:
         """Predicts the class of every face in pictures.
 
         Args:
-          pictures: one picture, or a list or batch of them. A picture is a path, a PIL image or
-            an array, uint8 RGB [height, width, 3]; a batch is an array [n, height, width, 3].
+          pictures: one picture, or a list or batch of them. A picture is a path, the bytes of an
+            image file, a PIL image or an array, uint8 RGB [height, width, 3]; a batch is an array
+            [n, height, width, 3].
           faces: "detect" finds them; "crop" takes the centre square of each picture for the face,
             as in published sets of tight crops.
 
         Returns:
-          A list of the picture's faces, the largest first and empty where there is none; for a
-          list or a batch, a list of such lists in its order. A face is a dict:
-            "box": [x, y, width, height], in pixels of the picture as it is shown (turned the
-              way its EXIF says), from its upper left corner;
-            "score": the detector's, 0 to 1;
-            "emotion", or "interest" of a model of that task: the likeliest class;
-            "probabilities": {class: 0 to 1}, in the order of `classes`, adding up to 1.
+          A list of the picture's faces, the largest first; for a list or a batch, a list of such
+          lists in its order. A face is a dict:
+            "box": [x, y, width, height], in pixels of the picture as it is shown (rotated as its
+              EXIF says), from its upper left corner;
+            "score": of the detection, 0 to 1;
+            "emotion", or "interest" for models of that task: the likeliest class;
+            "probabilities": {class: 0 to 1}, in the order of `classes`; they sum to 1.
 
         Raises:
           InputError: one of them is not a picture; the message names it. `stream` continues
@@ -127,21 +112,16 @@ class Recognizer:
         search_size: int = faces.ALL_FACES,
         keep_size: int = 0,
     ) -> Generator[Prediction, None, None]:
-        """Yields a prediction per picture, in order, for inputs of any length.
+        """Yields a prediction per picture (as in `predict`, also without end), in order.
 
-        Args:
-          pictures: as in `predict`, also without end.
-          faces: likewise.
-          decode: turns one of them into uint8 BGR [height, width, 3], or raises InputError; None
-            for pictures as in `predict`. Runs in threads.
-          search_size: the longer side, in pixels, at which faces are searched for.
-          keep_size: the longer side, in pixels, of the pictures that predictions keep; 0 for none.
-
-        Yields:
-          `Prediction`s; one with a `reason` could not be read.
+        `decode` turns an item of `pictures` into uint8 BGR [height, width, 3], in threads, or
+        raises InputError; None: they are pictures as in `predict`. `search_size` is the longer
+        side, in pixels, at which faces are searched for, `keep_size` that of the pictures that
+        predictions keep; 0 for none.
 
         Raises:
-          InputError: from `pictures` itself, after the predictions of the pictures before.
+          InputError: from `pictures` itself, after the predictions of the pictures before. A
+            picture that cannot be read is a prediction with a `reason`.
         """
         find = self._finder(faces, decode or as_picture, search_size, keep_size)
         waiting: list[Prediction] = []
@@ -160,12 +140,8 @@ class Recognizer:
         yield from self._predicted(waiting)
 
     def detector(self) -> faces.Detector:
-        """Opens the face detector.
-
-        Raises:
-          InputError: YuNet's file cannot be downloaded, or is another file.
-        """
-        return make_detector(self.detector_model)
+        """Returns the face detector; InputError if YuNet's file cannot be downloaded."""
+        return make_detector("yunet", self.detector_model, fast=True)
 
     def to_dicts(self, prediction: Prediction) -> list[dict[str, Any]]:
         """Returns the faces of a prediction as `predict` does."""
@@ -179,11 +155,12 @@ class Recognizer:
             for found, row in zip(prediction.found, prediction.probabilities, strict=True)
         ]
 
-    def heatmaps(self, found: Sequence[FaceCrop], classes: Sequence[int]) -> list[np.ndarray]:
-        """Draws over each face which parts speak for its class in `classes` (`explain.grad_cam`).
+    def heatmaps(
+        self, found: Sequence[FaceCrop], classes: Sequence[int] | np.ndarray
+    ) -> list[np.ndarray]:
+        """Draws over each face which parts speak for its class in `classes` (`grad_cam`).
 
-        Returns:
-          uint8 RGB [t, t, 3] for each face; [] for engines other than JAX.
+        Returns uint8 RGB [t, t, 3] for each face; [] for engines other than JAX.
         """
         if self.network.engine != "jax" or not found:
             return []
@@ -192,9 +169,7 @@ class Recognizer:
         return [overlay(one.view, heat) for one, heat in zip(found, maps, strict=True)]
 
     def _predicted(self, waiting: Sequence[Prediction]) -> Iterator[Prediction]:
-        """Runs the network once on the faces of several pictures."""
-        crops = [found.crop for prediction in waiting for found in prediction.found]
-        if crops:
+        if crops := [found.crop for prediction in waiting for found in prediction.found]:
             rows = self.network.probabilities(np.stack(crops))
         else:
             rows = np.zeros((0, len(self.classes)))
@@ -207,7 +182,6 @@ class Recognizer:
     def _finder(
         self, how: str, decode: Callable[[Any], np.ndarray], search_size: int, keep_size: int
     ) -> Callable[[Any], Prediction]:
-        """Returns the function that decodes a picture and cuts out its faces."""
         if how not in FACES:
             raise InputError(
                 f"faces must be {' or '.join(FACES)}, got '{how}'{did_you_mean(how, FACES)}"
@@ -220,8 +194,13 @@ class Recognizer:
                 picture = decode(item)
             except InputError as error:
                 return Prediction(item, [], no_rows, str(error))
-            crop_size, margin = self.network.image_size, self.network.margin
-            found = find_faces(picture, detect, search_size, crop_size, margin)
+            network = self.network
+            found = [
+                FaceCrop(face, images.resized(view, network.image_size), view)
+                for face, view in faces.detect_and_crop(
+                    picture, detect, search_size, margin=network.margin
+                )
+            ]
             kept, scale = None, 1.0
             if keep_size:
                 scale = min(1.0, keep_size / max(picture.shape[:2]))
@@ -232,56 +211,33 @@ class Recognizer:
         return find
 
 
-def find_faces(
-    picture: np.ndarray,
-    detect: faces.Detector | None,
-    search_size: int,
-    crop_size: int,
-    margin: float,
-) -> list[FaceCrop]:
-    """Detects the faces of a picture and crops them as `build` does, the largest first.
-
-    Args:
-      picture: uint8 BGR [height, width, 3].
-      detect: None if the picture itself is a crop of a face.
-      search_size: the longer side, in pixels, at which faces are searched for.
-      crop_size: the side of the network's input in pixels.
-      margin: the share by which the tight crop is widened.
-    """
-    if detect is None:
-        crop, box = images.square(picture)
-        found = [(faces.Face(box, 1.0, None), cv2.cvtColor(crop, cv2.COLOR_BGR2RGB))]
-    else:
-        found = [
-            (face, faces.crop(picture, face, margin=margin))
-            for face in faces.largest_first(detect(picture, search_size))
-            if not faces.is_outside(picture, face)
-        ]
-    return [FaceCrop(face, images.resized(view, crop_size), view) for face, view in found]
-
-
 def is_picture(value: Any) -> bool:
     """Whether a value stands for one picture rather than several."""
     if isinstance(value, np.ndarray):
         return value.ndim != 4
-    return isinstance(value, str | os.PathLike) or not isinstance(value, Iterable)
+    return isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable)
 
 
 def as_picture(value: Any) -> np.ndarray:
-    """Converts a path, PIL image or RGB array to uint8 BGR [height, width, 3].
-
-    Raises:
-      InputError: the value is none of them.
-    """
+    """Converts a path, PIL image or RGB array to uint8 BGR [height, width, 3]; else InputError."""
     if isinstance(value, str | os.PathLike):
         return cv2.cvtColor(images.read(Path(value)), cv2.COLOR_RGB2BGR)
+    if isinstance(value, bytes):
+        return cv2.cvtColor(images.decode(value), cv2.COLOR_RGB2BGR)
     if hasattr(value, "convert") and hasattr(value, "getexif"):
         # Looks like a PIL image, so PIL is installed.
         from PIL import ImageOps
 
-        value = np.asarray(ImageOps.exif_transpose(value).convert("RGB"))
+        value = ImageOps.exif_transpose(value)
+        if value.mode.startswith(("I", "F")):
+            # As a file is read: PIL would clip 16 bits to 8 instead of scaling them.
+            grey = np.asarray(value, np.float64)
+            grey = np.clip(grey / (256 if value.mode != "F" or grey.max() > 255 else 1), 0, 255)
+            value = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        else:
+            value = np.asarray(value.convert("RGB"))
     if not isinstance(value, np.ndarray):
-        raise InputError(f"{type(value).__name__} is not a path, PIL image or array")
+        raise InputError(f"{type(value).__name__} is not a path, bytes, PIL image or array")
     if value.dtype != np.uint8:
         raise InputError(f"the array must be uint8 from 0 to 255, got {value.dtype}")
     if value.ndim != 3 or value.shape[2] != 3 or not value.size:
@@ -292,15 +248,10 @@ def as_picture(value: Any) -> np.ndarray:
 def prefetch_map(
     items: Iterable[T], work: Callable[[T], R], *, depth: int
 ) -> Generator[R, None, None]:
-    """Yields work(item) for each item, in order, computed ahead in threads.
+    """Yields work(item) for each item, in order, computed ahead in as many threads as cores.
 
-    Args:
-      items: iterated in one thread.
-      work: called from as many threads as there are cores.
-      depth: how many items at most are taken and not yet yielded.
-
-    Raises:
-      Whatever `items` or `work` raises, at its place in the order.
+    Items are iterated in one more thread; at most `depth` of them are taken and not yet yielded.
+    An error of `items` or `work` is raised at its place in the order.
     """
     ready: queue.Queue[concurrent.futures.Future[R] | None] = queue.Queue()
     room, stopped = threading.Semaphore(depth), threading.Event()
@@ -313,7 +264,7 @@ def prefetch_map(
                     return
                 ready.put(_threads().submit(work, item))
             ready.put(None)
-        except BaseException as error:  # raised where its result is waited for
+        except BaseException as error:  # raised when its result is read
             failed: concurrent.futures.Future[R] = concurrent.futures.Future()
             failed.set_exception(error)
             ready.put(failed)
@@ -330,6 +281,23 @@ def prefetch_map(
         submitting.join()
         left = [future for future in ready.queue if future is not None and not future.cancel()]
         concurrent.futures.wait(left)
+
+
+def overlay(face: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Draws a heatmap over a face in grey, uint8 RGB [h, w, 3].
+
+    `heat` is float [g, g], not negative, in any unit: colours are relative to its largest value.
+    """
+    height, width = face.shape[:2]
+    largest = heat.max()
+    relative = (heat / largest if largest > 0 else np.zeros_like(heat)).astype(np.float32)
+    relative = cv2.resize(relative, (width, height), interpolation=cv2.INTER_LINEAR)
+    levels = np.round(255 * relative).astype(np.uint8)
+    glow = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)[..., None]
+    # Squared, because a map of few cells is far from 0 everywhere and would tint the whole face.
+    covered = OPACITY * relative[..., None] ** 2
+    return np.round(grey * (1 - covered) + glow * covered).astype(np.uint8)
 
 
 @functools.cache

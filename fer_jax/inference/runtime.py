@@ -22,18 +22,14 @@ Run = Callable[[np.ndarray], np.ndarray]
 def open_onnx(
     model: bytes, engine: str, name: str, *, flip: bool = True
 ) -> tuple[dict[str, Any], Run]:
-    """Opens an exported network.
+    """Opens the bytes of an .onnx file that `export` wrote, in "onnxruntime" or "openvino".
 
-    Args:
-      model: the bytes of an .onnx file that `export` wrote.
-      engine: "onnxruntime" or "openvino".
-      name: of the file, for messages.
-      flip: averages over each image and its mirror image if the run's config says so.
+    `name` is for messages. `flip` averages over each image and its mirror image if the run's config
+    says so.
 
-    Returns:
-      (what `export` stored: format, task, classes, image_size, step, config, and of an int8
-      network "quantization"; a function of uint8 RGB [n, s, s, 3] to float32 [n, classes], for any
-      n and from any thread).
+    Returns (its metadata: format, task, classes, image_size, step, config and, if int8,
+    quantization; a function of uint8 RGB [n, s, s, 3] to float32 [n, classes], for any n and any
+    thread).
 
     Raises:
       InputError: the engine is not installed, or the file is damaged or not from `export`.
@@ -49,24 +45,20 @@ def open_onnx(
     except Exception as error:  # ONNX Runtime's own derive from nothing narrower
         raise InputError(f"'{name}' is damaged, or {title} cannot read it") from error
     if not about.keys() >= {"task", "classes", "image_size", "step", "config"}:
-        raise InputError(f"'{name}' is not a network that fer-jax export wrote")
+        raise InputError(f"'{name}' was not written by fer-jax export")
     if flip and about["config"].get("test_time_flip"):
         return about, lambda images: (run(images) + run(images[:, :, ::-1])) / 2
     return about, run
 
 
 def onnxruntime_session(model: bytes) -> Any:
-    """An ONNX Runtime session on the CPU.
-
-    Raises:
-      ImportError: it is not installed.
-    """
+    """Returns an ONNX Runtime session on the CPU; ImportError if it is not installed."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors, which are raised, too
-    # Processors without VNNI add pairs of int8 products in 16 bits, which overflow; with this they
-    # compute more slowly and exactly. The others ignore it.
+    options.log_severity_level = 3  # errors only; they are raised, too
+    # Processors without VNNI add pairs of int8 products in 16 bits, which overflow. With this entry
+    # they compute exactly and more slowly; others ignore it.
     options.add_session_config_entry("session.x64quantprecision", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -81,11 +73,7 @@ def _onnxruntime(model: bytes) -> tuple[Mapping[str, str], Run]:
 
 
 def import_openvino() -> Any:
-    """Imports OpenVINO without its telemetry.
-
-    Raises:
-      ImportError: it is not installed.
-    """
+    """Imports OpenVINO without its telemetry; ImportError if it is not installed."""
     # The import sends usage data unless the telemetry package is absent.
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino  # pyright: ignore[reportMissingImports] (an extra)
@@ -97,22 +85,22 @@ def _openvino(model: bytes) -> tuple[Mapping[str, str], Run]:
     openvino = import_openvino()
     core = openvino.Core()
     read = core.read_model(model)
-    there = read.get_rt_info()["framework"] if read.has_rt_info("framework") else {}
-    texts = _ours({key: value.astype(str) for key, value in there.items()})
+    metadata = read.get_rt_info()["framework"] if read.has_rt_info("framework") else {}
+    texts = _ours({key: value.astype(str) for key, value in metadata.items()})
     # OpenVINO would compute in bfloat16 wherever the processor can; here the run's config decides.
-    lower = json.loads(texts.get("config", "{}")).get("model", {}).get("dtype") == "bfloat16"
-    compiled = core.compile_model(
-        read,
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "bf16" if lower else "f32", "PERFORMANCE_HINT": "LATENCY"},
-    )
-    number = next(i for i, one in enumerate(compiled.outputs) if OUTPUT in one.names)
+    is_bfloat16 = json.loads(texts.get("config", "{}")).get("model", {}).get("dtype") == "bfloat16"
+    hints = {
+        "INFERENCE_PRECISION_HINT": "bf16" if is_bfloat16 else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(read, "CPU", hints)
+    number = next(i for i, output in enumerate(compiled.outputs) if OUTPUT in output.names)
     requests = threading.local()
 
     def run(images: np.ndarray) -> np.ndarray:
         if not hasattr(requests, "one"):
             requests.one = compiled.create_infer_request()
-        # OpenVINO reuses its output arrays for the next images.
+        # A copy, because OpenVINO reuses its output arrays.
         return np.array(requests.one.infer([np.ascontiguousarray(images)])[number])
 
     return texts, in_batches(run)
@@ -127,7 +115,7 @@ def in_batches(run: Run) -> Run:
     """Returns the function for any number of images, `BATCH_SIZE` of them at a time."""
 
     def batched(images: np.ndarray) -> np.ndarray:
-        if not len(images):  # OpenVINO refuses an empty batch
+        if not len(images):  # OpenVINO takes no empty batch
             return run(np.zeros((1, *images.shape[1:]), np.uint8))[:0]
         if len(images) <= BATCH_SIZE:
             return run(images)

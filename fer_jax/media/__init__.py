@@ -1,1 +1,1 @@
-"""Files to faces: image codecs, frames of videos, face detection and alignment."""
+"""Read images and videos, and find and align the faces in them."""

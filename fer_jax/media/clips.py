@@ -37,12 +37,17 @@ from fer_jax.media.extraction import (
 from fer_jax.media.video import Video
 
 # Part of the names of finished clips: raise it when a change here changes their faces.
-EXTRACTION = 3
+EXTRACTION = 5
 MAX_TRACKED_FACES = 8  # per frame, the largest ones
 
 
 class Clip(NamedTuple):
-    """One video file: its chosen frames in order, and its properties."""
+    """One video file: its chosen frames in order, and its properties.
+
+    Attributes:
+      frames_claimed: that are in the file or should be.
+      frames_decoded: that are in the file.
+    """
 
     found: list[Found]
     frames_claimed: int
@@ -121,6 +126,7 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
     limit = {"all": None, "tracked": MAX_TRACKED_FACES}.get(extraction.choice, 1)
     items: list[str] = []
     seen: list[list[faces.Face] | None] = []  # None where the frame does not exist
+    reasons: list[str] = []
     cuts: list[list[dict[str, Any]]] = []
     with video:
         for frame in video.frames(
@@ -132,10 +138,16 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
         ):
             items.append(f"{job.item}/{frame.index:06}")
             seen.append(None)
+            reasons.append("")
             cuts.append([])
             if frame.image is None:
+                absent = frame.index >= video.present
+                reasons[-1] = "the file ends before this frame" if absent else "a damaged frame"
                 continue
             seen[-1] = detect_faces(frame.image, job.path, frame.index, extraction)
+            if tracked:
+                # A cut may put another person in the same place.
+                seen[-1][:limit] = faces.add_looks(frame.image, seen[-1][:limit])
             for number, face in enumerate(seen[-1][:limit]):
                 cut = crop_face(frame.image, face, number, extraction)
                 cut |= {"frame_index": frame.index, "timestamp": frame.timestamp_s}
@@ -143,10 +155,10 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
                 archive.writestr(name, cut["image"])
                 cuts[-1].append(cut | {"image": name})
     results = [
-        Found(item, [], "the file ends before this frame")
+        Found(item, [], reason)
         if faces_seen is None
         else accepted_faces(item, cut, len(faces_seen), extraction)
-        for item, faces_seen, cut in zip(items, seen, cuts, strict=True)
+        for item, reason, faces_seen, cut in zip(items, reasons, seen, cuts, strict=True)
     ]
     if tracked:
         followed = faces.track([(found or [])[:limit] for found in seen])
@@ -160,7 +172,7 @@ def _faces_in_clip(job: Job, extraction: Extraction, archive: zipfile.ZipFile) -
                 )
     if not results:
         results = [Found(job.item, [], "no frame in the clip's window")]
-    return Clip(results, video.claimed, video.decoded, video.fps, video.width, video.height)
+    return Clip(results, video.claimed, video.present, video.fps, video.width, video.height)
 
 
 def _no_clip(job: Job, reason: str) -> Clip:

@@ -14,6 +14,9 @@ import numpy as np
 from fer_jax import storage
 from fer_jax.errors import InputError
 from fer_jax.media import faces, images
+from fer_jax.media.detector import DETECTORS, detector_model, make_detector
+
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 class Found(NamedTuple):
@@ -39,8 +42,8 @@ class Extraction:
     Attributes:
       frames: per clip, at equal intervals; 0 where `every` or `seconds` is set.
       every: take every k-th frame of a clip.
-      seconds: take one frame of a clip in so many seconds.
-      detector: one of `faces.DETECTORS`.
+      seconds: take one frame of a clip every N seconds.
+      detector: one of `DETECTORS` of `fer_jax.media.detector`.
       detector_model: YuNet's file; "" for the cached or downloaded one.
       boxes: the CSV for the detector "boxes".
       choice: one of `faces.CHOICES`.
@@ -72,9 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser, *, clips: bool, detector: str
         which = group.add_mutually_exclusive_group()
         which.add_argument("--frames", type=int, default=10, help="per clip, at equal intervals")
         which.add_argument("--every", type=int, default=0, help="every k-th frame instead")
-        which.add_argument("--seconds", type=float, default=0.0, help="one frame in so many")
+        which.add_argument(
+            "--seconds", type=float, default=0.0, help="take one frame every N seconds"
+        )
     group.add_argument(
-        "--detector", default=detector, choices=faces.DETECTORS, help="none: already cropped"
+        "--detector", default=detector, choices=DETECTORS, help="none: already cropped"
     )
     group.add_argument("--detector_model", default="", help="YuNet's file; default: downloaded")
     group.add_argument(
@@ -110,7 +115,7 @@ def from_arguments(options: argparse.Namespace) -> Extraction:
     if not -0.5 <= extraction.margin <= 4:
         raise InputError(f"--margin must be in -0.5 to 4, got {extraction.margin}")
     if (extraction.detector == "boxes") != bool(extraction.boxes):
-        raise InputError("--detector=boxes and --boxes=FILE need each other")
+        raise InputError("--detector=boxes and --boxes=FILE must be given together")
     # Files may have changed since they were read for an earlier build.
     recorded.cache_clear()
     _boxes.cache_clear()
@@ -120,12 +125,12 @@ def from_arguments(options: argparse.Namespace) -> Extraction:
         # Now, so that a missing file does not stop a build half-way.
         if extraction.detector == "yunet":
             try:
-                model = faces.detector_model(extraction.detector_model)
+                model = detector_model(extraction.detector_model)
             except InputError as error:
                 remedy = "--detector=haar needs no file, but misses more faces"
                 raise InputError(f"{error}; {remedy}") from error
             extraction = dataclasses.replace(extraction, detector_model=str(model))
-        faces.make_detector(extraction.detector, extraction.detector_model)
+        make_detector(extraction.detector, extraction.detector_model)
     return extraction
 
 
@@ -144,6 +149,24 @@ def _boxes(path: str) -> dict[tuple[str, int], list[faces.Face]]:
     return faces.read_boxes(Path(path))
 
 
+def _annotated(name: str, frame: int, extraction: Extraction) -> list[faces.Face]:
+    boxes, parts = _boxes(extraction.boxes), name.split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((boxes[end, frame] for end in ends if (end, frame) in boxes), [])
+
+
+def annotated(name: str, frame: int, extraction: Extraction, number: int) -> Box:
+    """Returns the box of an image's face by its number in the CSV of boxes.
+
+    Raises:
+      InputError: it has fewer.
+    """
+    found = _annotated(name, frame, extraction)
+    if number >= len(found):
+        raise InputError(f"no box for its face {number}")
+    return found[number].box
+
+
 def detect_faces(
     image: np.ndarray, name: str, frame: int, extraction: Extraction
 ) -> list[faces.Face]:
@@ -155,11 +178,9 @@ def detect_faces(
         left, top, side = images.centre_square(*image.shape[:2])
         return [faces.Face((left, top, side, side), 1.0, None)]
     if extraction.detector == "boxes":
-        boxes, parts = _boxes(extraction.boxes), name.split("/")
-        ends = ("/".join(parts[start:]) for start in range(len(parts)))
-        found = next((boxes[end, frame] for end in ends if (end, frame) in boxes), [])
+        found = _annotated(name, frame, extraction)
     else:
-        find = faces.make_detector(extraction.detector, extraction.detector_model)
+        find = make_detector(extraction.detector, extraction.detector_model)
         small_ones_matter = extraction.choice == "all" or extraction.one_face
         found = find(image, faces.ALL_FACES if small_ones_matter else faces.LARGE_FACES)
     return faces.largest_first(found)
@@ -214,3 +235,10 @@ def faces_in_image(image: np.ndarray, item: str, name: str, extraction: Extracti
     used = found if extraction.choice == "all" else found[:1]
     crops = [crop_face(bgr, face, number, extraction) for number, face in enumerate(used)]
     return accepted_faces(item, crops, len(found), extraction)
+
+
+def face_in_box(image: np.ndarray, item: str, box: Box, extraction: Extraction) -> Found:
+    """Crops the face in an annotated box of an image, uint8 RGB [height, width, 3]."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    cut = crop_face(bgr, faces.Face(box, 1.0, None), 0, extraction) | {"_number": None}
+    return accepted_faces(item, [cut], 1, extraction)

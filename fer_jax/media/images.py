@@ -1,20 +1,50 @@
 """Image files to uint8 RGB arrays and back; sizes are checked before anything is decoded."""
 
+import base64
+import io
+import os
+import re
+import warnings
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
+from av import error as av_error
 
+import fer_jax
 from fer_jax.errors import InputError
 from fer_jax.schema import JPEG_QUALITY, MAX_IMAGE_SIZE
 
 MAX_FILE_BYTES = 64 * 2**20
 TOO_LARGE = f"file over {MAX_FILE_BYTES // 2**20} MiB"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".pgm", ".ppm", ".heic", ".heif"),  # the last two are refused with advice
+)
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG; the others are data or restarts
+PADDING = bytes(range(255)) * 4
+STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def is_still(name: str) -> bool:
+    """Whether a file's ending is of pictures that do not move, which FFmpeg takes for clips."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.lower().endswith(".gif")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a picture does, whatever its ending."""
+    try:
+        with path.open("rb") if path.is_file() else io.BytesIO() as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(STARTS) or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes JPEG, PNG, BMP, WebP, TIFF or PNM to uint8 RGB [height, width, 3].
+    """Decodes JPEG, PNG, BMP, GIF, WebP, AVIF, TIFF or PNM to uint8 RGB [height, width, 3].
 
     Grey and 16-bit images are converted; alpha is dropped.
 
@@ -25,18 +55,89 @@ def decode(data: bytes) -> np.ndarray:
         raise InputError("empty file")
     if len(data) > MAX_FILE_BYTES:
         raise InputError(TOO_LARGE)
-    # OpenCV fills the missing part of a JPEG with grey, without an error.
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
+    is_jpeg = data[:2] == b"\xff\xd8"
+    end, progressive = _end_of_jpeg(data) if is_jpeg else (0, False)
+    if end < 0:
         raise InputError("truncated JPEG")
+    image = _decode(data)
+    # OpenCV fills what a JPEG lacks with grey, or leaves it blurred, without an error, and the end
+    # mark may be a fake. Bytes before the mark change a picture only if some are missing there.
+    corners = image[:: max(1, len(image) - 1), :: max(1, image.shape[1] - 1)]
+    if progressive:
+        whole = _is_whole(data[: end + 2])
+    elif is_jpeg and np.any(np.all(corners == 128, axis=2)):
+        whole = np.array_equal(_decode(data[:end] + PADDING + data[end:]), image)
+    else:
+        whole = True
+    if not whole:
+        raise InputError("truncated JPEG")
+    return image
+
+
+def _decode(data: bytes) -> np.ndarray:
+    if not fer_jax.OPENCV_HAS_LIMIT:
+        _check_size(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         if "pixels" in str(error).lower():
-            raise InputError("too many pixels") from error
+            raise InputError(_over_limit()) from error
         raise InputError("unreadable image") from error
+    if image is None and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        raise InputError("HEIC is not supported; save the picture as JPEG or PNG")
     if image is None:
         raise InputError("unreadable image")
     return image
+
+
+def _over_limit() -> str:
+    limit = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+    return f"over the limit of {limit} pixels; OPENCV_IO_MAX_IMAGE_PIXELS=N raises it"
+
+
+def _check_size(data: bytes) -> None:
+    """Refuses an image whose header declares too many pixels, or that Pillow cannot read."""
+    from PIL import Image  # only where OpenCV does not check
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow has a limit of its own
+            width, height = Image.open(io.BytesIO(data)).size
+    except Image.DecompressionBombError as error:
+        raise InputError(_over_limit()) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError("unreadable image") from error
+    if width * height > int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]):
+        raise InputError(_over_limit())
+
+
+def _is_whole(jpeg: bytes) -> bool:
+    """Whether FFmpeg, which is stricter, decodes a JPEG to its end; it does not know all kinds."""
+    decoder = av.CodecContext.create("mjpeg", "r")
+    decoder.options = {"err_detect": "explode"}
+    try:
+        decoder.decode(av.Packet(jpeg))
+    except (av_error.PatchWelcomeError, av_error.NotImplementedError):
+        return True
+    except av_error.FFmpegError:
+        return False
+    return True
+
+
+def _end_of_jpeg(data: bytes) -> tuple[int, bool]:
+    """Returns where a JPEG's end mark is, or -1, and whether its scans refine one picture.
+
+    Thumbnails before the pixels end with the same mark, and after it may come anything: a phone's
+    moving picture is a JPEG with a video behind it.
+    """
+    place, progressive = 2, False
+    while found := MARKER.search(data, place):
+        place, kind = found.start(), data[found.start() + 1]
+        if kind == 0xD9:
+            return place, progressive
+        progressive = progressive or kind in (0xC2, 0xC6, 0xCA, 0xCE)
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return -1, progressive
 
 
 def read(path: Path) -> np.ndarray:
@@ -64,6 +165,11 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     if not done:
         raise ValueError(f"could not encode an image of shape {image.shape}")
     return data.tobytes()
+
+
+def data_uri(data: bytes, kind: str = "jpeg") -> str:
+    """Returns an image file's bytes as the URL of an image in a page."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
 def centre_square(height: int, width: int) -> tuple[int, int, int]:

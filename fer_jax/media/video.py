@@ -1,24 +1,42 @@
 """Video files to frames with their timestamps; missing frames are reported.
 
-Frames are decoded in order from the first: seeking leads to other frames in many containers, and
-only counting shows how many there are.
+The packets of a file are listed first, without decoding: only they tell which frames are shown, and
+when. Headers count frames that an edit list cuts off, and state rates that vary.
 """
 
+import collections
+import contextlib
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import cv2
 import numpy as np
+from av.error import FFmpegError
+from av.stream import Disposition, Stream
 
 from fer_jax.errors import InputError
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
-MAX_FRAME_PIXELS = 64_000_000
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".m4v", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv"),
+    *(".mts", ".m2ts", ".ogv"),
+)
+# A video file may be a playlist that names other files and URLs: only containers in local files
+# are opened.
+CONTAINERS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg",
+}
+SKIPS = ("h264", "hevc")  # decoders that can leave out frames without an effect on others
+MAX_CLAIMED = 10_000_000  # frames; four days of them
 DEFAULT_FPS = 25.0  # of a container without a rate; used only where timestamps are missing, too
 ROUNDING_S = 0.0005  # Matroska's timestamps are whole milliseconds
+TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, -90: cv2.ROTATE_90_CLOCKWISE}
 
 
 class Frame(NamedTuple):
@@ -26,8 +44,8 @@ class Frame(NamedTuple):
 
     Attributes:
       index: counted from 0 in the file.
-      timestamp_s: in seconds from the start, from the container.
-      image: uint8 BGR [height, width, 3]; None if the file ends before it.
+      timestamp_s: in seconds from the first frame, from the container.
+      image: uint8 BGR [height, width, 3]; None if the file ends before it, or is damaged there.
     """
 
     index: int
@@ -35,46 +53,97 @@ class Frame(NamedTuple):
     image: np.ndarray | None
 
 
+def frame_image(frame: Frame) -> np.ndarray:
+    """Returns a frame's image.
+
+    Raises:
+      InputError: there is none.
+    """
+    if frame.image is None:
+        raise InputError("the file ends before this frame, or is damaged there")
+    return frame.image
+
+
+class _Shown(NamedTuple):
+    """The frames that a file shows, in order, and those that it claims after its end.
+
+    Attributes:
+      times: float64 [frames], in seconds from the first.
+      end_s: when the last one ends.
+      tick_s: the unit of the timestamps.
+      present: number of them that are in the file.
+      stamps: int64 [present], the container's timestamps.
+      keys: int64, sorted, those of the frames at which decoding can begin.
+      in_order: whether decoded frames are known by their order only, not by their timestamps.
+    """
+
+    times: np.ndarray
+    end_s: float
+    tick_s: float
+    present: int
+    stamps: np.ndarray
+    keys: np.ndarray
+    in_order: bool
+
+
 class Video:
     """An open video file, a context manager.
 
     Attributes:
-      claimed: number of frames by the container; 0 if unknown or impossible.
-      decoded: number of frames that were decoded, known when `frames` is exhausted.
       fps: frames per second by the container.
-      width, height: of a frame, in pixels.
+      expected_s: the length by the container's header; 0 if unknown.
+      width, height: of a frame in pixels, as it is shown when one has been decoded.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens a file with one decoding thread.
 
         Raises:
-          InputError: missing, empty, or FFmpeg cannot decode a frame of it.
+          InputError: missing, empty, without moving pictures, or too large.
         """
-        self._path = path
         if not path.is_file():
             raise InputError("no such file")
-        if not path.stat().st_size:
+        self._num_bytes = path.stat().st_size
+        if not self._num_bytes:
             raise InputError("empty file")
+        # Opened here: FFmpeg takes some names for URLs, and a file may be deleted while it is read.
+        self._file = path.open("rb")
         self._open()
-        claimed = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        # The header of an incomplete file may claim more frames than it has bytes.
-        self.claimed = claimed if 0 < claimed <= path.stat().st_size else 0
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
-        self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        self.decoded = 0
-        if self.width * self.height > MAX_FRAME_PIXELS:
+        context = self._stream.codec_context
+        self.width, self.height = context.width, context.height
+        if context.width * context.height > _max_pixels():
             self.close()
-            raise InputError(f"frames of {self.width} x {self.height} pixels are too large")
+            raise InputError(
+                f"frames of {self.width} x {self.height} pixels are over the limit of "
+                f"{_max_pixels()} pixels; OPENCV_IO_MAX_IMAGE_PIXELS=N raises it"
+            )
+        fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
+        self.expected_s = max(0.0, self._stated_end_s())
 
     def _open(self) -> None:
-        # An absolute path is not taken for a URL. One thread, because clips run in parallel.
-        options = [cv2.CAP_PROP_N_THREADS, 1]
-        self._capture = cv2.VideoCapture(str(self._path.resolve()), cv2.CAP_FFMPEG, options)
-        if not self._capture.isOpened():
-            raise InputError("not a video, or damaged")
+        self._file.seek(0)
+        try:
+            self._container = av.open(
+                self._file, "r", options=CONTAINERS, metadata_errors="replace"
+            )
+        except (FFmpegError, ValueError) as error:
+            self._file.close()
+            raise InputError("not a video, or damaged") from error
+        streams = self._container.streams
+        moving = [one for one in streams.video if not one.disposition & Disposition.attached_pic]
+        # One of a codec that FFmpeg does not know has no context.
+        if not moving or moving[0].codec_context is None:
+            reason = "not a video, or damaged"
+            if streams.audio and not moving:
+                reason = f"not a video: only sound{' and a cover picture' * bool(streams.video)}"
+            self.close()  # what belongs to it must not be used from here on
+            raise InputError(reason)
+        self._stream = moving[0]
+        self._is_avi = self._container.format.name == "avi"
+        # One thread, because clips run in parallel. Frames may grow within a file.
+        self._stream.codec_context.thread_count = 1
+        self._stream.codec_context.options = {"max_pixels": str(_max_pixels())}
 
     def __enter__(self) -> "Video":
         return self
@@ -84,7 +153,23 @@ class Video:
 
     def close(self) -> None:
         """Frees the decoder."""
-        self._capture.release()
+        self._container.close()
+        self._file.close()
+
+    @property
+    def claimed(self) -> int:
+        """Number of frames that are in the file or should be, by the length it states."""
+        return len(self._shown.times)
+
+    @property
+    def present(self) -> int:
+        """Number of frames that are in the file."""
+        return self._shown.present
+
+    @property
+    def length_s(self) -> float:
+        """When the last frame ends, in seconds from the first."""
+        return self._shown.end_s
 
     def frames(
         self,
@@ -97,11 +182,12 @@ class Video:
     ) -> Iterator[Frame]:
         """Yields frames in order; exactly one of `count`, `every` and `seconds` is given.
 
-        Frames that the container claims but lacks come last, without an image.
+        Only what these frames need is decoded, from the key frame before each.
 
         Args:
-          count: so many frames, each in the middle of one of as many equal intervals; all frames
-            of a shorter clip.
+          count: the frames that are shown in the middles of so many equal intervals of time; where
+            one is shown in several, also some of the others, equal in number; all frames of a
+            shorter clip.
           every: every k-th frame, from the first.
           seconds: the first frame of each interval of so many seconds.
           start_s: no earlier frame.
@@ -109,53 +195,158 @@ class Video:
         """
         if not (count or every or seconds > 0):
             raise ValueError("one of count, every and seconds must be above 0")
-        planned = self._equal_intervals(count, start_s, end_s) if count else []
-        num_chosen, last, last_interval = 0, -1, -1.0
-        for index, timestamp_s, exists in self._expected():
-            reached_s = timestamp_s + ROUNDING_S
-            interval = (reached_s - start_s) // seconds if seconds else 0.0
-            if count:
-                chosen = num_chosen < len(planned) and index == planned[num_chosen]
-            elif not start_s <= reached_s < end_s:
-                chosen = False
-            elif every:
-                chosen = not num_chosen or index == last + every
-            else:
-                chosen = interval > last_interval
-            if chosen:
-                num_chosen, last, last_interval = num_chosen + 1, index, interval
-                done, image = self._capture.retrieve() if exists else (False, None)
-                yield Frame(index, timestamp_s, image if done else None)
+        times = self._shown.times
+        first, last = np.searchsorted(times + ROUNDING_S, (start_s, end_s))
+        inside = np.arange(first, last)
+        if every:
+            inside = inside[::every]
+        elif count and len(inside) > count:
+            inside = self._equal_intervals(inside, count)
+        elif seconds:
+            intervals = (times[inside] + ROUNDING_S - start_s) // seconds
+            inside = inside[np.diff(intervals, prepend=-1) > 0]
+        yield from self._at(inside.tolist())
 
-    def _expected(self) -> Iterator[tuple[int, float, bool]]:
-        """Yields (index, seconds, whether it exists) of each frame that exists or is claimed.
+    def _equal_intervals(self, inside: np.ndarray, count: int) -> np.ndarray:
+        """Returns which frames are shown in the middles of `count` intervals of time."""
+        times, number = self._shown.times, len(inside)
+        within = times[inside]
+        even = np.linspace(within[0], within[-1], number)
+        if np.abs(within - even).max() <= self._shown.tick_s:
+            # A constant rate, but for rounding; a middle may fall on the start of a frame.
+            return inside[(2 * np.arange(count) + 1) * number // (2 * count)]
+        after = inside[-1] + 1
+        end = times[after] if after < len(times) else self._shown.end_s
+        middles = within[0] + (np.arange(count) + 0.5) * (end - within[0]) / count
+        chosen = np.unique(np.searchsorted(times, middles + self._shown.tick_s / 2, "right") - 1)
+        # A frame that is shown for long, as before a jump in time, has several middles.
+        others = np.setdiff1d(inside, chosen)
+        lacking = count - len(chosen)
+        more = others[(2 * np.arange(lacking) + 1) * len(others) // (2 * max(1, lacking))]
+        return np.union1d(chosen, more)
 
-        An existing frame was just grabbed, and its time is later than the one before. Claimed
-        frames follow at the container's rate.
-        """
-        index, timestamp = 0, -math.inf
-        while self._capture.grab():
-            stated = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            # Frames without a timestamp state 0; they follow the one before at the rate.
-            timestamp = stated if stated > timestamp else timestamp + 1 / self.fps
-            yield index, timestamp, True
-            index += 1
-        self.decoded = index
-        for index in range(self.decoded, self.claimed):
-            yield index, index / self.fps, False
+    @functools.cached_property
+    def _shown(self) -> _Shown:
+        stamps, keys = list[tuple[int, int, int]](), list[int]()
+        ends = collections.Counter[int]()
+        in_order = self._is_avi
+        for packet in self._packets(*self._container.streams):
+            stamp, stream = packet.dts if packet.pts is None else packet.pts, packet.stream_index
+            if not packet.size or stamp is None:
+                continue
+            ends[stream] = max(ends[stream], stamp + (packet.duration or 0))
+            if stream != self._stream.index:
+                continue
+            # Without timestamps, as in AVI, the times that are known are those of decoding.
+            in_order = in_order or packet.pts is None
+            if packet.is_keyframe:
+                keys.append(stamp)
+            if not packet.is_discard:
+                stamps.append((stamp, packet.dts or 0, packet.duration or 0))
+        table = np.asarray(stamps, np.int64).reshape(-1, 3)
+        shown, places = np.unique(table[:, int(in_order)], return_index=True)
+        base = float(self._stream.time_base or 0)
+        if not len(shown):
+            return _Shown(np.empty(0), 0.0, base, 0, shown, shown, in_order)
+        times = (shown - shown[0]) * base
+        period = float(np.median(np.diff(times))) if len(times) > 1 else 1 / self.fps
+        # A container's length is that of its longest stream.
+        streams = [self._stream] if self._stream.duration else self._container.streams
+        end_s = max(ends[one.index] * float(one.time_base or 0) for one in streams)
+        end_s = max(end_s, float(shown[-1] * base) + period)
+        missing = max(0, math.floor((self._stated_end_s() - end_s) / period + 0.25))
+        # The header of an incomplete file may claim more frames than it has bytes.
+        if len(times) + missing > min(MAX_CLAIMED, self._num_bytes):
+            missing = 0
+        after = times[-1] + period * np.arange(1, missing + 1)
+        end = float(times[-1] + (table[places[-1], 2] * base or period) + missing * period)
+        return _Shown(
+            np.concatenate((times, after)), end, base, len(times), shown, np.unique(keys), in_order
+        )
 
-    def _equal_intervals(self, count: int, start_s: float, end_s: float) -> Sequence[int]:
-        """Returns the frames in the middles of `count` intervals."""
-        inside: Sequence[int] = range(self.claimed)
-        if not self.claimed or start_s > 0 or end_s < math.inf:
-            # The container does not state how many frames there are (streams, cut recordings), or
-            # which ones are in the window (rates vary): a first pass reads all timestamps.
-            before_end = itertools.takewhile(
-                lambda frame: frame[1] + ROUNDING_S < end_s, self._expected()
-            )
-            inside = [index for index, time_s, _ in before_end if start_s <= time_s + ROUNDING_S]
-            self.close()
-            self._open()
-        if len(inside) <= count:
-            return inside
-        return [inside[(2 * i + 1) * len(inside) // (2 * count)] for i in range(count)]
+    def _stated_end_s(self) -> float:
+        """When the pictures end by the header, else when the longest stream does; 0 if unknown."""
+        stream = self._stream
+        # AVI counts its frames; FFmpeg lowers the duration to what is in the file.
+        length = stream.frames if self._is_avi else stream.duration
+        if length and stream.time_base:
+            return float(((stream.start_time or 0) + length) * stream.time_base)
+        return (self._container.duration or 0) / av.time_base
+
+    def _packets(self, *streams: Stream) -> Iterator[av.Packet]:
+        with contextlib.suppress(FFmpegError):  # the file ends within a packet
+            yield from self._container.demux(*streams)
+
+    def _at(self, chosen: list[int]) -> Iterator[Frame]:
+        """Yields the chosen frames."""
+        shown = self._shown
+        decoded = self._decoded([index for index in chosen if index < shown.present])
+        at, image = -1, None
+        for index in chosen:
+            if at < index:
+                at, image = next(decoded, (self.claimed, None))
+            yield Frame(index, float(shown.times[index]), image if at == index else None)
+
+    def _decoded(self, chosen: list[int]) -> Iterator[tuple[int, np.ndarray | None]]:
+        """Yields (index, image) of those of the chosen frames that can be decoded."""
+        if not chosen:
+            return
+        # Decoding begins with the last key frame before each; -1: with the first packet.
+        shown, place, num_decoded, reached = self._shown, 0, 0, -1
+        keys = np.searchsorted(shown.keys, shown.stamps[chosen], "right") - 1
+        if shown.in_order:
+            keys[:] = -1
+        self._container.close()
+        self._open()
+        stamps = set(shown.stamps[chosen].tolist())
+        context, needed = self._stream.codec_context, bool(keys[0] == -1)
+        for packet in itertools.chain(self._packets(self._stream), [None]):
+            if packet is not None and packet.is_keyframe and packet.pts is not None:
+                key = int(np.searchsorted(shown.keys, packet.pts))
+                if not needed and key == keys[place]:
+                    context.flush_buffers()
+                    needed = True
+                reached = max(reached, key) if needed else reached
+            if not needed:
+                continue
+            if packet is not None and context.name in SKIPS and not shown.in_order:
+                # Frames that no other frame is made from are decoded only where they are chosen.
+                context.skip_frame = "DEFAULT" if packet.pts in stamps else "NONREF"
+            for frame in _frames_of(context, packet):
+                index = num_decoded
+                if not shown.in_order:
+                    if frame.pts is None:
+                        continue
+                    index = int(np.searchsorted(shown.stamps, frame.pts))
+                num_decoded += 1
+                while chosen[place] < index:
+                    place += 1
+                    if place == len(chosen):
+                        return
+                if chosen[place] == index:
+                    yield index, self._image(frame)
+                    place += 1
+                    if place == len(chosen):
+                        return
+            needed = bool(keys[place] <= reached)
+
+    def _image(self, frame: av.VideoFrame) -> np.ndarray | None:
+        if frame.is_corrupt:
+            return None
+        image = frame.to_ndarray(format="bgr24")
+        if frame.rotation in TURNS:
+            image = cv2.rotate(image, TURNS[frame.rotation])
+        self.height, self.width = image.shape[:2]
+        return image
+
+
+def _frames_of(context: av.VideoCodecContext, packet: av.Packet | None) -> Iterable[av.VideoFrame]:
+    try:
+        return context.decode(packet)
+    except (FFmpegError, EOFError):  # damaged, or drained before
+        return ()
+
+
+def _max_pixels() -> int:
+    """Returns the limit of a picture's size, which OpenCV keeps, too."""
+    return int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])

@@ -1,1 +1,1 @@
-"""Methods for unseen domains: CORAL, SAM, SWAD, test-time adaptation."""
+"""Methods for unseen domains: MixStyle, CORAL, SAM, SWAD, test-time adaptation."""

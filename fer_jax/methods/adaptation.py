@@ -1,9 +1,8 @@
-"""Test-time BatchNorm adaptation: statistics of the images at hand instead of the training's.
+"""Test-time BatchNorm adaptation: statistics of the test images instead of the training's.
 
 Schneider, Rusak, Eck, Bringmann, Brendel and Bethge 2020, arXiv:2006.16971. Labels are not read,
-but the network has seen every image of the set before it answers for the first: a result is of
-another kind than a plain one, and stands in a table of its own. Where the set's classes or people
-differ from the training's, that is taken for a change of light and normalised away, too.
+but the statistics are of the whole set before its first image is predicted, so the results have a
+variant of their own. Differences of classes or people are normalized away like those of light.
 """
 
 import functools
@@ -23,37 +22,33 @@ from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, replicated, to_devices
 
 ADAPTED = "adapted"
-# How many images the training's statistics count for; the paper's N, whose choice matters for
-# small sets only: a set of 16 has half a say, one of 304 has 95 %.
+# The number of images that the training's statistics count for, N of the paper. It matters for
+# small sets only: 16 images have half of the weight, 304 have 95 %.
 SOURCE_IMAGES = 16
-MIN_IMAGES = 32  # fewer say too little of what is the light and what the people
+MIN_IMAGES = 32  # fewer depend too much on the people in them
 
 MomentsStep = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
 
 
-def check_size(records: Records) -> None:
-    """Refuses a set that is too small to be adapted to.
+def check_sizes(tests: Sequence[Records]) -> None:
+    """Prints which sets are too small to be adapted to.
 
     Raises:
-      InputError: names the set and the smallest size.
+      InputError: all are.
     """
-    if len(records) < MIN_IMAGES:
-        raise InputError(
-            f"{records.name} {records.split} has {len(records)} images, and --adapt needs "
-            f"{MIN_IMAGES}; leave it out or name a larger split"
-        )
+    small = [records for records in tests if len(records) < MIN_IMAGES]
+    texts = [f"{records.name} {records.split} has {len(records)} images" for records in small]
+    if len(small) == len(tests):
+        raise InputError(f"--adapt needs {MIN_IMAGES} images of a set, and {', '.join(texts)}")
+    for text in texts:
+        print(f"{text}; --adapt needs {MIN_IMAGES}, so it is evaluated without")
 
 
 def moments_step(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -> dict[str, Any]:
-    """The moments of a batch in every BatchNorm, each after the layers before used theirs.
+    """Computes the moments of a batch, uint8 [b, s, s, 3], in every BatchNorm.
 
-    Args:
-      network: {"params", "batch_stats", "ema"}; the average is used where there is one.
-      images: uint8 [b, s, s, 3].
-      graphdef: of a network whose BatchNorm keeps nothing of the statistics it had.
-
-    Returns:
-      A tree like batch_stats, of means and biased variances.
+    Each layer before uses its own, for the BatchNorm of `graphdef` has momentum 0. Returns a tree
+    like batch_stats, of means and biased variances.
     """
     arrays = inference_arrays(network)
     return xception.apply(
@@ -62,12 +57,9 @@ def moments_step(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -
 
 
 def compile_moments_step(model: dict[str, Any], network_sharding: Any, mesh: Mesh) -> MomentsStep:
-    """`moments_step`, jitted: images sharded over the mesh, moments on every device.
+    """Jits `moments_step` of `xception.Xception(**model)`.
 
-    Args:
-      model: keyword arguments of `xception.Xception`.
-      network_sharding: of {"params", "batch_stats", "ema"}.
-      mesh: from `make_mesh`.
+    Images are sharded over the mesh; the moments are on every device.
     """
     graphdef = xception.graphdef(**model | {"batch_norm_momentum": 0.0, "dropout": 0.0})
     return jax.jit(
@@ -80,23 +72,17 @@ def compile_moments_step(model: dict[str, Any], network_sharding: Any, mesh: Mes
 def estimated(
     step: MomentsStep, network: dict[str, Any], batches: Iterable[jax.Array]
 ) -> dict[str, Any]:
-    """BatchNorm's statistics over several batches of equal size.
+    """Computes BatchNorm's statistics over batches of equal size, uint8 [b, s, s, 3].
 
-    Args:
-      step: from `compile_moments_step`.
-      network: {"params", "batch_stats", "ema"}.
-      batches: uint8 [b, s, s, 3] each, on the devices; images in no order.
-
-    Returns:
-      A tree like batch_stats, float32 on the host.
+    Returns a tree like batch_stats, float32 on the host.
     """
-    return _together([jax.device_get(step(network, images)) for images in batches])
+    return _combine([jax.device_get(step(network, images)) for images in batches])
 
 
-def _together(moments: Sequence[Any]) -> Any:
-    """The means' mean, and the variances' mean plus the variance of the means."""
+def _combine(moments: Sequence[Any]) -> Any:
+    """Combines moments: the mean of means, and the mean of variances plus the means' variance."""
     if "mean" not in moments[0]:
-        return {name: _together([one[name] for one in moments]) for name in moments[0]}
+        return {name: _combine([one[name] for one in moments]) for name in moments[0]}
     means = np.stack([one["mean"] for one in moments], dtype=np.float64)
     variances = np.stack([one["var"] for one in moments], dtype=np.float64)
     total = variances.mean(axis=0) + means.var(axis=0)
@@ -113,36 +99,18 @@ def adapted(
     mesh: Mesh,
     source_images: int = SOURCE_IMAGES,
 ) -> dict[str, Any]:
-    """A network with BatchNorm's statistics mixed from the training's and a set's.
+    """Returns a network whose BatchNorm statistics are mixed from the training's and a set's.
 
-    N / (N + n) of the training's and n / (N + n) of the set's (equation 3 of the paper), for the
-    means and for the variances, with n the set's images.
-
-    Args:
-      step: from `compile_moments_step`.
-      network: {"params", "batch_stats", "ema"}.
-      records: the set; its labels are not read.
-      batch_size: over all devices and processes; divisible by the devices.
-      image_size: pixels a side.
-      mesh: from `make_mesh`.
-      source_images: N.
-
-    Returns:
-      The network; nothing but its batch_stats differs.
+    Means and variances are N / (N + n) of the training's and n / (N + n) of the set's (equation 3
+    of the paper), with N `source_images` and n the set's images, whose labels are not read.
+    `batch_size` is over all devices and processes, and divisible by the devices.
     """
-    # A set lies in the order of its people; a batch must not be one of them. The first images
-    # come a second time to fill the last batch.
+    # Records are sorted by people, and a batch must not be of one person. The first images fill
+    # the last batch.
     count = len(records)
     order = np.random.default_rng(0).permutation(count)
     filled = np.resize(order, -(-count // batch_size) * batch_size)
-    batches = evaluation_batches(
-        records,
-        filled,
-        batch_size=batch_size,
-        image_size=image_size,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-    )
+    batches = evaluation_batches(records, filled, batch_size=batch_size, image_size=image_size)
     of_set = estimated(step, network, (to_devices(images, mesh) for images in batches))
     share = count / (source_images + count)
     mixed = jax.tree.map(

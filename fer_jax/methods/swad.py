@@ -1,13 +1,12 @@
 """SWAD (Cha et al. 2021, arXiv:2102.08604): the mean of all parameters in a valley of the loss.
 
-Every step's parameters are averaged, from the validation at which the loss on the sources'
-validation parts stops falling to the one after which it has clearly risen. The paper sees both
-places only later and keeps the averages between; here two trees are enough, because the start can
+The parameters of every step are averaged, from the validation at which the loss on the sources'
+validation parts stops falling to the one after which it has clearly risen. The paper finds both
+only later and stores the averages in between; here two trees are enough, because the start can
 only be the best validation so far, and the end the last one that was not too high.
 
-BatchNorm's statistics of an average are those of no network on the way, so they are estimated
-again from training images when the run ends (as Izmailov et al. 2018 do for SWA). A checkpoint
-from before the end carries the running ones.
+The running BatchNorm statistics do not fit an average, so they are estimated from training images
+when the run ends (as Izmailov et al. 2018 do for SWA). Earlier checkpoints have the running ones.
 """
 
 import functools
@@ -19,12 +18,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fer_jax.checkpoints import better
-from fer_jax.data.augment import augment
+from fer_jax.data.augment import Augmentation, augment
 from fer_jax.methods.adaptation import MomentsStep, estimated
 from fer_jax.sharding import to_devices
 
-# The paper's: validations without a better one until the valley has begun, and too high ones until
-# it has ended; what is too high, as a multiple of the first ones' mean.
+# N_s, N_e and r of the paper: the patience before the start and the end, and the tolerance.
 OPTIMUM_PATIENCE = 3
 OVERFIT_PATIENCE = 6
 TOLERANCE = 1.3
@@ -32,35 +30,25 @@ ESTIMATED_FROM = 100  # batches, at most one epoch
 
 
 class Decision(NamedTuple):
-    """What a validation means for the average.
+    """What a validation means for the average."""
 
-    Attributes:
-      restarts: the average begins anew with the parameters of this step.
-      keeps: the average up to this step becomes the network that predicts.
-      ended: the valley is over, and with it the training.
-    """
-
-    restarts: bool
-    keeps: bool
-    ended: bool
+    restarts: bool  # the average restarts with the parameters of this step
+    keeps: bool  # the average up to this step becomes the network that predicts
+    ended: bool  # the valley is over, and with it the training
 
 
 def decide(losses: Sequence[float], *, last: bool = False) -> Decision:
-    """Algorithm 1 of the paper, one validation at a time; a pure function of the losses so far.
+    """Decides as algorithm 1 of the paper, from the losses of all validations so far.
 
-    Where a run ends before the valley has begun, the average is that from the best validation on
-    (the paper's algorithm would average from the first step, its authors' program the last
-    steps). The validation after the best one is always in it, however high.
-
-    Args:
-      losses: of all validations so far, oldest first, on the sources' validation parts.
-      last: whether the run ends here; a valley that goes on is then kept as far as it goes.
+    If a run ends (`last`) before the valley has begun, the average is that since the best
+    validation (the paper's algorithm would average from the first step, its authors' program the
+    last steps). The validation after the best one is always in it, however high.
     """
     best, begun, too_high = 0, False, 0
     bound = float("inf")
     for index, loss in enumerate(losses):
         if begun:
-            # NaN is too high.
+            # NaN counts as too high.
             too_high = 0 if loss <= bound else too_high + 1
         elif index == 0 or better("loss", loss, losses[best]):
             best = index
@@ -76,12 +64,11 @@ def decide(losses: Sequence[float], *, last: bool = False) -> Decision:
 
 
 def fresh_average(params: Any, batch_stats: Any) -> dict[str, Any]:
-    """The average before the first step.
+    """Initializes the average.
 
-    Returns:
-      {"mean": since the average began, "count": int32 [], the steps in it, "params",
-      "batch_stats": the network that predicts}; copies, since the step donates its state and one
-      buffer cannot be donated twice.
+    Returns {"mean": since the average began, "count": int32 [], the steps in it, "params",
+    "batch_stats": the network that predicts}; copies, since the step donates its state and one
+    buffer cannot be donated twice.
     """
     return {
         "mean": jax.tree.map(jnp.copy, params),
@@ -92,7 +79,7 @@ def fresh_average(params: Any, batch_stats: Any) -> dict[str, Any]:
 
 
 def with_step(swad: dict[str, Any], params: Any) -> dict[str, Any]:
-    """The average with one step's parameters more."""
+    """Adds the parameters of one step to the average."""
     count = swad["count"] + 1
     mean = jax.tree.map(lambda m, p: (m + (p - m) / count).astype(m.dtype), swad["mean"], params)
     return swad | {"mean": mean, "count": count}
@@ -101,14 +88,7 @@ def with_step(swad: dict[str, Any], params: Any) -> dict[str, Any]:
 def with_decision(
     swad: dict[str, Any], params: Any, batch_stats: Any, decision: Decision
 ) -> dict[str, Any]:
-    """The average after a validation of the network on the trajectory.
-
-    Args:
-      swad: from `with_step`.
-      params: that were validated.
-      batch_stats: the running ones.
-      decision: from `decide`.
-    """
+    """Applies a decision to the average, after a validation of `params` and `batch_stats`."""
     following = dict(swad)
     if decision.restarts:
         following["mean"] = jax.tree.map(jnp.copy, params)
@@ -124,24 +104,16 @@ def estimated_statistics(
     *,
     step: MomentsStep,
     batches: Iterable[dict[str, Any]],
-    augmentation: dict[str, Any],
+    augmentation: Augmentation,
     key: jax.Array,
     mesh: Mesh,
 ) -> dict[str, Any]:
-    """BatchNorm's statistics of the average, over training images as training sees them.
+    """Estimates BatchNorm's statistics of the average from augmented training images.
 
-    Args:
-      network: from `network_of`.
-      step: from `compile_moments_step`.
-      batches: of `train_batches`, this process's part.
-      augmentation: keyword arguments of `augment`.
-      key: the run's key.
-      mesh: from `make_mesh`.
-
-    Returns:
-      A tree like batch_stats, with its shardings.
+    `batches` are of `train_batches`, this process's part. Returns a tree like batch_stats, with its
+    shardings.
     """
-    augmented = jax.jit(functools.partial(augment, **augmentation))
+    augmented = jax.jit(functools.partial(augment, options=augmentation))
 
     def images() -> Iterable[jax.Array]:
         for number, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""How much the network computes, counted from its shapes, and how much a device could."""
+"""FLOPs of the network, counted from its shapes, and the peak FLOP/s of devices."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from fer_jax.models import xception
 
 TRAINING_PASSES = 3  # forward, and a gradient for each factor of every product
 
-# Operations per second of dense matrix products, by the vendor's data sheets: (in 16 bits, in
-# float32, for which XLA takes TF32 where there is one). A device is known by its name's words.
+# FLOP/s of dense matrix products by the vendor's data sheets: (16 bits, float32, for which XLA uses
+# TF32 if there is one). A device is found by the words of its name.
 PEAKS = {
     "H200": (989e12, 495e12),
     "H100 80GB HBM3": (989e12, 495e12),
@@ -23,14 +23,10 @@ PEAKS = {
 
 
 def count(**model: Any) -> tuple[int, int]:
-    """A forward pass's work for one image.
+    """Counts the work of `Xception(**model)` for one image, forward.
 
-    Args:
-      **model: keyword arguments of `xception.Xception`.
-
-    Returns:
-      (operations: two a multiply-add of every convolution and dense layer; elements: each of
-      these layers' input and output, counted once).
+    Returns (operations: two per multiply-add of every convolution and dense layer; elements: the
+    inputs and outputs of these layers).
     """
     params, _ = jax.eval_shape(lambda: xception.init(jax.random.key(0), **model))
     image_size = model.get("image_size", 224)
@@ -58,12 +54,7 @@ def count(**model: Any) -> tuple[int, int]:
 
 
 def peak(device_kind: str, dtype: str) -> float | None:
-    """Operations per second that a device's matrix units reach on paper; None if unknown.
-
-    Args:
-      device_kind: as JAX names it, such as "NVIDIA H200".
-      dtype: that the network computes in.
-    """
+    """Returns the peak FLOP/s of a device, named as by JAX ("NVIDIA H200"); None if unknown."""
     words = f" {device_kind} ".replace("-", " ")
     for name, (half, single) in PEAKS.items():
         if f" {name} " in words:

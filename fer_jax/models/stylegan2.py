@@ -1,14 +1,14 @@
-"""StyleGAN2 (Karras et al. 2020): latents to images, images to realness, as pure functions.
+"""StyleGAN2 (Karras et al. 2020) as pure functions: latents to images, images to logits.
 
-Three values describe a network: a config (a frozen dataclass that is also its JSON), `params`
-(nested plain dicts of arrays) and, for a generator, `buffers` (the mean w and the fixed noise).
+A network is a config (a frozen dataclass, also stored as JSON), `params` (nested plain dicts of
+arrays) and, for a generator, `buffers` (the mean w and the fixed noise).
 Arrays have the names of the published networks and this project's layouts: dense weights
 [in, out], convolutions [height, width, in, out], images [n, height, width, channels].
 
 A style scales the activations before a convolution that all samples share, and the result is
 divided by the norm of the scaled weights, sqrt(style^2 @ sum(weight^2)) (section 2.2 of the
-paper with the factors moved out of the weights): the same numbers as with weights of its own
-for every sample, for a fraction of the memory and time.
+paper with the factors moved out of the weights). The result equals that of weights per sample,
+for a fraction of the memory and time.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.models.convolution import Padding, conv2d
+from fer_jax.models.layers import Padding, conv2d
 
 ARCHITECTURES = ("skip", "resnet", "orig")
 MIN_RESOLUTION, MAX_RESOLUTION = 8, 4096
 MAX_MAPPING_LAYERS = 100
 MAX_TAPS = 64
 
-# Each with the gain that restores the second moment of its input.
+# (function, gain that restores the second moment of its input)
 ACTIVATIONS: dict[str, tuple[Callable[[jax.Array], jax.Array], float]] = {
     "linear": (lambda x: x, 1.0),
     "relu": (jax.nn.relu, math.sqrt(2)),
@@ -49,30 +49,18 @@ Params = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MappingConfig:
-    """The multi-layer perceptron from z and a class to w.
+    """The multi-layer perceptron from z and a class to w."""
 
-    Attributes:
-      z_dim: width of z; 0 in a discriminator, which maps only the class.
-      c_dim: number of classes; 0 where there are none.
-      w_dim: width of w.
-      num_layers: dense layers.
-      embed_features: width of the embedded class.
-      layer_features: width between the layers.
-      activation: a key of `ACTIVATIONS`.
-      lr_multiplier: weights and biases are stored divided by it.
-    """
-
-    z_dim: int
-    c_dim: int
+    z_dim: int  # width of z; 0 in a discriminator, which maps only the class
+    c_dim: int  # number of classes; 0: unconditional
     w_dim: int
     num_layers: int
-    embed_features: int
-    layer_features: int
-    activation: str = "lrelu"
-    lr_multiplier: float = 0.01
+    embed_features: int  # width of the embedded class
+    layer_features: int  # width between the dense layers
+    activation: str = "lrelu"  # a key of `ACTIVATIONS`
+    lr_multiplier: float = 0.01  # weights and biases are stored divided by it
 
     def __post_init__(self):
-        """Refuses what makes no network."""
         _check_choice("mapping.activation", self.activation, ACTIVATIONS)
         for name in ("z_dim", "c_dim", "embed_features"):
             if getattr(self, name) < 0:
@@ -87,7 +75,7 @@ class MappingConfig:
             raise InputError(f"a mapping without layers cannot be {self.w_dim} wide")
 
     def widths(self) -> list[int]:
-        """Inputs of every layer, and the last one's outputs: num_layers + 1 numbers."""
+        """Returns the inputs of every layer and the outputs of the last: num_layers + 1 numbers."""
         inputs = self.z_dim + (self.embed_features if self.c_dim else 0)
         hidden = [self.layer_features] * (self.num_layers - 1)
         return [inputs, *hidden, self.w_dim] if self.num_layers else [inputs]
@@ -95,31 +83,23 @@ class MappingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ConvolutionConfig:
-    """What a generator's synthesis and a discriminator have in common.
+    """The convolutional part of a generator or a discriminator."""
 
-    Attributes:
-      resolution: pixels a side, a power of two.
-      img_channels: of the images; 3 for RGB.
-      channel_base: a layer at resolution r has channel_base / r channels ...
-      channel_max: ... but never more than this.
-      architecture: how a block is bridged: "skip" (every block adds to, or reads, the image),
-        "resnet", or "orig" (not at all).
-      activation: a key of `ACTIVATIONS`.
-      resample_filter: taps of the low-pass filter, for both axes, or rows of a 2-d filter.
-      conv_clamp: activations are limited to plus and minus this; None: not limited.
-    """
-
-    resolution: int
+    resolution: int  # pixels a side, a power of two
     img_channels: int = 3
+    # A layer at resolution r has channel_base / r channels, at most `channel_max`.
     channel_base: int = 32768
     channel_max: int = 512
+    # The shortcuts of blocks: "skip" (every block adds to, or reads, the image), "resnet", or
+    # "orig" (none).
     architecture: str = "skip"
-    activation: str = "lrelu"
+    activation: str = "lrelu"  # a key of `ACTIVATIONS`
+    # Taps of the low-pass filter, for both axes, or rows of a 2-d filter.
     resample_filter: Filter = (1.0, 3.0, 3.0, 1.0)
+    # Activations are clipped to plus and minus this; None: they are not.
     conv_clamp: float | None = None
 
     def __post_init__(self):
-        """Refuses what makes no network."""
         size = self.resolution
         if not MIN_RESOLUTION <= size <= MAX_RESOLUTION or size & (size - 1):
             raise InputError(
@@ -149,30 +129,24 @@ class _ConvolutionConfig:
         return [2**power for power in range(2, self.resolution.bit_length())]
 
     def channels(self, resolution: int) -> int:
-        """Feature maps of the layers at a resolution."""
+        """Returns the channels of the layers at a resolution."""
         return min(self.channel_base // resolution, self.channel_max)
 
-    def shows_image(self, resolution: int) -> bool:
+    def has_image(self, resolution: int) -> bool:
         """Whether the block of a resolution writes (or reads) the image."""
         return self.architecture == "skip" or resolution == self.resolution
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratorConfig(_ConvolutionConfig):
-    """A generator.
-
-    Attributes:
-      mapping: from z and class to w.
-      use_noise: whether noise is added after the convolutions.
-      w_avg_beta: decay of the mean w in training; None: the network has no mean w.
-    """
+    """A generator."""
 
     mapping: MappingConfig
-    use_noise: bool = True
+    use_noise: bool = True  # whether noise is added after the convolutions
+    # Decay of the mean w in training; None: the network has no mean w.
     w_avg_beta: float | None = 0.995
 
     def __post_init__(self):
-        """Refuses what makes no network."""
         super().__post_init__()
         if self.w_avg_beta is not None and not 0 <= self.w_avg_beta <= 1:
             raise InputError(f"w_avg_beta must be in [0, 1], not {self.w_avg_beta}")
@@ -186,30 +160,23 @@ class GeneratorConfig(_ConvolutionConfig):
 
     @property
     def num_ws(self) -> int:
-        """How many w an image takes: one for each convolution and one for the last image."""
+        """Number of w per image: one for each convolution and one for the last image."""
         return len(self.convolutions) + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig(_ConvolutionConfig):
-    """A discriminator.
-
-    Attributes:
-      mapping: from the class to the vector that the features are projected on (Miyato and
-        Koyama 2018); None for an unconditional one.
-      epilogue_activation: of the last two layers, at 4x4; a key of `ACTIVATIONS`.
-      mbstd_group_size: samples over which a standard deviation is taken; None: all.
-      mbstd_num_channels: features that it adds; 0: none.
-    """
+    """A discriminator."""
 
     architecture: str = "resnet"
+    # From the class to the vector that the features are projected on (Miyato and Koyama 2018); None
+    # for an unconditional one.
     mapping: MappingConfig | None = None
-    epilogue_activation: str = "lrelu"
-    mbstd_group_size: int | None = 4
-    mbstd_num_channels: int = 1
+    epilogue_activation: str = "lrelu"  # of the last two layers, at 4x4; a key of `ACTIVATIONS`
+    mbstd_group_size: int | None = 4  # samples over which a standard deviation is taken; None: all
+    mbstd_num_channels: int = 1  # features that it adds; 0: none
 
     def __post_init__(self):
-        """Refuses what makes no network."""
         super().__post_init__()
         _check_choice("epilogue_activation", self.epilogue_activation, ACTIVATIONS)
         if self.mbstd_group_size is not None and self.mbstd_group_size < 1:
@@ -228,30 +195,25 @@ def _check_choice(name: str, value: Any, accepted: Any) -> None:
 
 
 def shapes(config: GeneratorConfig | DiscriminatorConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of a network, in this project's layouts.
+    """Returns the shape of every array of a network by dotted name, in this project's layouts.
 
-    Args:
-      config: of the network.
-
-    Returns:
-      By dotted name; of a generator also the buffers: "mapping.w_avg" and "*.noise_const".
+    A generator's include the buffers: "mapping.w_avg" and "*.noise_const".
     """
-    if isinstance(config, GeneratorConfig):
-        return dict(_generator_shapes(config))
-    return dict(_discriminator_shapes(config))
+    is_generator = isinstance(config, GeneratorConfig)
+    return dict(_generator_shapes(config) if is_generator else _discriminator_shapes(config))
 
 
-def _dense_shapes(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (inputs, outputs)
-    yield f"{name}.bias", (outputs,)
+def _layer_shapes(name: str, *weight: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", weight
+    yield f"{name}.bias", weight[-1:]
 
 
 def _mapping_shapes(config: MappingConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     if config.c_dim:
-        yield from _dense_shapes("mapping.embed", config.c_dim, config.embed_features)
+        yield from _layer_shapes("mapping.embed", config.c_dim, config.embed_features)
     widths = config.widths()
     for layer, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
-        yield from _dense_shapes(f"mapping.fc{layer}", inputs, outputs)
+        yield from _layer_shapes(f"mapping.fc{layer}", inputs, outputs)
 
 
 def _generator_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -263,19 +225,17 @@ def _generator_shapes(config: GeneratorConfig) -> Iterator[tuple[str, tuple[int,
     inputs = config.channels(4)
     for size, name in config.convolutions:
         outputs, layer = config.channels(size), f"synthesis.b{size}.{name}"
-        yield f"{layer}.weight", (3, 3, inputs, outputs)
-        yield f"{layer}.bias", (outputs,)
-        yield from _dense_shapes(f"{layer}.affine", w_dim, inputs)
+        yield from _layer_shapes(layer, 3, 3, inputs, outputs)
+        yield from _layer_shapes(f"{layer}.affine", w_dim, inputs)
         if config.use_noise:
             yield f"{layer}.noise_strength", ()
             yield f"{layer}.noise_const", (1, size, size, 1)
         if name == "conv0" and config.architecture == "resnet":
             yield f"synthesis.b{size}.skip.weight", (1, 1, inputs, outputs)
-        if name == "conv1" and config.shows_image(size):
+        if name == "conv1" and config.has_image(size):
             torgb = f"synthesis.b{size}.torgb"
-            yield f"{torgb}.weight", (1, 1, outputs, config.img_channels)
-            yield f"{torgb}.bias", (config.img_channels,)
-            yield from _dense_shapes(f"{torgb}.affine", w_dim, outputs)
+            yield from _layer_shapes(torgb, 1, 1, outputs, config.img_channels)
+            yield from _layer_shapes(f"{torgb}.affine", w_dim, outputs)
         inputs = outputs
 
 
@@ -284,80 +244,51 @@ def _discriminator_shapes(config: DiscriminatorConfig) -> Iterator[tuple[str, tu
         yield from _mapping_shapes(config.mapping)
     for size in reversed(config.resolutions):
         channels = config.channels(size)
-        if config.shows_image(size):
-            yield f"b{size}.fromrgb.weight", (1, 1, config.img_channels, channels)
-            yield f"b{size}.fromrgb.bias", (channels,)
+        if config.has_image(size):
+            yield from _layer_shapes(f"b{size}.fromrgb", 1, 1, config.img_channels, channels)
         if size > 4:
             outputs = config.channels(size // 2)
-            yield f"b{size}.conv0.weight", (3, 3, channels, channels)
-            yield f"b{size}.conv0.bias", (channels,)
-            yield f"b{size}.conv1.weight", (3, 3, channels, outputs)
-            yield f"b{size}.conv1.bias", (outputs,)
+            yield from _layer_shapes(f"b{size}.conv0", 3, 3, channels, channels)
+            yield from _layer_shapes(f"b{size}.conv1", 3, 3, channels, outputs)
             if config.architecture == "resnet":
                 yield f"b{size}.skip.weight", (1, 1, channels, outputs)
     channels = config.channels(4)
-    yield "b4.conv.weight", (3, 3, channels + config.mbstd_num_channels, channels)
-    yield "b4.conv.bias", (channels,)
-    yield from _dense_shapes("b4.fc", 16 * channels, channels)
-    yield from _dense_shapes("b4.out", channels, config.mapping.w_dim if config.mapping else 1)
+    yield from _layer_shapes("b4.conv", 3, 3, channels + config.mbstd_num_channels, channels)
+    yield from _layer_shapes("b4.fc", 16 * channels, channels)
+    yield from _layer_shapes("b4.out", channels, config.mapping.w_dim if config.mapping else 1)
 
 
 def map_latents(
     config: MappingConfig, params: Params, z: jax.Array | None, c: jax.Array | None = None
 ) -> jax.Array:
-    """Maps latents and classes to w.
-
-    Args:
-      config: of the mapping.
-      params: the network's "mapping".
-      z: [n, z_dim], standard normal; None if z_dim is 0.
-      c: [n, c_dim], one-hot; None if c_dim is 0.
-
-    Returns:
-      [n, w_dim].
-    """
-    inputs = [_normalized(z)] if z is not None and config.z_dim else []
+    """Maps latents [n, z_dim] and one-hot classes [n, c_dim] to w [n, w_dim]; None where 0 wide."""
+    inputs = [_normalize(z)] if z is not None and config.z_dim else []
     if config.c_dim:
         if c is None:
             raise InputError(f"the network is conditional: give one of its {config.c_dim} classes")
-        inputs.append(_normalized(_dense(params["embed"], c)))
+        inputs.append(_normalize(_dense(params["embed"], c)))
     x = jnp.concatenate(inputs, axis=-1)
     for layer in range(config.num_layers):
         x = _dense(params[f"fc{layer}"], x, config.lr_multiplier)
-        x = _activated(x, None, config.activation)
+        x = _activate(x, None, config.activation)
     return x
 
 
 def truncate(
     w: jax.Array, w_avg: jax.Array, num_ws: int, psi: jax.Array | float, cutoff: Any = None
 ) -> jax.Array:
-    """Repeats w for every layer, pulled towards the mean (the truncation trick).
+    """Repeats w [n, w_dim] to [n, num_ws, w_dim], moved towards the mean (the truncation trick).
 
-    Args:
-      w: [n, w_dim].
-      w_avg: [w_dim], the mean, or [n, w_dim], one for each sample.
-      num_ws: layers.
-      psi: 1 leaves w as it is, 0 gives the mean.
-      cutoff: only so many of the first layers are pulled; None: all.
-
-    Returns:
-      [n, num_ws, w_dim].
+    `w_avg` is [w_dim], or [n, w_dim], one for each sample. `psi` 1 leaves w unchanged, 0 gives the
+    mean; `cutoff` is how many of the first layers are truncated; None: all.
     """
-    pulled = w_avg + (w - w_avg) * psi
-    is_pulled = jnp.arange(num_ws) < (num_ws if cutoff is None else cutoff)
-    return jnp.where(is_pulled[None, :, None], pulled[:, None], w[:, None])
+    truncated = w_avg + (w - w_avg) * psi
+    is_truncated = jnp.arange(num_ws) < (num_ws if cutoff is None else cutoff)
+    return jnp.where(is_truncated[None, :, None], truncated[:, None], w[:, None])
 
 
 def random_noise(config: GeneratorConfig, keys: jax.Array) -> dict[str, jax.Array]:
-    """Standard normal noise for every layer.
-
-    Args:
-      config: of the generator.
-      keys: [n], one for each sample.
-
-    Returns:
-      By layer, [n, h, w, 1]; a sample's depends on its own key alone.
-    """
+    """Returns standard normal noise [n, h, w, 1] by layer; a sample's depends on its key alone."""
     return {
         f"b{size}_{name}": jax.vmap(
             lambda key, index=index, size=size: jax.random.normal(
@@ -375,18 +306,13 @@ def synthesize(
     noise: Mapping[str, jax.Array],
     dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Makes images.
+    """Generates images from `ws` [n, num_ws, w_dim] and the parameters "synthesis".
 
-    Args:
-      config: of the generator.
-      params: the generator's "synthesis".
-      ws: [n, num_ws, w_dim].
-      noise: [n or 1, h, w, 1] for some or all of "b4_conv1", "b8_conv0", "b8_conv1", ...; a
-        layer without an entry gets none.
-      dtype: of the activations; styles, norms and the image are at least float32.
+    `noise` is [n or 1, h, w, 1] for some or all of "b4_conv1", "b8_conv0", "b8_conv1", ...; a layer
+    without an entry gets none. `dtype` is of the activations; styles, norms and the image are at
+    least float32.
 
-    Returns:
-      [n, resolution, resolution, img_channels], around [-1, 1], not clipped.
+    Returns [n, resolution, resolution, img_channels], around [-1, 1], not clipped.
     """
     *_, (_, _, images) = synthesis_blocks(config, params, ws, noise, dtype)
     assert images is not None  # the last block always writes it
@@ -400,10 +326,9 @@ def synthesis_blocks(
     noise: Mapping[str, jax.Array],
     dtype: Any = jnp.float32,
 ) -> Iterator[tuple[int, jax.Array, jax.Array | None]]:
-    """The same as `synthesize`, block by block.
+    """Does the same as `synthesize`, block by block.
 
-    Yields:
-      (resolution, features [n, h, w, channels], images so far or None).
+    Yields (resolution, features [n, h, w, channels], images so far or None).
     """
     n = ws.shape[0]
     const = params["b4"]["const"].astype(dtype)
@@ -412,9 +337,9 @@ def synthesis_blocks(
     index = 0
     for size in config.resolutions:
         block = params[f"b{size}"]
-        bridged = size > 4 and config.architecture == "resnet"
-        gain = math.sqrt(0.5) if bridged else 1.0
-        shortcut = _upsampled(_conv1x1(x, block["skip"]), config) if bridged else None
+        has_shortcut = size > 4 and config.architecture == "resnet"
+        gain = math.sqrt(0.5) if has_shortcut else 1.0
+        shortcut = _upsample(_conv1x1(x, block["skip"]), config) if has_shortcut else None
         for name in ("conv1",) if size == 4 else ("conv0", "conv1"):
             x = _styled_conv(
                 config,
@@ -427,11 +352,14 @@ def synthesis_blocks(
             )
             index += 1
         if shortcut is not None:
-            x = (_wide(x) + shortcut * gain).astype(dtype)
-        if config.shows_image(size):
-            # The image takes the w of the next block's first convolution.
-            image = _to_image(config, block["torgb"], x, ws[:, index])
-            images = image if images is None else _upsampled(images, config) + image
+            x = (_to_float32(x) + shortcut * gain).astype(dtype)
+        if config.has_image(size):
+            # The image takes the w of the next block's first convolution; no demodulation.
+            layer = block["torgb"]
+            style = _dense(layer["affine"], ws[:, index])[:, None, None]
+            image = _conv1x1((_to_float32(x) * style).astype(x.dtype), layer)
+            image = _activate(image, layer["bias"], "linear", clamp=config.conv_clamp)
+            images = image if images is None else _upsample(images, config) + image
         yield size, x, images
 
 
@@ -447,30 +375,21 @@ def _styled_conv(
 ) -> jax.Array:
     dtype, weight = x.dtype, layer["weight"]
     style = _dense(layer["affine"], w)
-    demodulation = jax.lax.rsqrt(jnp.square(style) @ _tap_sum(jnp.square(weight)) + 1e-8)
-    x = (_wide(x) * style[:, None, None]).astype(dtype)
+    squares = jnp.square(weight)
+    # XLA:CPU sums the leading axes of an array one number at a time: ten times slower.
+    norms = _add_all([squares[i, j] for i, j in np.ndindex(*weight.shape[:2])])
+    demodulation = jax.lax.rsqrt(jnp.square(style) @ norms + 1e-8)
+    x = (_to_float32(x) * style[:, None, None]).astype(dtype)
     x = _up_conv(x, weight, config) if up else _conv(x, weight)
-    x = _wide(x) * demodulation[:, None, None]
+    x = _to_float32(x) * demodulation[:, None, None]
     if noise is not None and "noise_strength" in layer:
         x = x + noise * layer["noise_strength"]
-    x = _activated(x, layer["bias"], config.activation, gain, config.conv_clamp)
+    x = _activate(x, layer["bias"], config.activation, gain, config.conv_clamp)
     return x.astype(dtype)
 
 
-def _tap_sum(x: jax.Array) -> jax.Array:
-    # XLA:CPU sums the leading axes of an array one number at a time: ten times slower.
-    return _added([x[i, j] for i in range(x.shape[0]) for j in range(x.shape[1])])
-
-
-def _added(terms: list[jax.Array]) -> jax.Array:
+def _add_all(terms: list[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, terms)
-
-
-def _to_image(config: GeneratorConfig, layer: Params, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Modulated but not demodulated."""
-    style = _dense(layer["affine"], w)[:, None, None]
-    x = _conv1x1((_wide(x) * style).astype(x.dtype), layer)
-    return _activated(x, layer["bias"], "linear", clamp=config.conv_clamp)
 
 
 def discriminate(
@@ -480,20 +399,13 @@ def discriminate(
     c: jax.Array | None = None,
     dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """How real images look.
+    """Computes logits [n, 1] of images [n, resolution, resolution, img_channels] being real.
 
-    Args:
-      config: of the discriminator.
-      params: of the whole discriminator.
-      images: [n, resolution, resolution, img_channels] in [-1, 1].
-      c: [n, c_dim], one-hot; None if it is unconditional.
-      dtype: of the activations; the statistics and the logits are at least float32.
-
-    Returns:
-      Logits [n, 1]. They depend on the grouping of samples: sample i shares a standard
-      deviation with i + n / group, i + 2 n / group, ...
+    They depend on the order of the samples: sample i shares a standard deviation with i + n /
+    group, i + 2 n / group, ... `c` is [n, c_dim], one-hot; None if the network is unconditional.
+    `dtype` is of the activations; the statistics and the logits are at least float32.
     """
-    x = _seen(config, params, images, dtype)
+    x = _discriminator_features(config, params, images, dtype)
     if config.mapping is None:
         return x
     projection = map_latents(config.mapping, params["mapping"], None, c)
@@ -503,45 +415,47 @@ def discriminate(
 def discriminate_classes(
     config: DiscriminatorConfig, params: Params, images: jax.Array, dtype: Any = jnp.float32
 ) -> jax.Array:
-    """`discriminate` for every class at once: logits [n, c_dim]; arguments as there."""
+    """Computes the logits of `discriminate` for every class at once: [n, c_dim]."""
     assert config.mapping is not None  # it is conditional
-    x = _seen(config, params, images, dtype)
+    x = _discriminator_features(config, params, images, dtype)
     every = jnp.eye(config.mapping.c_dim, dtype=x.dtype)
     projections = map_latents(config.mapping, params["mapping"], None, every)
     return x @ projections.T / math.sqrt(config.mapping.w_dim)
 
 
-def _seen(config: DiscriminatorConfig, params: Params, images: jax.Array, dtype: Any) -> jax.Array:
-    """What is projected on a class: [n, w_dim]; [n, 1], the logits, without classes."""
+def _discriminator_features(
+    config: DiscriminatorConfig, params: Params, images: jax.Array, dtype: Any
+) -> jax.Array:
+    """Returns what is projected on a class, [n, w_dim]; without classes the logits, [n, 1]."""
     clamp = config.conv_clamp
     x = jnp.zeros((), dtype)  # the first block adds the image to it
     for size in reversed(config.resolutions[1:]):
         block = params[f"b{size}"]
-        if config.shows_image(size):
+        if config.has_image(size):
             read = images.astype(dtype)
             x = x + _plain_conv(block["fromrgb"], read, config.activation, clamp=clamp)
         if config.architecture == "skip":
-            images = _downsampled(images, config)
-        gain = 1.0
-        shortcut = None
+            images = _downsample(images, config)
+        gain, shortcut = 1.0, None
         if config.architecture == "resnet":
             gain = math.sqrt(0.5)
-            shortcut = _conv1x1(_downsampled(x, config).astype(dtype), block["skip"])
+            shortcut = _conv1x1(_downsample(x, config).astype(dtype), block["skip"])
         x = _plain_conv(block["conv0"], x, config.activation, clamp=clamp)
-        x = _filtered(x, config, _margins_before_stride).astype(dtype)
+        # One pixel more than `_downsample` on each side, for the 3x3 convolution.
+        x = _low_pass(x, config, lambda taps: ((taps + 1) // 2, taps // 2)).astype(dtype)
         x = _plain_conv(block["conv1"], x, config.activation, clamp=clamp, gain=gain, stride=2)
         if shortcut is not None:
-            x = (_wide(x) + shortcut * gain).astype(dtype)
+            x = (_to_float32(x) + shortcut * gain).astype(dtype)
     last = params["b4"]
     if config.architecture == "skip":
         read = images.astype(dtype)
         x = x + _plain_conv(last["fromrgb"], read, config.epilogue_activation, clamp=None)
     # As published: here everything is at least float32.
-    x = _with_deviation(config, _wide(x))
+    x = _minibatch_stddev(config, _to_float32(x))
     x = _plain_conv(last["conv"], x, config.epilogue_activation, clamp=clamp)
     # The published dense layer counts channels before rows and columns.
     x = jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
-    x = _activated(_dense(last["fc"], _wide(x)), None, config.epilogue_activation)
+    x = _activate(_dense(last["fc"], _to_float32(x)), None, config.epilogue_activation)
     return _dense(last["out"], x)
 
 
@@ -554,7 +468,7 @@ def _plain_conv(
     gain: float = 1.0,
     stride: int = 1,
 ) -> jax.Array:
-    """Equalized convolution, bias, activation; with a stride the input is already padded."""
+    """Applies an equalized convolution, bias, activation; with a stride the input is padded."""
     weight = layer["weight"]
     weight = weight / math.sqrt(math.prod(weight.shape[:3]))
     dtype = x.dtype
@@ -562,11 +476,11 @@ def _plain_conv(
         x = _conv(x, weight)
     else:
         x = conv2d(x, weight.astype(x.dtype), ((0, 0), (0, 0)), stride)
-    return _activated(_wide(x), layer["bias"], activation, gain, clamp).astype(dtype)
+    return _activate(_to_float32(x), layer["bias"], activation, gain, clamp).astype(dtype)
 
 
-def _with_deviation(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
-    """Appends features: the mean standard deviation over groups of samples (Karras 2018)."""
+def _minibatch_stddev(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
+    """Appends the mean standard deviation over groups of samples (Karras et al. 2018)."""
     n, height, width, channels = x.shape
     features = config.mbstd_num_channels
     if not features:
@@ -574,7 +488,7 @@ def _with_deviation(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
     group = min(config.mbstd_group_size or n, n)
     if n % group:
         raise InputError(f"a batch of {n} cannot be divided into groups of {group} samples")
-    y = _wide(x).reshape(group, n // group, height, width, features, channels // features)
+    y = _to_float32(x).reshape(group, n // group, height, width, features, channels // features)
     deviation = jnp.sqrt(jnp.mean(jnp.square(y - y.mean(0)), axis=0) + 1e-8)
     deviation = deviation.mean(axis=(1, 2, 4))
     deviation = jnp.tile(deviation, (group, 1))[:, None, None]
@@ -582,17 +496,17 @@ def _with_deviation(config: DiscriminatorConfig, x: jax.Array) -> jax.Array:
     return jnp.concatenate([x, deviation], axis=-1)
 
 
-def _normalized(x: jax.Array) -> jax.Array:
+def _normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-8)
 
 
 def _dense(layer: Params, x: jax.Array, lr_multiplier: float = 1.0) -> jax.Array:
-    """[n, in] to [n, out], equalized: weights are stored with unit variance."""
+    """Maps [n, in] to [n, out], equalized: weights are stored with unit variance."""
     gain = lr_multiplier / math.sqrt(x.shape[-1])
     return x @ (layer["weight"] * gain) + layer["bias"] * lr_multiplier
 
 
-def _activated(
+def _activate(
     x: jax.Array,
     bias: jax.Array | None,
     activation: str,
@@ -605,19 +519,19 @@ def _activated(
 
 
 def _conv(x: jax.Array, weight: jax.Array, padding: Padding | None = None) -> jax.Array:
-    """With stride 1; without a padding to the same size."""
+    """Convolves with stride 1; without a padding to the same size."""
     rows, columns = weight.shape[:2]
     same = ((rows - 1) // 2, rows // 2), ((columns - 1) // 2, columns // 2)
     return conv2d(x, weight.astype(x.dtype), padding or same)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    """At least float32: between two convolutions nothing is rounded to less."""
+def _to_float32(x: jax.Array) -> jax.Array:
+    """Converts to float32 at least: nothing between two convolutions is rounded to less."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _conv1x1(x: jax.Array, layer: Params) -> jax.Array:
-    """Equalized, without bias: a matrix product that is at least float32."""
+    """Applies an equalized 1x1 convolution without bias; the result is at least float32."""
     weight = layer["weight"][0, 0] / math.sqrt(x.shape[-1])
     return jax.lax.dot_general(
         x,
@@ -628,56 +542,46 @@ def _conv1x1(x: jax.Array, layer: Params) -> jax.Array:
 
 
 def _up_conv(x: jax.Array, weight: jax.Array, config: _ConvolutionConfig) -> jax.Array:
-    """Transposed 3x3 convolution by 2, then the low-pass filter: to [n, 2h, 2w, out].
+    """Applies a transposed 3x3 convolution by 2, then the low-pass filter: to [n, 2h, 2w, out].
 
-    The result of the former is kept as four arrays, one for each parity of row and column: each
-    is a convolution with the taps of that parity, without a zero being multiplied.
+    The result of the former is four arrays, one for each parity of row and column: each is a
+    convolution with the taps of that parity, which multiplies no zeros.
     """
     taps = weight[::-1, ::-1]
     phases = {
-        (row, column): _conv(
-            x,
-            taps[row::2, column::2],
-            ((1 - row, 1), (1 - column, 1)),
-        )
+        (row, column): _conv(x, taps[row::2, column::2], ((1 - row, 1), (1 - column, 1)))
         for row in (0, 1)
         for column in (0, 1)
     }
-    return _interleaved(phases, x.shape, config, lambda taps: taps // 2)
+    return _filter_phases(phases, x.shape, config, lambda taps: taps // 2)
 
 
-def _upsampled(x: jax.Array, config: _ConvolutionConfig) -> jax.Array:
-    """Zeros in between, then the low-pass filter: [n, h, w, c] to [n, 2h, 2w, c]."""
-    return _interleaved({(0, 0): x}, x.shape, config, lambda taps: taps - 1 - (taps + 1) // 2)
+def _upsample(x: jax.Array, config: _ConvolutionConfig) -> jax.Array:
+    """Inserts zeros, then applies the low-pass filter: [n, h, w, c] to [n, 2h, 2w, c]."""
+    return _filter_phases({(0, 0): x}, x.shape, config, lambda taps: taps - 1 - (taps + 1) // 2)
 
 
-def _interleaved(
+def _filter_phases(
     phases: dict[tuple[int, int], jax.Array],
     shape: tuple[int, ...],
     config: _ConvolutionConfig,
     offset: Callable[[int], int],
 ) -> jax.Array:
-    """The low-pass filter on an image of doubled size that is given by its parities.
+    """Applies the low-pass filter to an image [n, 2h, 2w, c] given by its phases.
 
-    Args:
-      phases: by (parity of row, parity of column), [n, about h, about w, c]; what is missing or
-        beyond their edges is zero.
-      shape: (n, h, w, ...).
-      config: of the network.
-      offset: from a number of taps to the pixel that the first tap meets for pixel 0.
-
-    Returns:
-      [n, 2h, 2w, c].
+    `phases` is by (parity of row, parity of column), [n, about h, about w, c]; what is missing or
+    beyond their edges is zero. `shape` is (n, h, w, ...), `offset` maps a number of taps to the
+    pixel under the first tap for pixel 0.
     """
     n, height, width = shape[:3]
-    wide = {place: _wide(phase) for place, phase in phases.items()}
-    zero = jnp.zeros((n, height, width, phases[0, 0].shape[-1]), wide[0, 0].dtype)
+    exact = {parity: _to_float32(phase) for parity, phase in phases.items()}
+    zero = jnp.zeros((n, height, width, phases[0, 0].shape[-1]), exact[0, 0].dtype)
     totals: dict[tuple[int, int], jax.Array] = {}
     for rows, columns in _factors(config):
         for row in (0, 1):
             filtered = {}
             for column in (0, 1):
-                lines = {r: wide[r, c] for r, c in wide if c == column}
+                lines = {r: exact[r, c] for r, c in exact if c == column}
                 line = _phase(lines, 2 * rows, offset(len(rows)), row, height, 1)
                 if line is not None:
                     filtered[column] = line
@@ -699,7 +603,7 @@ def _phase(
     size: int,
     axis: int,
 ) -> jax.Array | None:
-    """One parity of the filtered line, from both parities of the unfiltered one."""
+    """Computes one parity of a filtered line from both parities of the unfiltered one."""
     total = None
     for index, tap in enumerate(taps):
         shift, source = divmod(parity + offset - index, 2)
@@ -713,52 +617,37 @@ def _phase(
     return total
 
 
-def _margins_before_stride(taps: int) -> tuple[int, int]:
-    # One pixel more than `_downsampled` on each side, for the 3x3 convolution.
-    return 1 + (taps - 1) // 2, 1 + (taps - 2) // 2
+def _downsample(x: jax.Array, config: _ConvolutionConfig) -> jax.Array:
+    """Applies the low-pass filter, then skips pixels: [n, h, w, c] to [n, h/2, w/2, c]."""
+    x = _low_pass(x, config, lambda taps: ((taps - 1) // 2, (taps - 2) // 2))
+    return x[:, ::2, ::2]
 
 
-def _downsampled(x: jax.Array, config: _ConvolutionConfig) -> jax.Array:
-    """The low-pass filter, then every second pixel: [n, h, w, c] to [n, h/2, w/2, c]."""
-
-    def margins(taps: int) -> tuple[int, int]:
-        return (taps - 1) // 2, (taps - 2) // 2
-
-    return _filtered(x, config, margins)[:, ::2, ::2]
-
-
-def _filtered(
+def _low_pass(
     x: jax.Array, config: _ConvolutionConfig, margins: Callable[[int], tuple[int, int]]
 ) -> jax.Array:
-    """The low-pass filter as shifted adds.
+    """Applies the low-pass filter as shifted adds: to [n, h + before + after - taps + 1, ..., c].
 
-    Args:
-      x: [n, h, w, c].
-      config: of the network.
-      margins: from a number of taps to the zeros added before and after (negative: cropped).
-
-    Returns:
-      [n, h + before + after - taps + 1, ..., c].
+    `margins` maps the number of taps to the zeros added before and after (negative: cropped).
     """
     factors = _factors(config)
     num_rows, num_columns = len(factors[0][0]), len(factors[0][1])
     edges = [(0, 0, 0), (*margins(num_rows), 0), (*margins(num_columns), 0), (0, 0, 0)]
-    x = _wide(jax.lax.pad(x, jnp.zeros((), x.dtype), edges))
+    x = _to_float32(jax.lax.pad(x, jnp.zeros((), x.dtype), edges))
     height, width = x.shape[1] - num_rows + 1, x.shape[2] - num_columns + 1
     terms = []
     for rows, columns in factors:
-        # A convolution turns its filter: the last tap meets the first pixel.
-        lines = [float(tap) * x[:, i : i + height] for i, tap in enumerate(rows[::-1])]
-        line = _added(lines)
+        # A convolution flips its filter: the last tap multiplies the first pixel.
+        line = _add_all([float(tap) * x[:, i : i + height] for i, tap in enumerate(rows[::-1])])
         terms += [float(tap) * line[:, :, i : i + width] for i, tap in enumerate(columns[::-1])]
-    return _added(terms)
+    return _add_all(terms)
 
 
 def _factors(config: _ConvolutionConfig) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The low-pass filter as a sum of outer products of rows and columns: one, if it is 1-d."""
+    """Returns the low-pass filter as a sum of outer products: (rows, columns) each."""
     taps = np.asarray(config.resample_filter, np.float64)
     if taps.ndim == 1:
         return [(taps / taps.sum(), taps / taps.sum())]
     left, sizes, right = np.linalg.svd(taps / taps.sum())
-    kept = sizes > 1e-7 * sizes[0]
-    return [(left[:, i] * sizes[i], right[i]) for i in range(len(sizes)) if kept[i]]
+    significant = np.flatnonzero(sizes > 1e-7 * sizes[0])
+    return [(left[:, i] * sizes[i], right[i]) for i in significant]

@@ -1,9 +1,10 @@
-"""Xception (Chollet 2017), as Keras has it: images in, logits out.
+"""Xception (Chollet 2017) as in Keras: images to logits.
 
-Training handles it as three values: `graphdef` (the network without its arrays), `params` and
-`batch_stats` (nested plain dicts), joined again by `apply`.
+Training handles it as `graphdef` (the network without its arrays), `params` and `batch_stats`
+(nested plain dicts), which `apply` joins.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,24 +12,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.models.layers import Convolution
-from fer_jax.models.mixstyle import Mixing, mix_styles
-from fer_jax.models.normalization import affine
-from fer_jax.models.pooling import max_pool3x3
-from fer_jax.models.separable import Pointwise, Separable
+from fer_jax.models.layers import Convolution, Pointwise, Separable, affine, max_pool3x3
 
-MIN_STEM_SIZE = (
-    35  # pixels a side behind the first convolution: Keras' smallest picture, 71, has it
-)
+MIN_STEM_SIZE = 35  # pixels a side after the first convolution, of Keras' smallest image, 71
+LARGEST = {"width": 16, "num_middle_blocks": 256, "image_size": 4096}
 ENTRY = ("entry1", "entry2", "entry3")
 HEADS = ("gap", "mlp")
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-MIXED_BLOCKS = 2  # MixStyle's place is after the early blocks; later ones hold the content
+MIXED_BLOCKS = 2  # MixStyle follows the early blocks; later features are the content
+
+Mix = Callable[[jax.Array, int], jax.Array]  # (activations, number of the block) to the mixed ones
 
 
 class EntryBlock(nnx.Module):
-    """Two separable convolutions and a max-pool, beside a strided 1x1 shortcut."""
+    """Two separable convolutions and a max-pool, with a strided 1x1 shortcut."""
 
     def __init__(self, channels: int, middle: int, filters: int, *, first_relu: bool, **norm: Any):
         self.shortcut = Pointwise(channels, filters, stride=2, **norm)
@@ -36,14 +34,14 @@ class EntryBlock(nnx.Module):
         self.separable2 = Separable(middle, filters, **norm)
 
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        """[b, h, w, channels] to [b, h / 2, w / 2, filters]."""
+        """Maps [b, h, w, channels] to [b, h / 2, w / 2, filters]."""
         shortcut = self.shortcut(x, use_running_average)
         y = self.separable2(self.separable1(x, use_running_average), use_running_average)
         return max_pool3x3(affine(y)) + affine(shortcut)
 
 
 class MiddleBlock(nnx.Module):
-    """Three separable convolutions beside the identity."""
+    """Three separable convolutions with an identity shortcut."""
 
     def __init__(self, channels: int, **norm: Any):
         self.separable1 = Separable(channels, channels, **norm)
@@ -51,36 +49,19 @@ class MiddleBlock(nnx.Module):
         self.separable3 = Separable(channels, channels, **norm)
 
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        """[b, h, w, channels] to the same."""
+        """Maps [b, h, w, channels] to the same shape."""
         y = self.separable2(self.separable1(x, use_running_average), use_running_average)
         return x + affine(self.separable3(y, use_running_average))
 
 
 class Xception(nnx.Module):
-    """The network.
+    """The network; its arguments are the config fields `model.*`, described in fer_jax/fields.py.
 
-    Args:
-      num_classes: k.
-      width: multiplies every channel count (rounded to multiples of 8).
-      num_middle_blocks: 8 as published.
-      head: "gap" (global average pooling, dense) or "mlp" (flatten, dense 512, dense 512, each
-        with dropout, dense).
-      image_size: pixels a side, at least 71, or 37 with a stem of stride 1; only the mlp head is
-        tied to it.
-      stem_stride: of the first convolution: 2 as published, 1 for small pictures.
-      grayscale: sees the luma of a picture alone: for training on grey pictures, of which colour
-        would be another domain.
-      dropout: rate before the last layer (gap) or after each hidden layer (mlp).
-      dtype: "float32", "bfloat16" or "float16" for the computation; parameters, statistics
-        and logits are float32. ("float64" computes everything in it, for tests.)
-      batch_norm_momentum: share of the old running statistics that a step keeps.
-      remat: blocks keep their input alone and compute the rest again in the backward pass:
-        less memory for about a third more work. On CPU it saves nothing: XLA merges the two
-        computations again.
-      rngs: of the initialisation.
-
-    Raises:
-      InputError: a value outside what is said above.
+    Channel counts are multiplied by `width` and rounded to multiples of 8. The head "gap" is global
+    average pooling, dropout and a dense layer; "mlp" flattens and has two dense layers of 512, each
+    with dropout, before it; only it depends on `image_size`. Parameters, statistics and logits are
+    float32 (with the dtype "float64", for tests, everything is float64). On CPU `remat` saves no
+    memory, because XLA merges the two computations. InputError for a value that is not allowed.
     """
 
     def __init__(
@@ -109,6 +90,11 @@ class Xception(nnx.Module):
             )
         if not width > 0:
             raise InputError(f"model.width must be above 0, not {width}")
+        # A changed config.json must not fill the memory before anything is compared.
+        sizes = {"width": width, "num_middle_blocks": num_middle_blocks, "image_size": image_size}
+        for name, largest in LARGEST.items():
+            if sizes[name] > largest:
+                raise InputError(f"model.{name} must be at most {largest}, not {sizes[name]}")
         if num_middle_blocks < 0:
             raise InputError(f"model.num_middle_blocks must be at least 0, not {num_middle_blocks}")
         if head not in HEADS:
@@ -160,34 +146,26 @@ class Xception(nnx.Module):
         images: jax.Array,
         *,
         use_running_average: bool = True,
-        mixing: Mixing | None = None,
+        mix: Mix | None = None,
     ) -> jax.Array:
-        """The last activations before pooling.
+        """Computes the last activations before pooling of images [batch, size, size, 3] in [-1, 1].
 
-        Args:
-          images: [batch, size, size, 3] in [-1, 1].
-          use_running_average: whether BatchNorm uses its running statistics, or the batch's
-            and moves the running ones.
-          mixing: mixes styles after the first two entry blocks; None leaves it out.
+        BatchNorm uses its running statistics, or else the batch's and updates the running ones.
+        `mix` mixes styles after the first two entry blocks (`methods.mixstyle`).
 
-        Returns:
-          [batch, h, h, 2048 * width], h from `output_size`, in the computing dtype.
+        Returns [batch, h, h, 2048 * width], h from `output_size`, in the computing dtype.
         """
-        known = use_running_average
+        running = use_running_average
         if self.grayscale:
             images = jnp.broadcast_to(grey(images), images.shape)
-        x = self.stem2(self.stem1(images.astype(self.dtype), known), known)
+        x = self.stem2(self.stem1(images.astype(self.dtype), running), running)
         middle = [f"middle{number}" for number in range(1, self.num_middle_blocks + 1)]
         for number, name in enumerate((*ENTRY, *middle, "exit1"), 1):
             block = getattr(self, name)
-            x = _rematerialized(block, x, known) if self.remat else block(x, known)
-            if mixing is not None and number <= MIXED_BLOCKS:
-                x = mix_styles(x, mixing, number)
-        return nnx.relu(affine(self.exit3(self.exit2(x, known), known)))
-
-    def __call__(self, images: jax.Array, **how: Any) -> jax.Array:
-        """Logits, float32 [batch, num_classes]; the arguments of `pooled_and_logits`."""
-        return self.pooled_and_logits(images, **how)[1]
+            x = _rematerialized(block, x, running) if self.remat else block(x, running)
+            if mix is not None and number <= MIXED_BLOCKS:
+                x = mix(x, number)
+        return nnx.relu(affine(self.exit3(self.exit2(x, running), running)))
 
     def pooled_and_logits(
         self,
@@ -196,24 +174,19 @@ class Xception(nnx.Module):
         train: bool = False,
         frozen_statistics: bool = False,
         dropout_key: jax.Array | None = None,
-        mixing: Mixing | None = None,
+        mix: Mix | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """The features averaged over each image, and the logits.
+        """Computes the features averaged over each image, and the logits.
 
-        Args:
-          images: [batch, size, size, 3] in [-1, 1].
-          train: dropout is on, and BatchNorm uses the batch's statistics.
-          frozen_statistics: even in training, BatchNorm uses its running statistics.
-          dropout_key: a random key, needed in training.
-          mixing: as in `features`; outside training nothing is mixed.
+        With `train` dropout is on, for which it needs a random key, styles are mixed as in
+        `features`, and BatchNorm uses the batch's statistics unless they are frozen.
 
-        Returns:
-          (float32 [batch, 2048 * width], float32 [batch, num_classes]).
+        Returns (float32 [batch, 2048 * width], float32 [batch, num_classes]).
         """
         x = self.features(
             images,
             use_running_average=not train or frozen_statistics,
-            mixing=mixing if train else None,
+            mix=mix if train else None,
         )
         if train and self.dropout.rate and dropout_key is None:
             raise ValueError("training with dropout needs a dropout_key")
@@ -222,7 +195,7 @@ class Xception(nnx.Module):
     def from_features(
         self, x: jax.Array, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """The end of `pooled_and_logits`, from what `features` returns; no key, no dropout."""
+        """Computes `pooled_and_logits` from `features`; without a key there is no dropout."""
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         keys = [None, None]
         if dropout_key is not None and self.dropout.rate:
@@ -241,18 +214,17 @@ class Xception(nnx.Module):
 
 
 def grey(images: jax.Array) -> jax.Array:
-    """The luma of RGB pictures: [..., 3] to [..., 1], in their dtype and scale."""
+    """Returns the luma of RGB images: [..., 3] to [..., 1], in their dtype and scale."""
     return jnp.sum(images * jnp.asarray(LUMA, images.dtype), axis=-1, keepdims=True)
 
 
-def _rematerialized(block: Any, x: jax.Array, known: bool) -> jax.Array:
-    """A block whose inner values are not kept for the backward pass."""
+def _rematerialized(block: Any, x: jax.Array, running: bool) -> jax.Array:
     graphdef, state = nnx.split(block)
 
     @jax.checkpoint
     def run(state: Any, x: jax.Array) -> Any:
         inner = nnx.merge(graphdef, state)
-        y = inner(x, known)
+        y = inner(x, running)
         return y, nnx.state(inner, nnx.BatchStat)
 
     y, batch_stats = run(state, x)
@@ -261,13 +233,13 @@ def _rematerialized(block: Any, x: jax.Array, known: bool) -> jax.Array:
 
 
 def stem_sizes(image_size: int, stem_stride: int = 2) -> tuple[int, int]:
-    """Pixels a side behind each of the stem's convolutions, which are not padded."""
+    """Returns the pixels a side after each of the stem's convolutions, which are not padded."""
     first = (image_size - 3) // stem_stride + 1
     return first, first - 2
 
 
 def output_size(image_size: int, stem_stride: int = 2) -> int:
-    """Pixels a side of `features` for images of `image_size` pixels a side."""
+    """Returns the pixels a side of `features` for images of `image_size` pixels a side."""
     _, size = stem_sizes(image_size, stem_stride)
     for _ in range(4):
         size = -(-size // 2)
@@ -275,12 +247,7 @@ def output_size(image_size: int, stem_stride: int = 2) -> int:
 
 
 def init(key: jax.Array, **model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fresh (params, batch_stats) as nested plain dicts of float32 arrays.
-
-    Args:
-      key: a random key.
-      **model: keyword arguments of `Xception`.
-    """
+    """Initializes (params, batch_stats), nested plain dicts of float32, of `Xception(**model)`."""
     _, params, batch_stats = nnx.split(
         Xception(**model, rngs=nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat
     )
@@ -288,11 +255,7 @@ def init(key: jax.Array, **model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def graphdef(**model: Any) -> Any:
-    """The network without its arrays, for `apply`; computes nothing.
-
-    Args:
-      **model: keyword arguments of `Xception`.
-    """
+    """Returns `Xception(**model)` without its arrays, for `apply`; computes nothing."""
     abstract = nnx.eval_shape(lambda: Xception(**model, rngs=nnx.Rngs(params=0)))
     return nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
 
@@ -304,17 +267,9 @@ def apply(
     images: jax.Array,
     **how: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Runs the network as a pure function.
+    """Runs the network as a pure function; `how` are arguments of `Xception.pooled_and_logits`.
 
-    Args:
-      graphdef: from `graphdef`.
-      params: from `init`.
-      batch_stats: from `init`.
-      images: [batch, size, size, 3] in [-1, 1].
-      **how: keyword arguments of `Xception.pooled_and_logits`.
-
-    Returns:
-      (logits float32 [batch, classes], batch_stats: moved if training moves them).
+    Returns (logits float32 [batch, classes], batch_stats, which training updates).
     """
     _, logits, batch_stats = apply_pooled(graphdef, params, batch_stats, images, **how)
     return logits, batch_stats
@@ -327,7 +282,7 @@ def apply_pooled(
     images: jax.Array,
     **how: Any,
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
-    """`apply` with the features averaged over the image, float32 [batch, c], before the logits."""
+    """Does the same as `apply`, with the features, float32 [batch, c], before the logits."""
     network = nnx.merge(graphdef, params, batch_stats)
     pooled, logits = network.pooled_and_logits(images, **how)
     return pooled, logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))

@@ -1,1 +1,1 @@
-"""Files, folders, clips, a camera and a web page to predictions."""
+"""Apply a trained network to files, folders, clips, a camera and a web page."""

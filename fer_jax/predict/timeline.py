@@ -1,7 +1,7 @@
-"""A clip's faces over time: who is who from frame to frame, what each showed, and the plot of it.
+"""The faces of a clip over time: tracked from frame to frame, averaged, and plotted.
 
-Memory does not grow with the clip's length: a face that is gone is summed up, and the plot keeps
-a fixed number of stretches of time, which become longer as the clip does.
+Memory does not grow with the clip's length: a track that has ended becomes one row, and the plot
+has a fixed number of time bins, which become longer as the clip does.
 """
 
 import dataclasses
@@ -13,67 +13,49 @@ from markupsafe import Markup
 
 from fer_jax import figures
 from fer_jax.media.faces import Face, follow
-from fer_jax.predict.drawing import colours
 from fer_jax.schema import TASKS
 
-# A face that has not been seen for so long, and for so many frames that were looked at, is gone.
+# A track ends when its face was missing for longer than both.
 LOST_S, LOST_FRAMES = 1.0, 2
-NUM_STRETCHES = 240
-PLOTTED = 6  # the faces that are there longest
+NUM_BINS = 240
+FIRST_BIN_S = 0.01
+PLOTTED = 6  # the tracks with the most frames
 
 
 @dataclasses.dataclass
 class Track:
-    """One face through a clip.
+    """One face through a clip."""
 
-    Attributes:
-      number: it keeps, from 1.
-      face: where it was last.
-      first_s: when it was seen first, seconds.
-      last_s: when it was seen last.
-      unseen: frames looked at since.
-      frames: in which it was seen.
-      smoothed: float64 [classes], at its last frame.
-      total: float64 [classes], the sum over its frames.
-      likeliest: int64 [classes], the frames in which each class was the likeliest.
-      sums: float64 [stretches, classes + 1], as `total` for each stretch of time; the last
-        column counts.
-      clearest: (the detector's highest score, what was kept of that face).
-    """
-
-    number: int
-    face: Face
-    first_s: float
+    number: int  # of the face, from 1
+    face: Face  # the last detection
+    first_s: float  # when it was detected first and last, in seconds
     last_s: float
-    smoothed: np.ndarray
-    sums: np.ndarray
-    total: np.ndarray
-    likeliest: np.ndarray
-    unseen: int = 0
-    frames: int = 0
-    clearest: tuple[float, Any] | None = None
+    smoothed: np.ndarray  # float64 [classes], at its last frame
+    sums: np.ndarray  # float64 [bins, classes + 1], `total` of each time bin; the last one counts
+    total: np.ndarray  # float64 [classes], the sum of `smoothed` over its frames
+    likeliest: np.ndarray  # int64 [classes], frames in which each class was the likeliest
+    unseen: int = 0  # frames since the last detection
+    frames: int = 0  # in which it was detected
+    clearest: tuple[float, Any] | None = None  # (the highest score, what was kept of that face)
 
 
 class Timeline:
-    """The faces of a clip, while it is being watched."""
+    """Tracks the faces of a clip and averages their probabilities, frame by frame."""
 
     def __init__(self, task: str, *, start_s: float, smooth_s: float) -> None:
-        """Begins a clip.
+        """Begins a clip at `start_s`.
 
-        Args:
-          task: "emotion" or "interest".
-          start_s: where it begins.
-          smooth_s: the time constant of an exponential average of each face's probabilities over
-            the frames so far: what was so many seconds ago counts for 1 / e. 0: none.
+        `smooth_s` is the time constant, in seconds, of an exponential average of each face's
+        probabilities over the frames so far; 0 for no average.
         """
         self.task, self.start_s, self.smooth_s = task, start_s, smooth_s
         self.end_s = start_s
         self.frames = 0
-        self.rows: list[dict[str, Any]] = []  # of the faces that are gone
+        self._rows: list[dict[str, Any]] = []  # of tracks that have ended
         self._tracks: list[Track] = []
-        self._plotted: list[Track] = []
-        self._stretch_s = 0.01
-        self._begun = 0
+        self._longest: list[Track] = []
+        self._bin_s = FIRST_BIN_S
+        self._num_tracks = 0
 
     def add(
         self,
@@ -82,25 +64,14 @@ class Timeline:
         probabilities: np.ndarray,
         keep: Sequence[Any] = (),
     ) -> list[Track]:
-        """Takes in a frame; frames come in order.
+        """Adds a frame and returns the track of each of its faces; frames come in order.
 
-        Args:
-          timestamp_s: when it is shown, seconds.
-          found: its faces.
-          probabilities: float [faces, classes].
-          keep: something of each face, which is kept of the clearest of each person's; or nothing.
-
-        Returns:
-          The track of each face.
+        `probabilities` is float [faces, classes]. `keep` has an object per face, of which
+        `Track.clearest` keeps the one with the highest detection score.
         """
         self.frames += 1
         self.end_s = max(self.end_s, timestamp_s)
-        while (timestamp_s - self.start_s) / self._stretch_s >= NUM_STRETCHES:
-            self._stretch_s *= 2
-            for track in {id(one): one for one in [*self._tracks, *self._plotted]}.values():
-                merged = track.sums[0::2] + track.sums[1::2]
-                track.sums[:] = 0
-                track.sums[: len(merged)] = merged
+        self._widen_bins(timestamp_s)
         for track in self._tracks:
             track.unseen += 1
         followed = follow([track.face for track in self._tracks], found)
@@ -115,71 +86,79 @@ class Timeline:
             if keep and (track.clearest is None or face.score > track.clearest[0]):
                 track.clearest = (face.score, keep[index])
             here.append(track)
-        self._tracks += [track for track in here if track.frames == 1]
-        for track in self._tracks:
+        going_on = []
+        for track in [*self._tracks, *(track for track in here if track.frames == 1)]:
             if track.unseen > LOST_FRAMES and timestamp_s - track.last_s > LOST_S:
                 self._end(track)
-        self._tracks = [track for track in self._tracks if track.unseen >= 0]
+            else:
+                going_on.append(track)
+        self._tracks = going_on
         return here
 
     def finish(self) -> list[dict[str, Any]]:
-        """Ends the clip.
+        """Ends the clip; returns a row for each tracked face, in the order of their numbers.
 
-        Returns:
-          A row for each face, in the order of their numbers: "face", "first_s", "last_s",
-          "frames", the task's likeliest class by the mean probabilities, "mean_<class>", and
-          "share_<class>" of its frames in which that class was the likeliest.
+        It has "face", "first_s", "last_s", "frames", the task's likeliest class by the mean
+        probabilities, "mean_<class>", and "share_<class>" of its frames in which that class was the
+        likeliest.
         """
         for track in self._tracks:
             self._end(track)
         self._tracks = []
-        self.rows.sort(key=lambda row: row["face"])
-        return self.rows
+        return sorted(self._rows, key=lambda row: row["face"])
 
     @property
     def plotted(self) -> list[Track]:
-        """After the end, the faces that were there longest, in the order of their numbers."""
-        return sorted(self._plotted, key=lambda track: track.number)
+        """After the end, the tracks with the most frames, in the order of their numbers."""
+        return sorted(self._longest, key=lambda track: track.number)
 
     def plot(self, title: str) -> Markup:
-        """Returns the probabilities over time, after the end of the clip, as an SVG file's text."""
-        stretches = max(1, int((self.end_s - self.start_s) / self._stretch_s) + 1)
+        """Plots the probabilities over time, after the end of the clip, as an SVG file's text."""
+        num_bins = max(1, int((self.end_s - self.start_s) / self._bin_s) + 1)
         bands = []
         for track in self.plotted:
-            sums = track.sums[:stretches]
+            sums = track.sums[:num_bins]
             with np.errstate(invalid="ignore"):
                 means = sums[:, :-1] / sums[:, -1:]
             best = TASKS[self.task][int(np.argmax(track.total))].replace("_", " ")
-            seen = f"{track.frames} of {self.frames} frames, most likely {best}"
-            bands.append(figures.Band(f"face {track.number}", seen, _filled(means)))
-        said = "of each frame, not averaged"
+            note = f"{track.frames} of {self.frames} frames, most likely {best}"
+            bands.append(figures.Band(f"face {track.number}", note, _filled(means)))
+        caption = "Probabilities: of each frame, not averaged."
         if self.smooth_s:
-            said = f"averaged over the frames so far with a time constant of {self.smooth_s:g} s"
-        caption = f"Probabilities: {said}."
-        others = len(self.rows) - len(bands)
-        if others:
+            caption = (
+                "Probabilities: averaged over the frames so far with a time constant of "
+                f"{self.smooth_s:g} s."
+            )
+        if others := len(self._rows) - len(bands):
             caption += f" {others} faces that appear for less time are not shown."
-        if not bands:
-            caption = "No face was found."
         figure = figures.timeline(
             bands,
-            dict(zip(TASKS[self.task], colours(self.task), strict=True)),
+            dict(zip(TASKS[self.task], figures.class_colours(self.task), strict=True)),
             start_s=self.start_s,
-            end_s=self.start_s + stretches * self._stretch_s,
+            end_s=self.start_s + num_bins * self._bin_s,
             title=title,
-            caption=caption,
+            caption=caption if bands else "No face was found.",
         )
         return figures.svg(figure, standalone=True)
 
+    def _widen_bins(self, timestamp_s: float) -> None:
+        """Doubles the length of the time bins until the last one reaches this time."""
+        while (timestamp_s - self.start_s) / self._bin_s >= NUM_BINS:
+            self._bin_s *= 2
+            for track in [*self._tracks, *self._longest]:
+                merged = track.sums[0::2] + track.sums[1::2]
+                track.sums[:] = 0
+                track.sums[: len(merged)] = merged
+
     def _begin(self, face: Face, timestamp_s: float, row: np.ndarray) -> Track:
-        self._begun += 1
+        self._num_tracks += 1
         return Track(
-            number=self._begun,
+            number=self._num_tracks,
             face=face,
             first_s=timestamp_s,
             last_s=timestamp_s,
             smoothed=row,
-            sums=np.zeros((NUM_STRETCHES, len(row) + 1)),
+            sums=np.zeros((NUM_BINS, len(row) + 1)),
             total=np.zeros(len(row)),
             likeliest=np.zeros(len(row), np.int64),
         )
@@ -188,19 +167,18 @@ class Timeline:
         kept = 0.0
         if self.smooth_s:
             kept = float(np.exp((track.last_s - timestamp_s) / self.smooth_s))
-        # At its first frame both are the same.
         track.smoothed = kept * track.smoothed + (1 - kept) * row
         track.face, track.last_s, track.unseen = face, timestamp_s, 0
         track.frames += 1
         track.total += track.smoothed
         track.likeliest[np.argmax(track.smoothed)] += 1
-        stretch = int((timestamp_s - self.start_s) / self._stretch_s)
-        track.sums[stretch] += [*track.smoothed, 1]
+        index = int((timestamp_s - self.start_s) / self._bin_s)
+        track.sums[index] += [*track.smoothed, 1]
 
     def _end(self, track: Track) -> None:
         classes = TASKS[self.task]
         mean, share = track.total / track.frames, track.likeliest / track.frames
-        self.rows.append(
+        self._rows.append(
             {
                 "face": track.number,
                 "first_s": track.first_s,
@@ -211,15 +189,13 @@ class Timeline:
             | {f"mean_{name}": float(value) for name, value in zip(classes, mean, strict=True)}
             | {f"share_{name}": float(value) for name, value in zip(classes, share, strict=True)}
         )
-        track.unseen = -1
-        self._plotted = sorted([*self._plotted, track], key=lambda one: -one.frames)[:PLOTTED]
+        self._longest = sorted([*self._longest, track], key=lambda one: -one.frames)[:PLOTTED]
 
 
 def _filled(means: np.ndarray) -> np.ndarray:
-    """Each stretch holds what was last seen, until the next frame that was looked at.
+    """Fills empty time bins with the bin before, but not the gaps in which the face was missing.
 
-    Where frames are further apart than stretches are long, most stretches are empty, though the
-    face was there. Where the face was away, they stay so.
+    If frames are further apart than bins are long, most bins are empty although the face was there.
     """
     there = np.flatnonzero(np.isfinite(means[:, 0]))
     if len(there) < 2:

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_jax import checkpoints, figures, schema
+from fer_jax import figures, schema, storage
 from fer_jax.report.layout import count, data_uri, number, render
 from fer_jax.report.run_page import logged
-from fer_jax.training.log import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,14 +22,14 @@ FIGURES = (
 
 def generator_page(workdir: Path) -> str:
     """Returns the HTML of a generator's page."""
-    config = json.loads((workdir / "config.json").read_text())
-    environment = json.loads((workdir / "environment.json").read_text())
-    rows = read_metrics(workdir)
+    config = storage.read_json(workdir / "config.json")
+    environment = storage.read_json(workdir / "environment.json")
+    rows = storage.read_json_lines(workdir / "metrics.jsonl")
     measured = [row for row in rows if row.get("kid") is not None]
     best = _best(rows)
-    chosen = next((row for row in measured if row["step"] == best), None)
     answer = "No step was measured yet."
-    if chosen is not None:
+    if best is not None:
+        chosen = next(row for row in measured if row["step"] == best)
         answer = (
             f"The best network, at step {best} ({count(chosen['images'])} images), has a kernel "
             f"distance of {number(chosen['kid'])} to the real faces. {chosen['precision']:.0%} of "
@@ -39,7 +38,7 @@ def generator_page(workdir: Path) -> str:
         )
     images = {row["step"]: row["images"] for row in measured}
     grids = [
-        (step, images[step], data_uri(file.read_bytes(), "png"))
+        (step, images[step], data_uri(file))
         for file in sorted((workdir / "samples").glob("*.png"), reverse=True)
         if (step := int(file.stem)) in images
     ]
@@ -52,6 +51,7 @@ def generator_page(workdir: Path) -> str:
         environment=environment,
         answer=answer,
         trained_on=list(environment["datasets"]),
+        unknown_people=storage.read_json(workdir / "generator" / "config.json").get("unknown", []),
         features="pixels" if features == "pixels" else f"features of the run {features}",
         classes=classes,
         names=MEASURES,
@@ -65,7 +65,7 @@ def generator_page(workdir: Path) -> str:
 
 def generator_figures(workdir: Path) -> dict[str, "Figure"]:
     """Returns {name: figure} of what the training logged, by step."""
-    rows = read_metrics(workdir)
+    rows = storage.read_json_lines(workdir / "metrics.jsonl")
     best = _best(rows)
     found = {}
     for title, keys, y_end in FIGURES:
@@ -88,4 +88,6 @@ def generator_figures(workdir: Path) -> dict[str, "Figure"]:
 
 
 def _best(rows: list[dict[str, Any]]) -> int | None:
-    return checkpoints.best_step([row for row in rows if row.get("kid") is not None], "kid")
+    """Returns the step with the lowest kernel distance, the latest of equals."""
+    measured = [(row["kid"], -row["step"]) for row in rows if row.get("kid") is not None]
+    return -min(measured)[1] if measured else None

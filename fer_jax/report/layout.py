@@ -1,6 +1,6 @@
 """What the pages share: how a template is filled in and how numbers are written."""
 
-import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from fer_jax import figures
-from fer_jax.data.audit.findings import leaks_in_words
-from fer_jax.evaluation import results
+from fer_jax import figures, results
+from fer_jax.media import images
 
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro-F1",
-    "pr_auc": "PR-AUC",
-    "roc_auc": "ROC-AUC",
-    "ece": "ECE",
-    "loss": "loss",
-}
+ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
+CELL = re.compile(r"(?P<open><(?P<tag>t[hd])\b[^>]*>)(?P<content>.*?)</(?P=tag)>", re.DOTALL)
 
 
 def render(template: str, **values: Any) -> str:
@@ -39,12 +31,42 @@ def render(template: str, **values: Any) -> str:
         "p_value": results.p_value,
         "position": position,
         "figure": figures.svg,
-        "metric_names": METRIC_NAMES,
+        "metric_names": results.METRIC_NAMES,
         "headline": results.HEADLINE,
-        "leaks_in_words": leaks_in_words,
         "style": figures.css(),
     }
-    return environment.get_template(template).render(**values)
+    page = environment.get_template(template).render(**values)
+    return re.sub(r"(?s)<table.*?</table>", lambda table: without_empty_columns(table[0]), page)
+
+
+def without_empty_columns(table: str) -> str:
+    """Returns an HTML table without the columns in which every row has "n/a"."""
+
+    def columns_of(row: str) -> list[tuple[range, re.Match[str]]]:
+        found, start = [], 0
+        for cell in CELL.finditer(row):
+            span = int((re.search(r'colspan="(\d+)"', cell["open"]) or [0, 1])[1])
+            found.append((range(start, start + span), cell))
+            start += span
+        return found
+
+    texts: dict[int, set[str]] = {}
+    for row in ROW.findall(table.partition("</thead>")[2]):
+        for columns, cell in columns_of(row):
+            if len(columns) == 1:
+                texts.setdefault(columns[0], set()).add(Markup(cell["content"]).striptags())
+    empty = {column for column, found in texts.items() if "n/a" in found <= {"n/a", ""}}
+
+    def shrink(row: re.Match[str]) -> str:
+        kept = row[0]
+        for columns, cell in reversed(columns_of(row[0])):
+            left = len(set(columns) - empty)
+            start, end = cell.span()
+            resized = re.sub(r'colspan="\d+"', f'colspan="{left}"', cell[0], count=1)
+            kept = kept[:start] + (resized if left else "") + kept[end:]
+        return kept
+
+    return ROW.sub(shrink, table) if empty else table
 
 
 def number(value: float | None, *, signed: bool = False) -> str:
@@ -62,9 +84,10 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if value else "n/a"
 
 
-def data_uri(data: bytes, kind: str) -> str:
-    """Returns an image file as a data URI; `kind` is "png" or "jpeg"."""
-    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+def data_uri(file: Path) -> str:
+    """Returns an image file as a data URI; its suffix is .png or .jpg."""
+    kind = "png" if file.suffix == ".png" else "jpeg"
+    return images.data_uri(file.read_bytes(), kind)
 
 
 def position(

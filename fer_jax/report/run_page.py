@@ -1,45 +1,52 @@
-"""The page and the figures of one run, from its results.json, predictions and metrics.jsonl."""
+"""The page and the figures of one run, from its results.json, explanations and metrics.jsonl."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_jax import checkpoints, figures
-from fer_jax.data.audit.findings import leaks_in_words
-from fer_jax.evaluation import metrics, predictions, results
+from fer_jax import figures, storage
+from fer_jax.errors import InputError
 from fer_jax.figures import Line
-from fer_jax.report.layout import interval, number, render
-from fer_jax.training.log import read_metrics
+from fer_jax.report.layout import data_uri, interval, number, render
+from fer_jax.results import loss_in_words, set_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CURVE_POINTS = 100
-PAGE_FIGURES = ("precision_recall", "roc", "reliability")
+EXPLANATIONS = "explanations"
+WHERE = {
+    "within": "on held-out people of the datasets that it was trained on",
+    "cross_content": "on unseen content of these datasets",
+    "cross_domain": "on unseen datasets",
+}
+PAGE_FIGURES = ("precision_recall", "roc", "reliability", "people")
 
 
-def run_page(workdir: Path, scored: dict[str, Any], galleries: dict[str, dict[str, Any]]) -> str:
-    """Returns the page's HTML; `galleries` has the pictures of each predictions file's errors."""
-    config = scored["reproduce"]["config"]
-    drawn = run_figures(workdir, scored)
+def run_page(workdir: Path, scored: dict[str, Any], faces: bool) -> str:
+    """Returns the HTML of a run's page, with or without the faces of its errors."""
+    plots = run_figures(workdir, scored)
+    plain = {(one["dataset"], one["split"]) for one in scored["sets"] if not one["variant"]}
     sets = []
     for index, one in enumerate(scored["sets"], 1):
-        name = predictions.file_name(one["dataset"], one["split"], one["variant"])
-        shown = galleries.get(name) or {"pictures": [{}] * len(one["errors"]), "why": None}
-        stem = name.removesuffix(".csv")
+        stem = one["table"].removesuffix(".csv")
+        pictures = [_pictures(workdir, error) if faces else {} for error in one["errors"]]
         sets.append(
             one
             | {
                 "id": f"set{index}",
                 "title": f"{one['dataset']} {one['split']}",
-                "caveats": results.doubts(one, scored["classes"]),
-                "figures": [drawn[f"{stem}.{figure}"] for figure in PAGE_FIGURES],
-                "gallery": list(zip(one["errors"], shown["pictures"], strict=True)),
-                "no_pictures": shown["why"],
+                # Under the row of its plain predictions a variant is named alone.
+                "row": one["variant"].replace("_", " ")
+                if one["variant"] and (one["dataset"], one["split"]) in plain
+                else set_name(one),
+                "figures": [
+                    plots[name] for figure in PAGE_FIGURES if (name := f"{stem}.{figure}") in plots
+                ],
+                "gallery": list(zip(one["errors"], pictures, strict=True)),
+                "no_pictures": one["no_pictures"] if faces else None,
             }
         )
     return render(
@@ -47,91 +54,127 @@ def run_page(workdir: Path, scored: dict[str, Any], galleries: dict[str, dict[st
         scored=scored,
         sets=sets,
         answer=_answer(scored),
-        warnings=_leaks(scored),
         unaudited=[s["title"] for s in sets if s["leaks"] is None and not s["variant"]],
+        unnamed=[s["title"] for s in sets if s["cluster"] != "subject" and not s["variant"]],
+        near_duplicates=_near_duplicates(sets),
         left_out=", ".join(f"{n} records of {name}" for name, n in scored["left_out"].items()),
-        training=[figure for name, figure in drawn.items() if name.startswith("training.")],
-        config=json.dumps(config, indent=2),
+        training=[figure for name, figure in plots.items() if name.startswith("training.")],
+        config=json.dumps(scored["reproduce"]["config"], indent=2),
     )
+
+
+def _near_duplicates(sets: Sequence[dict[str, Any]]) -> list[tuple[Any, list[str]]]:
+    """Returns what audits found, None where none was made, and the titles of these sets."""
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for one in sets:
+        if not one["variant"]:
+            near = one["near_duplicates"]
+            found.setdefault(json.dumps(near), (near, []))[1].append(one["title"])
+    return list(found.values())
+
+
+def _pictures(workdir: Path, error: dict[str, Any]) -> dict[str, str]:
+    """Returns the data URIs of an error's "face" and "heatmap", of those that it has."""
+    # The name alone, so that a path in results.json cannot lead out of the folder.
+    files = {
+        kind: workdir / EXPLANATIONS / Path(error[kind]).name
+        for kind in ("face", "heatmap")
+        if error[kind]
+    }
+    for file in files.values():
+        if not file.is_file():
+            raise InputError(
+                f"'{file}' is missing; run `fer-jax evaluate` again, or use --no_faces"
+            )
+    return {kind: data_uri(file) for kind, file in files.items()}
 
 
 def _answer(scored: dict[str, Any]) -> str:
     """Answers the page's question in one or two sentences."""
     found = scored["generalization"]
+    chance, total = found["chance"], len(scored["classes"])
 
     def said(name: str) -> str:
         one = found[name]
-        bounds = interval(one["interval"])
-        return number(one["value"]) + ("" if bounds == "n/a" else f" {bounds}")
+        low, high = bounds = one["interval"]
+        if None in bounds:
+            return number(one["value"])
+        unclear = ", not distinguishable from chance," if low <= chance <= high else ""
+        return f"{number(one['value'])} {interval(bounds)}{unclear}"
 
-    notes = f"chance level {number(found['chance'])}"
-    if any(bound is not None for name in ("within", "cross") for bound in found[name]["interval"]):
+    named = all(
+        one["cluster"] == "subject" for one in scored["sets"] if one["relation"] == "within"
+    )
+    where = dict(WHERE)
+    if not named:
+        where["within"] = where["within"].replace("people", "images (not all people are named)")
+    notes = f"chance level {number(chance)}"
+    if len(found["classes"]) < total:
+        notes += f"; over the {len(found['classes'])} classes that all of these sets have"
+    measured = [name for name in WHERE if found[name]["value"] is not None]
+    if not measured:
+        return f"There is no balanced accuracy over the test sets: {found['why']}."
+    if any(bound is not None for name in measured for bound in found[name]["interval"]):
         notes = f"95 % intervals; {notes}"
     if found["why"]:
         notes += f"; no interval where {found['why']}"
-    where = {
-        "within": "on held-out people of the datasets that it was trained on",
-        "cross": "on unseen datasets",
-    }
-    missing = [name for name in where if found[name]["value"] is None]
-    if missing:
-        only = next(name for name in where if name not in missing)
-        return (
-            f"Balanced accuracy is {said(only)} {where[only]} ({notes}). It was not evaluated "
-            f"{where[missing[0]]}."
-        )
-    return (
-        f"The balanced accuracy is {said('within')} {where['within']} and {said('cross')} "
-        f"{where['cross']}: a loss of {said('loss')} ({notes})."
-    )
-
-
-def _leaks(scored: dict[str, Any]) -> list[str]:
-    """Says in a line each what makes the scores untrustworthy."""
-    found = [("the training and validation splits", scored["leaks"])]
-    found += [
-        (f"{one['dataset']} {one['split']}", one["leaks"])
-        for one in scored["sets"]
-        if not one["variant"]
-    ]
-    return [f"{where}: {leaks_in_words(counts)}" for where, counts in found if counts]
+    parts = []
+    for name in measured:
+        loss = found[name]["loss"]
+        compared = ""
+        if loss["value"] is not None:
+            compared = f", {loss_in_words(loss['value'], loss['interval'])}".replace("-", "−")
+        sets = ", ".join(found[name]["sets"])
+        parts.append(f"{said(name)} {where[name]} ({sets}){compared}")
+    missing = ""
+    if measured[0] != "within":
+        missing = f" It was not evaluated {where['within']}."
+    elif len(measured) == 1:
+        missing = " It was evaluated neither on unseen content nor on unseen datasets."
+    return f"Balanced accuracy is {'; '.join(parts)} ({notes}).{missing}"
 
 
 def run_figures(workdir: Path, scored: dict[str, Any]) -> dict[str, "Figure"]:
     """Returns {name: figure} of each evaluated split and of the training."""
     found = {}
     for one in scored["sets"]:
-        name = predictions.file_name(one["dataset"], one["split"], one["variant"])
-        drawn = _set_figures(workdir / "predictions" / name, one, scored["classes"])
-        found |= {f"{name.removesuffix('.csv')}.{key}": figure for key, figure in drawn.items()}
+        stem = one["table"].removesuffix(".csv")
+        found |= {f"{stem}.{key}": f for key, f in _set_figures(one, scored["classes"]).items()}
     metric = scored["reproduce"]["config"]["selection_metric"]
-    return found | _training_figures(workdir, metric)
+    return found | _training_figures(workdir, metric, scored["best_step"])
 
 
-def _set_figures(file: Path, one: dict[str, Any], classes: Sequence[str]) -> dict[str, "Figure"]:
-    table, _ = predictions.read(file)
-    labelled = table["label"] >= 0
-    labels, probabilities = table["label"][labelled], table["probabilities"][labelled]
+def _set_figures(one: dict[str, Any], classes: Sequence[str]) -> dict[str, "Figure"]:
     recall, roc = [], []
-    for index, points in enumerate(metrics.curves(labels, probabilities, CURVE_POINTS)):
+    for index, points in enumerate(one["curves"]):
         if points is None:
             continue
         name, colour = classes[index], f"c{index % figures.NUM_COLOURS}"
         recall.append(Line(name, points["recall"], points["precision"], colour))
-        rates = np.append(0, points["false_positive_rate"])
-        if np.isfinite(rates).all():
-            roc.append(Line(name, rates, np.append(0, points["recall"]), colour))
-    title = f"{one['dataset']} {one['split']} {one['variant']}".strip()
-    return {
+        rates = [0, *points["false_positive_rate"]]
+        if None not in rates:
+            roc.append(Line(name, rates, [0, *points["recall"]], colour))
+    title = set_name(one)
+    people = {}
+    if one["by_subject"]:
+        accuracies = one["by_subject"]["accuracies"]
+        shares = np.arange(1, len(accuracies) + 1) / len(accuracies)
+        people["people"] = figures.chart(
+            [
+                Line(
+                    "share of people up to this accuracy", accuracies, shares, "within", points=True
+                )
+            ],
+            f"Accuracy of each person of {title}",
+            "accuracy",
+            "share of people",
+        )
+    return people | {
         "precision_recall": figures.chart(
             recall, f"Precision-recall curves of {title}", "recall", "precision"
         ),
         "roc": figures.chart(
-            roc,
-            f"ROC curves of {title}",
-            "false positive rate",
-            "recall",
-            diagonal="chance level",
+            roc, f"ROC curves of {title}", "false positive rate", "recall", diagonal="chance level"
         ),
         "reliability": _reliability(one["reliability"], title),
         "confusion": _confusion(one, classes, title),
@@ -139,20 +182,11 @@ def _set_figures(file: Path, one: dict[str, Any], classes: Sequence[str]) -> dic
 
 
 def _reliability(reliability: dict[str, list[float | None]], title: str) -> "Figure":
-    bins = {
-        name: np.asarray([math.nan if value is None else value for value in values])
-        for name, values in reliability.items()
-    }
+    bins = {name: np.asarray(values, float) for name, values in reliability.items()}
     filled = bins["weight"] > 0
-    line = Line(
-        "accuracy by confidence",
-        bins["confidence"][filled],
-        bins["accuracy"][filled],
-        "within",
-        True,
-    )
+    confidence, accuracy = bins["confidence"][filled], bins["accuracy"][filled]
     return figures.chart(
-        [line],
+        [Line("accuracy by confidence", confidence, accuracy, "within", points=True)],
         f"Reliability of {title}: accuracy by confidence",
         "confidence",
         "accuracy",
@@ -164,11 +198,9 @@ def _reliability(reliability: dict[str, list[float | None]], title: str) -> "Fig
 def _confusion(one: dict[str, Any], classes: Sequence[str], title: str) -> "Figure":
     counts = np.asarray(one["confusion"], float)
     totals = np.asarray(one["n_by_class"], float)[:, None]
-    shares = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
-    texts = [[f"{value:.0f}" for value in row] for row in counts]
     return figures.heatmap(
-        shares,
-        texts,
+        np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0),
+        [[f"{value:.0f}" for value in row] for row in counts],
         f"Confusion matrix of {title}",
         rows=classes,
         columns=classes,
@@ -177,12 +209,11 @@ def _confusion(one: dict[str, Any], classes: Sequence[str], title: str) -> "Figu
     )
 
 
-def _training_figures(workdir: Path, metric: str) -> dict[str, "Figure"]:
+def _training_figures(workdir: Path, metric: str, best: int | None) -> dict[str, "Figure"]:
     """Returns loss and accuracy by step, or nothing without a log."""
-    rows = read_metrics(workdir)
+    rows = storage.read_json_lines(workdir / "metrics.jsonl")
     if not rows:
         return {}
-    best = checkpoints.best_step([row for row in rows if row.get(metric) is not None], metric)
     chosen = f"best checkpoint, by {metric.replace('_', ' ')}"
     found = {}
     for name in ("loss", "accuracy"):

@@ -4,65 +4,60 @@ import json
 import math
 import os
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from fer_jax import figures
-from fer_jax.errors import InputError
-from fer_jax.report.layout import METRIC_NAMES, interval, number, render
+from fer_jax.report.layout import data_uri, interval, number, render
+from fer_jax.results import METRIC_NAMES, set_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-def study_page(workdir: Path, scored: dict[str, Any]) -> str:
-    """Returns the HTML of a study's page.
-
-    Raises:
-      InputError: results.json lacks something, as from another version.
-    """
-    try:
-        return render("study.html", **_study_values(workdir, scored))
-    except (KeyError, jinja2.UndefinedError) as error:
-        file = workdir / "results.json"
-        raise InputError(
-            f"'{file}' is of another version: it lacks {error}; rerun `fer-jax study`"
-        ) from error
+FACES = "test_faces"
 
 
-def _study_values(workdir: Path, scored: dict[str, Any]) -> dict[str, Any]:
-    rows = _rows(scored)
+def study_page(workdir: Path, scored: dict[str, Any], faces: bool = True) -> str:
+    """Returns the HTML of a study's page, with or without faces of the test sets."""
+    # The name alone, so that a path in results.json cannot lead out of the folder.
+    strips = {
+        set_name(one): workdir / FACES / Path(one.get("faces") or ".").name
+        for one in scored["test_sets"]
+    }
     warnings = list(dict.fromkeys(c["warning"] for c in scored["cells"] if c["warning"]))
-    pages = {}
-    for scenario in scored["scenarios"]:
-        for run in scenario["runs"]:
-            pages[run] = _page_of(workdir, run)
-    largest = max(
-        (
-            abs(bound)
-            for one in [*scored["differences"], *scored.get("over_sets", ())]
-            for bound in [one["difference"], *(one["interval"] or ())]
-            if bound is not None
-        ),
-        default=1.0,
-    )
-    return {
-        "scored": scored,
-        "rows": rows,
-        "notes": {warning: _letters(number) for number, warning in enumerate(warnings)},
-        "pages": pages,
-        "reach": math.ceil(10 * largest) / 10 or 0.1,
+    runs = [run for scenario in scored["scenarios"] for run in scenario["runs"]]
+    ends = [
+        abs(bound)
+        for one in [*scored["differences"], *scored["over_sets"]]
+        for bound in [one["difference"], *(one["interval"] or ())]
+        if bound is not None
+    ]
+    return render(
+        "study.html",
+        scored=scored,
+        rows=_rows(scored),
+        strips={name: data_uri(file) for name, file in strips.items() if file.is_file()}
+        if faces
+        else {},
+        within={
+            (cell["scenario"], f"{cell['dataset']} {cell['split']}")
+            for cell in scored["cells"]
+            if cell["relation"] == "within"
+        },
+        notes={warning: _letters(number) for number, warning in enumerate(warnings)},
+        pages={run: _page_of(workdir, run) for run in runs},
+        reach=math.ceil(10 * max(ends, default=1.0)) / 10 or 0.1,
         # Balanced accuracy, which the page is about, comes first.
-        "measures": sorted(
+        measures=sorted(
             {one["metric"] for one in scored["differences"]},
             key=lambda metric: (metric != "balanced_accuracy", metric),
         ),
-        "several_seeds": any(len(scenario["seeds"]) > 1 for scenario in scored["scenarios"]),
-        "config": json.dumps(scored["reproduce"]["config"], indent=2),
-    }
+        several_seeds=any(len(scenario["seeds"]) > 1 for scenario in scored["scenarios"]),
+        config=json.dumps(scored["reproduce"]["config"], indent=2),
+    )
 
 
 def _rows(scored: dict[str, Any]) -> list[dict[str, Any]]:
@@ -111,7 +106,7 @@ def study_figures(scored: dict[str, Any]) -> dict[str, "Figure"]:
         if shown:
             name = METRIC_NAMES.get(metric, metric)
             found[f"differences.{metric}"] = figures.differences(
-                [f"{one['scenario']}, {one['dataset']} {one['split']}" for one in shown],
+                [f"{one['scenario']}, {set_name(one)}" for one in shown],
                 [one["difference"] for one in shown],
                 [_defined(one["interval"]) for one in shown],
                 f"Differences in {name} from the baseline {scored['baseline']}",
@@ -125,7 +120,16 @@ def _defined(bounds: list[float | None] | None) -> list[float] | None:
     return found if len(found) == 2 else None
 
 
-def _matrix(rows: list[dict[str, Any]], test_sets: list[dict[str, Any]]) -> "Figure":
+def overview(scored: dict[str, Any], pictures: Sequence[np.ndarray]) -> "Figure":
+    """Returns the matrix with faces of the test sets, uint8 RGB [height, width, 3], above it."""
+    return _matrix(_rows(scored), scored["test_sets"], pictures)
+
+
+def _matrix(
+    rows: list[dict[str, Any]],
+    test_sets: list[dict[str, Any]],
+    pictures: Sequence[np.ndarray] = (),
+) -> "Figure":
     shades = np.full((len(rows), len(test_sets)), np.nan)
     texts = [["n/a"] * len(test_sets) for _ in rows]
     for (row, column), _ in np.ndenumerate(shades):
@@ -141,7 +145,8 @@ def _matrix(rows: list[dict[str, Any]], test_sets: list[dict[str, Any]]) -> "Fig
         texts,
         "Balanced accuracy by training scenario and test set",
         rows=[f"{row['scenario']['name']} {row['variant']}".strip() for row in rows],
-        columns=[f"{one['dataset']} {one['split']}" for one in test_sets],
+        columns=list(map(set_name, test_sets)),
         x_label="test set",
         y_label="training scenario",
+        pictures=pictures,
     )

@@ -1,1 +1,1 @@
-"""Runs to answers: the demo, the report."""
+"""Train on mixtures of datasets and compare the results on every test set."""

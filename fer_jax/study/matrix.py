@@ -1,507 +1,479 @@
 """results.json and matrix.csv of a study: every scenario on every test set, from the tables."""
 
-import csv
-import json
+import functools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fer_jax import results, storage
 from fer_jax.config import Config
+from fer_jax.data.audit.findings import LOOKED_FOR, find_near_duplicates
 from fer_jax.data.records import Records, build_summary
 from fer_jax.errors import InputError
-from fer_jax.evaluation import baselines, bootstrap, compare, metrics, predictions, results
-from fer_jax.evaluation.results import HEADLINE
+from fer_jax.evaluation import (
+    baselines,
+    bootstrap,
+    compare,
+    metrics,
+    predictions,
+    relations,
+    scoring,
+)
+from fer_jax.evaluation.bootstrap import Estimate
+from fer_jax.evaluation.predictions import Table, sizes, take
+from fer_jax.evaluation.relations import RELATIONS
+from fer_jax.evaluation.run_scores import evaluated_checkpoint, read_test_access
+from fer_jax.results import HEADLINE, interval, loss_in_words, number, p_value, set_name
 from fer_jax.schema import TASKS
 from fer_jax.study import distances
-from fer_jax.study.distances import METRIC, RELATIONS, Answered, Estimate
-from fer_jax.study.scenarios import Run, Scenario, baseline_of
+from fer_jax.study.distances import METRIC, SeedPredictions
+from fer_jax.study.scenarios import Scenario, ScenarioRun, baseline_of
 
-SMALLEST = 1e-12  # a sum of probabilities below this says nothing of their proportions
+SMALLEST = 1e-12  # a smaller sum of probabilities does not define their proportions
 MATRIX_COLUMNS = (
     *("scenario", "dataset", "split", "variant", "relation", "oracle", "empty", "warning"),
     *("n", "n_subjects", "n_clips", "cluster", "n_clusters"),
     *(f"{name}{end}" for name in HEADLINE for end in ("", "_low", "_high")),
     *("prevalence", "majority_accuracy", "majority_balanced_accuracy"),
 )
+NAN = float("nan")
 
-Runs = Mapping[str, Sequence[Run]]
+
+class ScoredClasses(NamedTuple):
+    """The numbers of the scored classes, int64 [k], ascending, and the names of all classes."""
+
+    numbers: np.ndarray
+    of_task: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the scored classes."""
+        return [self.of_task[number] for number in self.numbers]
+
+    def rescale(self, probabilities: np.ndarray) -> np.ndarray:
+        """Returns the columns of the scored classes; if some are missing, rows sum to 1 again."""
+        if len(self.numbers) == probabilities.shape[1]:
+            return probabilities
+        kept = np.maximum(probabilities[:, self.numbers], SMALLEST)
+        return kept / kept.sum(axis=1, keepdims=True)
+
+
+class ScenarioScores(NamedTuple):
+    """A scenario on a test set: its cell of results.json, and what is compared over sets.
+
+    The estimate is for `distances.measure_distances`; the gains, by metric, are differences from
+    the baseline. A variant and an empty cell have neither.
+    """
+
+    cell: dict[str, Any]
+    estimate: tuple[str | None, Estimate, SeedPredictions] | None = None
+    gains: Mapping[str, Estimate] = {}
 
 
 def write(
     config: Config,
     scenarios: Sequence[Scenario],
-    runs: Sequence[Run],
+    runs: Sequence[ScenarioRun],
     workdir: Path,
     data_dir: Path,
 ) -> dict[str, Any]:
-    """Writes results.json and matrix.csv of a study whose runs are predicted.
-
-    Returns:
-      What results.json says.
+    """Writes results.json, which it returns, and matrix.csv of a study whose runs are evaluated.
 
     Raises:
       InputError: a table of other classes, or of other images than another's; or
         `shared_classes` and fewer than two are.
     """
-    found = results.plain(of_study(config, scenarios, runs, data_dir))
-    temporary = workdir / "results.tmp"
-    temporary.write_text(json.dumps(found, indent=2) + "\n")
-    temporary.replace(workdir / "results.json")
-    with (workdir / "matrix.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, MATRIX_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(_row(cell) for cell in found["cells"])
+    found = results.plain(score_study(config, scenarios, runs, workdir, data_dir))
+    results.write(workdir, found)
+    rows = [_row(cell) for cell in found["cells"]]
+    storage.write_table(workdir / "matrix.csv", MATRIX_COLUMNS, rows)
     return found
 
 
-def of_study(
-    config: Config, scenarios: Sequence[Scenario], runs: Sequence[Run], data_dir: Path
+def score_study(
+    config: Config,
+    scenarios: Sequence[Scenario],
+    runs: Sequence[ScenarioRun],
+    workdir: Path,
+    data_dir: Path,
 ) -> dict[str, Any]:
-    """Everything that results.json of a study says; see `write` for the errors."""
-    task = config.run.task
-    by_scenario = {s.name: [run for run in runs if run.scenario is s] for s in scenarios}
+    """Computes the content of a study's results.json; see `write` for the errors."""
     baseline = baseline_of(config)
     tests = scenarios[0].experiment.test
     classes = scored_classes(config, scenarios, tests)
-    sets, cells, differences = [], [], []
-    estimates: dict[str, list[tuple[str | None, Estimate, Answered]]] = {
-        s.name: [] for s in scenarios
-    }
-    gains: dict[str, list[tuple[str, Estimate]]] = {s.name: [] for s in scenarios}
+    in_all = [np.intersect1d(part.labels(config.run.task), classes.numbers) for part in tests]
+    common = np.searchsorted(classes.numbers, functools.reduce(np.intersect1d, in_all)).tolist()
+    sets, cells = [], []
+    estimates: dict[str, list[Any]] = {s.name: [] for s in scenarios}
+    # By scenario and (dataset, split), the differences from the baseline by metric.
+    gains: dict[str, dict[tuple[str, str], Mapping[str, Estimate]]] = {}
     for records in tests:
-        for variant in _variants(records, by_scenario):
-            answers = _answers(records, variant, by_scenario, TASKS[task])
-            rows = np.flatnonzero(np.isin(answers.table["label"], classes))
-            table = {name: column[rows] for name, column in answers.table.items()}
-            table["label"] = np.searchsorted(classes, table["label"])
+        for variant in ("", *sorted(config.variants)):
+            table, scores = _score_set(records, variant, runs, baseline, classes, common)
             if not variant:
-                sets.append(_test_set(records, table, len(classes)))
-            predictors = [
-                _of_classes(p[rows], classes)
-                for seeds in answers.probabilities.values()
-                for p in seeds
-            ]
-            own, resampled = {}, None
-            if len(rows):
-                cluster, kind = bootstrap.clusters(table)
-                of = bootstrap.sample(table["label"], cluster, len(classes))
-                resampled = compare.resample(of, predictors)
-            first = 0
-            for name, seeds in answers.probabilities.items():
-                own[name] = range(first, first + len(seeds))
-                first += len(seeds)
-            for scenario in scenarios:
-                about = {
-                    "scenario": scenario.name,
-                    "dataset": records.name,
-                    "split": records.split,
-                    "variant": variant,
-                }
-                related = distances.relation(scenario.learned, answers.table)
-                about |= {
-                    "relation": related if related in RELATIONS else None,
-                    "oracle": scenario.oracle
-                    or distances.is_oracle(scenario.learned, answers.table),
-                }
-                if resampled is None or scenario.name not in own:
-                    reason = (
-                        f"no image of {', '.join(TASKS[task][c] for c in classes)}"
-                        if resampled is None
-                        else f"not every run has the variant {variant}"
-                    )
-                    cells.append(about | _empty(reason))
-                    continue
-                numbers = own[scenario.name]
-                cell = _cell(table, kind, resampled, numbers, [TASKS[task][c] for c in classes])
-                cell["no_pixels"] = _no_pixels(
-                    by_scenario[scenario.name][0].workdir, table, classes, TASKS[task]
-                )
-                cell["warning"] = (
-                    "; ".join([*_people_known(scenario, table), *cell.pop("doubts")]) or None
-                )
-                cells.append(about | cell)
-                if variant:
-                    continue
-                estimated = distances.of_predictors(resampled, numbers)
-                tested = Answered(table, [predictors[i] for i in numbers])
-                estimates[scenario.name].append((related, estimated, tested))
-                if scenario.name != baseline:
-                    pair = [(numbers, 1.0), (own[baseline], -1.0)]
-                    differences += _differences(about, baseline, resampled, pair)
-                    gain = _gain(resampled, numbers, own[baseline])
-                    gains[scenario.name].append((f"{records.name} {records.split}", gain))
-    _correct(differences)
+                sets.append(_test_set(records, table, len(classes.numbers)))
+            for name, one in scores.items():
+                cells.append(one.cell)
+                if one.estimate:
+                    estimates[name].append(one.estimate)
+                if one.gains:
+                    gains.setdefault(name, {})[records.name, records.split] = one.gains
+    differences, over_sets = compare_scenarios(gains, baseline)
     measured = [
-        {"scenario": s.name} | distances.distances(estimates[s.name], len(classes))
-        for s in scenarios
+        {"scenario": name} | distances.measure_distances(own, len(classes.numbers))
+        for name, own in estimates.items()
     ]
     return {
         "question": config.question,
-        "answer": answer(scenarios, baseline, cells, measured, gains, len(config.seeds)),
-        "task": task,
-        "classes": [TASKS[task][c] for c in classes],
+        "answer": answer(scenarios, baseline, cells, estimates, gains, len(config.seeds)),
+        "task": config.run.task,
+        "classes": classes.names,
+        "common_classes": [classes.names[number] for number in common],
         "protocol": config.protocol,
         "baseline": baseline,
-        "scenarios": [_scenario(s, by_scenario[s.name]) for s in scenarios],
+        "scenarios": [_scenario(s, [run for run in runs if run.scenario is s]) for s in scenarios],
         "test_sets": sets,
         "cells": cells,
         "differences": differences,
-        "over_sets": over_sets(gains, baseline),
+        "n_compared": len(differences) + len(over_sets),
+        "over_sets": over_sets,
         "distances": measured,
-        "audit": _audit(scenarios),
-        "openings": [opening for run in runs for opening in _openings(run)],
-        "published": _published(config),
+        "audit": _audit(scenarios, workdir),
+        "test_access": [
+            {"run": f"runs/{run.name}"} | access
+            for run in runs
+            for access in read_test_access(run.workdir)
+        ],
+        # A score that was not published is 0 in the config.
+        "published": {name: value or NAN for name, value in config.published.items()}
+        if config.published.source
+        else None,
         "reproduce": _reproduce(config, scenarios, runs, data_dir),
     }
 
 
 def scored_classes(
     config: Config, scenarios: Sequence[Scenario], tests: Sequence[Records]
-) -> np.ndarray:
-    """Numbers of the classes that are scored: int64 [k], ascending.
+) -> ScoredClasses:
+    """Returns the classes that are scored.
 
     All of the task; with `shared_classes` those that every scenario was trained on and every
-    test set has, so that a column's numbers are about the same images and chance is the same
-    everywhere. The probabilities of the others are then left out, and the rest brought to 1.
+    test set has, so that a column's numbers are about the same images and the chance level is the
+    same everywhere. The probabilities of the others are then left out, and the rest sum to 1.
 
     Raises:
       InputError: fewer than two are shared.
     """
     task = config.run.task
-    classes = np.arange(len(TASKS[task]))
-    if not config.shared_classes:
-        return classes
-    trained = [
-        np.concatenate([part.labels(task) for part in scenario.experiment.train])
-        for scenario in scenarios
-    ]
-    for labels in [*trained, *(part.labels(task) for part in tests)]:
-        classes = np.intersect1d(classes, labels)
-    if len(classes) < 2:
+    numbers = np.arange(len(TASKS[task]))
+    if config.shared_classes:
+        for scenario in scenarios:
+            trained = [part.labels(task) for part in scenario.experiment.train]
+            numbers = np.intersect1d(numbers, np.concatenate(trained))
+        for part in tests:
+            numbers = np.intersect1d(numbers, part.labels(task))
+    if len(numbers) < 2:
         raise InputError(
             "config.shared_classes: fewer than two classes are in every training and test set"
         )
-    return classes
+    return ScoredClasses(numbers, TASKS[task])
 
 
-def _of_classes(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """float64 [n, len(classes)]: columns of float64 [n, k], rows brought to 1 if any is gone."""
-    if len(classes) == probabilities.shape[1]:
-        return probabilities
-    kept = np.maximum(probabilities[:, classes], SMALLEST)
-    return kept / kept.sum(axis=1, keepdims=True)
+def _score_set(
+    records: Records,
+    variant: str,
+    runs: Sequence[ScenarioRun],
+    baseline: str,
+    classes: ScoredClasses,
+    common: Sequence[int],
+) -> tuple[Table, dict[str, ScenarioScores]]:
+    """Scores every scenario on a test set, in the same draws; returns its scored images, too.
 
-
-class _Answers:
-    """The tables of one test set, images in one order."""
-
-    def __init__(
-        self, table: predictions.Table, probabilities: dict[str, list[np.ndarray]]
-    ) -> None:
-        self.table, self.probabilities = table, probabilities
-
-
-def _file(run: Run, records: Records, variant: str) -> Path:
-    return run.workdir / "predictions" / predictions.file_name(records.name, records.split, variant)
-
-
-def _variants(records: Records, by_scenario: Runs) -> list[str]:
-    """The plain one, which is "", and every one that some run has."""
-    plain = predictions.file_name(records.name, records.split).removesuffix(".csv")
-    found = {
-        file.name.removeprefix(f"{plain}.").removesuffix(".csv")
-        for runs in by_scenario.values()
-        for run in runs
-        for file in (run.workdir / "predictions").glob("*.csv")
-        if file.name.startswith(f"{plain}.") and file.name != f"{plain}.csv"
-    }
-    return ["", *sorted(found)]
-
-
-def _answers(
-    records: Records, variant: str, by_scenario: Runs, classes: tuple[str, ...]
-) -> _Answers:
-    first: tuple[predictions.Table, Path] | None = None
-    probabilities: dict[str, list[np.ndarray]] = {}
-    for name, runs in by_scenario.items():
-        files = [_file(run, records, variant) for run in runs]
-        if variant and not all(file.is_file() for file in files):
+    `common` are the scored classes that all test sets have, over which sets are averaged.
+    """
+    whole, predicted = _read_predictions(records, variant, runs, classes.of_task)
+    rows = np.flatnonzero(np.isin(whole["label"], classes.numbers))
+    table = take(whole, rows)
+    table["label"] = np.searchsorted(classes.numbers, table["label"])
+    predictors = [classes.rescale(probabilities[rows]) for probabilities in predicted]
+    numbers: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        numbers.setdefault(run.scenario.name, []).append(index)
+    of = bootstrap.sample_table(table, len(classes.numbers))
+    resampled = bootstrap.resample(of, predictors) if len(rows) else None
+    found = {}
+    for name, own in numbers.items():
+        scenario = runs[own[0]].scenario
+        tested = relations.as_trained(scenario.learned, records)
+        relation = relations.relation(scenario.learned, tested)
+        where = {"scenario": name, "dataset": records.name, "split": records.split}
+        about = where | {
+            "variant": variant,
+            "relation": relation if relation in RELATIONS else None,
+            "oracle": scenario.oracle or relations.is_oracle(scenario.learned, tested),
+        }
+        if resampled is None:
+            found[name] = ScenarioScores(about | _empty(f"no image of {', '.join(classes.names)}"))
             continue
-        for file in files:
-            table, of_table = predictions.read(file)
-            if of_table != classes:
-                raise InputError(
-                    f"{file} is about {', '.join(of_table)}; the study's task has "
-                    f"{', '.join(classes)}; delete it and repeat the study"
-                )
-            if first is None:
-                first = table, file
-            order = compare.same_images(first[0], table, first[1], file)
-            probabilities.setdefault(name, []).append(table["probabilities"][order])
-    assert first is not None
-    table = {name: column for name, column in first[0].items() if name != "probabilities"}
-    return _Answers(table, probabilities)
+        cell = _cell(table, resampled, own, classes, runs[own[0]])
+        cell["constant"] = all(len(np.unique(predictors[i].argmax(axis=1))) == 1 for i in own)
+        found[name] = ScenarioScores(about | cell)
+        if variant:
+            continue
+        estimate = bootstrap.estimate_mean(resampled, METRIC, common, own, name)
+        seeds = SeedPredictions(table, [predictors[index] for index in own])
+        found[name] = found[name]._replace(estimate=(relation, estimate, seeds))
+        if name != baseline:
+            gains = {}
+            for metric in HEADLINE:
+                ours = bootstrap.estimate(resampled, metric, own, name)
+                other = bootstrap.estimate(resampled, metric, numbers[baseline], baseline)
+                gains[metric] = bootstrap.combine([(ours, 1.0), (other, -1.0)])
+            found[name] = found[name]._replace(gains=gains)
+    return table, found
 
 
-def _named(table: predictions.Table, column: str) -> int:
-    return len(set(table[column].tolist()) - {""})
+def _read_predictions(
+    records: Records, variant: str, runs: Sequence[ScenarioRun], classes: tuple[str, ...]
+) -> tuple[Table, list[np.ndarray]]:
+    name = predictions.file_name(records.name, records.split, variant)
+    files = [run.workdir / "predictions" / name for run in runs]
+    first, _ = predictions.read(files[0], classes)
+    found = []
+    for file in files:
+        table, _ = predictions.read(file, classes)
+        rows = compare.same_images(first, table, files[0], file)
+        found.append(table["probabilities"][rows])
+    return {name: column for name, column in first.items() if name != "probabilities"}, found
 
 
-def _test_set(records: Records, table: predictions.Table, num_classes: int) -> dict[str, Any]:
+def _test_set(records: Records, table: Table, num_classes: int) -> dict[str, Any]:
     labels = table["label"]
-    scored = {"accuracy": float("nan"), "balanced_accuracy": float("nan")}
-    if len(labels):
-        majority = baselines.majority(labels, num_classes)
-        scored = {name: majority[name] for name in scored}
+    majority = baselines.majority(labels, num_classes) if len(labels) else {}
     return {
         "dataset": records.name,
         "split": records.split,
         "source": "+".join(sorted(set(records.columns["source"].tolist()))),
-        "n": len(labels),
-        "n_subjects": _named(table, "subject_id"),
-        "n_clips": _named(table, "clip_id"),
+        "faces": faces_file(records),
+        **sizes(table),
         "classes_present": len(np.unique(labels)),
-        "majority": scored,
+        "majority": {name: majority.get(name, NAN) for name in ("accuracy", "balanced_accuracy")},
     }
 
 
+def faces_file(records: Records) -> str:
+    """Returns where in a study's folder the picture of a test set's faces is."""
+    name = predictions.file_name(records.name, records.split).removesuffix(".csv")
+    return f"test_faces/{name}.jpg"
+
+
 def _empty(reason: str) -> dict[str, Any]:
-    nothing = {"value": float("nan"), "interval": [float("nan")] * 2, "by_seed": []}
-    nan = float("nan")
-    return {
+    nothing = {"value": NAN, "interval": [NAN] * 2, "by_seed": []}
+    return dict.fromkeys(("n_clusters", "n", "n_subjects", "n_clips"), 0) | {
         "empty": reason,
+        "constant": False,
         "warning": None,
         "cluster": "image",
-        "n_clusters": 0,
-        "n": 0,
-        "n_subjects": 0,
-        "n_clips": 0,
         "metrics": dict.fromkeys(HEADLINE, nothing),
-        "prevalence": nan,
-        "majority": {"accuracy": nan, "balanced_accuracy": nan},
-        "no_pixels": None,
+        "prevalence": NAN,
+        "majority": {"accuracy": NAN, "balanced_accuracy": NAN},
+        "pixel_free": None,
     }
 
 
 def _cell(
-    table: predictions.Table,
-    kind: str,
-    resampled: compare.Resampled,
+    table: Table,
+    resampled: bootstrap.Resampled,
     numbers: Sequence[int],
-    classes: Sequence[str],
+    classes: ScoredClasses,
+    run: ScenarioRun,
 ) -> dict[str, Any]:
     scores = {}
     for name in HEADLINE:
-        value, error, degrees = compare.estimate(resampled, name, [(numbers, 1.0)])
+        mean = bootstrap.estimate(resampled, name, numbers)
         scores[name] = {
-            "value": value,
-            "interval": bootstrap.interval(name, value, error, degrees),
-            "by_seed": resampled.values(name)[np.asarray(numbers)],
+            "value": mean.value,
+            "interval": bootstrap.interval(name, mean),
+            "by_seed": mean.by_seed[""],
         }
-    majority = baselines.majority(table["label"], len(classes))
-    counts = np.bincount(table["label"], minlength=len(classes))
-    absent = [name for name, count in zip(classes, counts, strict=True) if not count]
-    doubts = [f"no image of {', '.join(absent)}"] if absent else []
-    of = {
-        "n_clusters": len(resampled.of.scale),
-        "cluster": kind,
-        "effective_clusters": resampled.of.degrees()[0] + 1,
-    }
-    doubts += results.doubts_of_interval(of, scores[METRIC]["interval"])
+    people = set(table["subject_id"].tolist()) - {""}
+    known = people & run.scenario.learned.subjects
+    counts = np.bincount(table["label"], minlength=len(classes.numbers))
+    absent = [name for name, count in zip(classes.names, counts, strict=True) if not count]
+    clusters = resampled.of.describe()
+    caveats = [f"{len(known)} of its {len(people)} people were trained on"] if known else []
+    caveats += [f"no image of {', '.join(absent)}"] if absent else []
+    caveats += scoring.interval_caveats(clusters, scores[METRIC]["interval"])
+    majority = baselines.majority(table["label"], len(classes.numbers))
+    label_counts = baselines.read(run.workdir, classes.of_task)
+    pixel_free = None
+    if label_counts is not None:
+        predicted = baselines.pixel_free(label_counts, table["source"], table["content"])
+        scored = metrics.score(table["label"], classes.rescale(predicted))
+        pixel_free = {name: scored[name] for name in baselines.COMPARABLE}
     return {
         "empty": None,
-        "cluster": kind,
-        "n_clusters": of["n_clusters"],
-        "n": len(table["label"]),
-        "n_subjects": _named(table, "subject_id"),
-        "n_clips": _named(table, "clip_id"),
+        "warning": "; ".join(caveats) or None,
+        "cluster": clusters["cluster"],
+        "n_clusters": clusters["n_clusters"],
+        **sizes(table),
         "metrics": scores,
-        # What a random score reaches.
         "prevalence": majority["pr_auc"],
         "majority": {name: majority[name] for name in ("accuracy", "balanced_accuracy")},
-        "doubts": doubts,
+        "pixel_free": pixel_free,
     }
 
 
-def _people_known(scenario: Scenario, table: predictions.Table) -> list[str]:
-    people = set(table["subject_id"].tolist()) - {""}
-    known = people & scenario.learned.subjects
-    return [f"{len(known)} of its {len(people)} people were trained on"] if known else []
-
-
-def _no_pixels(
-    workdir: Path, table: predictions.Table, classes: np.ndarray, names: tuple[str, ...]
-) -> dict[str, float] | None:
-    """The scores of what is known without looking: the training labels by source and content."""
-    counts = baselines.read(workdir, names)
-    if counts is None:
-        return None
-    answers = baselines.no_pixels(counts, table["source"], table["content"])
-    scored = metrics.score(table["label"], _of_classes(answers, classes))
-    return {name: scored[name] for name in baselines.COMPARABLE}
-
-
-def _differences(
-    about: Mapping[str, Any],
-    baseline: str,
-    resampled: compare.Resampled,
-    pair: Sequence[tuple[Sequence[int], float]],
-) -> list[dict[str, Any]]:
-    where = {name: about[name] for name in ("scenario", "dataset", "split")}
-    return [
-        where
-        | {"against": baseline, "metric": name}
-        | bootstrap.difference(*compare.estimate(resampled, name, pair))
-        for name in HEADLINE
-    ]
-
-
-def _correct(differences: list[dict[str, Any]]) -> None:
-    """Adds `p_corrected`: Holm's, for the number of test sets of a scenario and metric."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for one in differences:
-        groups.setdefault((one["scenario"], one["metric"]), []).append(one)
-    for group in groups.values():
-        corrected = bootstrap.holm([one["p"] for one in group])
-        for one, p in zip(group, corrected, strict=True):
-            one["p_corrected"] = p
-
-
-def _gain(
-    resampled: compare.Resampled, numbers: Sequence[int], baseline: Sequence[int]
-) -> Estimate:
-    """A scenario less the baseline, apart by what its error comes from."""
-    a, b = (resampled.values(METRIC)[np.asarray(side)] for side in (numbers, baseline))
-    _, error, _ = compare.estimate(resampled, METRIC, [(numbers, 1.0), (baseline, -1.0)])
-    of_seeds = sum(side.var(ddof=1) / len(side) if len(side) > 1 else 0.0 for side in (a, b))
-    return Estimate(a - b, max(error**2 - of_seeds, 0.0), resampled.of.degrees()[0])
-
-
-def over_sets(
-    gains: Mapping[str, Sequence[tuple[str, Estimate]]], baseline: str
-) -> list[dict[str, Any]]:
-    """Each scenario less the baseline in balanced accuracy, a mean over test sets of equal weight.
+def compare_scenarios(
+    gains: Mapping[str, Mapping[tuple[str, str], Mapping[str, Estimate]]], baseline: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lists the differences from the baseline, on each test set and averaged over the sets.
 
     Args:
-      gains: of each scenario but the baseline, (test set, scenario less baseline) pairs; the sets
-        are of different people.
+      gains: {scenario: {(dataset, split): {metric: difference}}}.
       baseline: its name.
 
     Returns:
-      [{"scenario", "against", "n_sets", "without": sets whose difference has no interval, which
-      the mean is without, "difference", "interval", "p", "p_corrected": Holm's, for the number
-      of scenarios}].
+      [{"scenario", "against", "dataset", "split", "metric", "difference", "interval", "p",
+      "p_corrected"}], and of balanced accuracy, with equal weights of the sets, [{"scenario",
+      "against", "n_sets", "without": sets whose difference has no interval and which are not in
+      the mean, "difference", "interval", "p", "p_corrected"}]. All together are one family, for
+      whose number `bootstrap.correct` corrects.
     """
-    found = []
-    for scenario, own in gains.items():
-        known = [
-            (where, gain)
-            for where, gain in own
-            if np.isfinite(bootstrap.difference(*distances.combined([(gain, 1.0)]))["p"])
-        ]
-        if not known:
-            continue
-        terms = [(gain, 1 / len(known)) for _, gain in known]
-        found.append(
-            {
-                "scenario": scenario,
-                "against": baseline,
-                "n_sets": len(known),
-                "without": [where for where, _ in own if where not in dict(known)],
-            }
-            | bootstrap.difference(*distances.combined(terms))
-        )
-    corrected = bootstrap.holm([one["p"] for one in found])
-    return [one | {"p_corrected": p} for one, p in zip(found, corrected, strict=True)]
+    estimates, rows, means = [], [], []
+    for scenario, of_sets in gains.items():
+        known = {}
+        for (dataset, split), of_metrics in of_sets.items():
+            for metric, gain in of_metrics.items():
+                estimates.append(gain)
+                rows.append(
+                    {"scenario": scenario, "against": baseline, "dataset": dataset}
+                    | {"split": split, "metric": metric}
+                    | bootstrap.difference(gain)
+                )
+                if metric == METRIC and np.isfinite(rows[-1]["p"]):
+                    known[f"{dataset} {split}"] = gain
+        if known:
+            without = [f"{dataset} {split}" for dataset, split in of_sets]
+            means.append(
+                {"scenario": scenario, "against": baseline, "n_sets": len(known)}
+                | {"without": [where for where in without if where not in known]}
+            )
+            estimates.append(mean_of(list(known.values())))
+            means[-1] |= bootstrap.difference(estimates[-1])
+            rows.append(means[-1])
+    for row, p in zip(rows, bootstrap.correct(estimates), strict=True):
+        row["p_corrected"] = p
+    return [row for row in rows if "metric" in row], means
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """Averages estimates with equal weights."""
+    return bootstrap.combine([(one, 1 / len(estimates)) for one in estimates])
 
 
 def answer(
     scenarios: Sequence[Scenario],
     baseline: str,
     cells: Sequence[Mapping[str, Any]],
-    measured: Sequence[Mapping[str, Any]],
-    gains: Mapping[str, Sequence[tuple[str, Estimate]]],
+    estimates: Mapping[str, Sequence[tuple[str | None, Estimate, SeedPredictions]]],
+    gains: Mapping[str, Mapping[tuple[str, str], Mapping[str, Estimate]]],
     num_seeds: int,
 ) -> str:
-    """The question's answer in one sentence, with its interval.
+    """Answers the study's question in one sentence, with its interval.
 
-    Where scenarios add sources to the baseline's: which of them gains most on the test sets that
-    neither it nor the baseline knows the source or the content of. Else: what is lost from
-    held-out people of a scenario's own sources to others, over the scenarios.
+    Where scenarios add datasets to the baseline's: which of them gains most on the test sets that
+    are unseen for the baseline and for all of them; the interval is corrected for the choice. Else:
+    the loss from held-out people of a scenario's own datasets to unseen ones, over the scenarios.
     """
-    unknown = {
-        (cell["scenario"], f"{cell['dataset']} {cell['split']}")
-        for cell in cells
-        if cell["relation"] in ("cross_domain", "cross_content")
-        and not cell["oracle"]
-        and not cell["variant"]
-        and not cell["empty"]
-    }
     trained = {s.name: {part.name for part in s.experiment.train} for s in scenarios}
-    compared = []
-    for scenario in scenarios:
-        if not trained[scenario.name] > trained[baseline]:
-            continue
+    oracles = {one["scenario"] for one in cells} - {
+        one["scenario"] for one in cells if not one["oracle"]
+    }
+    added = [name for name in gains if trained[name] > trained[baseline] and name not in oracles]
+    fixed = "" if num_seeds > 1 else "; one seed, so this compares these models, not recipes"
+    if all(one["constant"] for one in cells if not one["empty"]):
+        return (
+            "Every model predicts a single class on every test set: train longer to compare them."
+        )
+    if not added:
+        return _loss(estimates, fixed)
+    unseen: list[tuple[str, str]] = []
+    for where in gains[added[0]]:
         own = [
-            (where, gain)
-            for where, gain in gains[scenario.name]
-            if {(scenario.name, where), (baseline, where)} <= unknown
+            cell
+            for cell in cells
+            if (cell["dataset"], cell["split"]) == where
+            and not cell["variant"]
+            and cell["scenario"] in (baseline, *added)
         ]
-        if own:
-            value, error, degrees = distances.combined([(gain, 1 / len(own)) for _, gain in own])
-            compared.append((value, error, degrees, scenario.name, [where for where, _ in own]))
-    if compared:
-        value, error, degrees, name, where = max(compared)
-        bounds = _around(value, error, degrees)
-        fixed = "" if num_seeds > 1 else "; one seed, so this is about these models, not recipes"
-        several = len(compared) > 1
-        others = f"{len(compared)} scenarios that add" if several else "1 scenario that adds"
-        return (
-            f"On what neither has seen ({', '.join(where)}), '{name}' changes the balanced "
-            f"accuracy of '{baseline}' by {results.number(value, signed=True)} "
-            f"{results.interval(bounds, signed=True)}, the most of {others} sources to it{fixed}."
+        if all(cell["relation"] in RELATIONS[1:] and not cell["oracle"] for cell in own):
+            unseen.append(where)
+    if not unseen:
+        none = (
+            f"No test set is unseen for '{baseline}' and all scenarios that add datasets to it, so "
         )
-    return _loss(measured)
-
-
-def _loss(measured: Sequence[Mapping[str, Any]]) -> str:
-    known = []
-    for one in measured:
-        beyond = [one[name]["value"] for name in RELATIONS[1:] if one[name]["n_sets"]]
-        if one["within_domain"]["n_sets"] and beyond:
-            known.append((one, one["within_domain"]["value"], float(np.mean(beyond))))
-    if not known:
-        return (
-            "No scenario was tested both on held-out people of what it learned from and on "
-            "anything new: there is no distance to tell."
+        return f"{none}these are not ranked. {_loss(estimates, fixed)}"
+    # A set without an interval would leave the mean without one.
+    surer = [
+        where
+        for where in unseen
+        if all(np.isfinite(gains[name][where][METRIC].error()).all() for name in added)
+    ]
+    unseen = surer or unseen
+    means = {name: mean_of([gains[name][where][METRIC] for where in unseen]) for name in added}
+    name = max(means, key=lambda name: means[name].value)
+    found = bootstrap.difference(means[name], num_compared=len(added))
+    low, high = found["interval"]
+    shown = interval(found["interval"], signed=True).replace("n/a", "(no interval)")
+    verdict = ", which is not significant" if low <= 0 <= high else ""
+    chosen = ""
+    if len(added) > 1:
+        rank = "highest" if found["difference"] > 0 else "least negative"
+        chosen = (
+            f"; the {rank} of {len(added)} scenarios that add datasets to it, and the interval is "
+            "corrected for that choice"
         )
-    within, beyond = np.mean([(a, b) for _, a, b in known], axis=0)
-    lost = np.asarray([a - b for _, a, b in known])
-    if len(known) > 1:
-        error = float(lost.std(ddof=1) / np.sqrt(len(lost)))
-        interval = _around(float(lost.mean()), error, len(lost) - 1)
-        over = f"over {len(known)} scenarios"
-    else:
-        interval = known[0][0]["new_content"]["interval"]
-        over = "matched in size"
     return (
-        f"On held-out people of what it learned from a model reaches a mean balanced accuracy of "
-        f"{results.number(float(within))}, on sources or content it has never seen "
-        f"{results.number(float(beyond))}: a loss of {results.number(float(lost.mean()))} "
-        f"{results.interval(interval)} ({over})."
+        f"On the test sets that are unseen for all of them ({', '.join(map(' '.join, unseen))}), "
+        f"'{name}' changes the balanced accuracy of '{baseline}' by "
+        f"{number(found['difference'], signed=True)} {shown}{verdict}{chosen}{fixed}."
     )
 
 
-def _around(value: float, error: float, degrees: float) -> list[float]:
-    reach = bootstrap.quantile_of_t(degrees) * error
-    return [value - reach, value + reach]
+def _loss(
+    estimates: Mapping[str, Sequence[tuple[str | None, Estimate, SeedPredictions]]], fixed: str
+) -> str:
+    """Says the mean loss of the scenarios that have both kinds of test sets."""
+    sides: list[tuple[Estimate, Estimate]] = []
+    for of_scenario in estimates.values():
+        within = [one for related, one, _ in of_scenario if related == RELATIONS[0]]
+        beyond = [one for related, one, _ in of_scenario if related in RELATIONS[1:]]
+        if within and beyond:
+            sides.append((mean_of(within), mean_of(beyond)))
+    if not sides:
+        return (
+            "No scenario was evaluated both on held-out people of its own datasets and on unseen "
+            "datasets or content, so there is no loss to report."
+        )
+    within, beyond = (mean_of(side) for side in zip(*sides, strict=True))
+    if not np.isfinite([within.value, beyond.value]).all():
+        return "The test sets have fewer than two classes in common, so there is no loss to report."
+    lost = bootstrap.difference(bootstrap.combine([(within, 1.0), (beyond, -1.0)]))
+    over = f"mean over {len(sides)} scenarios" if len(sides) > 1 else "one scenario"
+    return (
+        f"On held-out people of the datasets that it was trained on a model reaches a mean "
+        f"balanced accuracy of {number(within.value)}, on unseen datasets or content "
+        f"{number(beyond.value)}: {loss_in_words(lost['difference'], lost['interval'])} "
+        f"({over}{fixed})."
+    )
 
 
-def _scenario(scenario: Scenario, runs: Sequence[Run]) -> dict[str, Any]:
+def _scenario(scenario: Scenario, runs: Sequence[ScenarioRun]) -> dict[str, Any]:
     return {
         "name": scenario.name,
         "sources": [part.name for part in scenario.experiment.train],
@@ -510,51 +482,49 @@ def _scenario(scenario: Scenario, runs: Sequence[Run]) -> dict[str, Any]:
         "n_steps": scenario.num_steps,
         "seeds": [run.config.seed for run in runs],
         "runs": [f"runs/{run.name}" for run in runs],
+        "steps": [evaluated_checkpoint(run.workdir)[0] for run in runs],
         "oracle": scenario.oracle,
     }
 
 
-def _audit(scenarios: Sequence[Scenario]) -> dict[str, Any]:
-    """Scenarios share their data, so of each kind the most that one of them has is told."""
+def _audit(scenarios: Sequence[Scenario], workdir: Path) -> dict[str, Any]:
     leaks: Counter[str] = Counter()
-    for scenario in scenarios:
-        leaks |= Counter(scenario.leaks)
     left_out: dict[str, int] = {}
     for scenario in scenarios:
+        # The maximum of each kind, not the sum: scenarios share their data.
+        leaks |= Counter(scenario.leaks.counts)
         left_out |= scenario.experiment.left_out
+    leaking = [scenario for scenario in scenarios if scenario.leaks.counts]
+    audits = [find_near_duplicates(workdir, scenario.experiment.parts) for scenario in scenarios]
+    warnings = [f"{s.name}: {s.leaks.in_words()}" for s in leaking]
+    near = audits[0]
+    if near is not None and None not in audits:
+        near["found"] = max(one["found"] for one in audits if one)
+        if near["found"]:
+            leaks["image"] += near["found"]
+            warnings.append(f"{near['found']} near-duplicates (audit of {near['date']})")
     return {
         "leaks": dict(leaks),
-        "by_scenario": {s.name: s.leaks for s in scenarios if s.leaks},
-        "allowed": any(scenario.leaks for scenario in scenarios),
+        "by_scenario": {s.name: s.leaks.counts for s in leaking},
+        "warnings": warnings,
+        "allowed": bool(leaking),
+        "looked_for": LOOKED_FOR,
+        "near_duplicates": None if None in audits else near,
+        "unknown_people": sorted({what for s in scenarios for what in s.leaks.unknown}),
         "left_out": left_out,
     }
 
 
-def _openings(run: Run) -> list[dict[str, Any]]:
-    return [{"run": f"runs/{run.name}"} | one for one in results.openings(run.workdir)]
-
-
-def _published(config: Config) -> dict[str, Any] | None:
-    """What others reported; a number that they did not is NaN."""
-    if not config.published.source:
-        return None
-    return {
-        name: value if name == "source" or value else float("nan")
-        for name, value in config.published.items()
-    }
-
-
 def _reproduce(
-    config: Config, scenarios: Sequence[Scenario], runs: Sequence[Run], data_dir: Path
+    config: Config, scenarios: Sequence[Scenario], runs: Sequence[ScenarioRun], data_dir: Path
 ) -> dict[str, Any]:
-    environment = json.loads((runs[0].workdir / "environment.json").read_text())
+    environment = storage.read_json(runs[0].workdir / "environment.json")
     names = {
         part.name
         for scenario in scenarios
         for part in (*scenario.experiment.train, *scenario.experiment.test)
     }
-    devices = Counter(environment["devices"])
-    hardware = [f"{count} x {device}" for device, count in devices.items()]
+    hardware = [f"{n} x {device}" for device, n in Counter(environment["devices"]).items()]
     return {
         "command": " ".join(["fer-jax", *sys.argv[1:]]),
         "config": config.to_dict(),
@@ -569,62 +539,43 @@ def _reproduce(
 
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell as a line of matrix.csv; what does not exist is empty."""
+    """Returns a cell as a row of matrix.csv, floats with all their digits."""
     row = {name: cell[name] for name in MATRIX_COLUMNS if name in cell and name != "majority"}
     for name in HEADLINE:
         scored = cell["metrics"][name]
         row |= {name: scored["value"]}
         row |= dict(zip((f"{name}_low", f"{name}_high"), scored["interval"], strict=True))
-    return row | {f"majority_{name}": value for name, value in cell["majority"].items()}
+    row |= {f"majority_{name}": value for name, value in cell["majority"].items()}
+    return {name: str(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def summary(found: Mapping[str, Any], name: str = METRIC) -> str:
-    """The matrix of one metric for a terminal: a row per scenario, a column per test set."""
-    sets = [(one["dataset"], one["split"]) for one in found["test_sets"]]
+def summary(found: Mapping[str, Any]) -> str:
+    """Lays out balanced accuracies as a text table: a row per scenario, a column per test set."""
     marks = {"within": "", "cross_domain": "*", "cross_content": "+", None: "?"}
-    rows = [[name, *(" ".join(one) for one in sets)]]
+    rows = [["balanced accuracy", *map(set_name, found["test_sets"])]]
     for scenario in found["scenarios"]:
         row = [scenario["name"]]
-        for dataset, split in sets:
-            (cell,) = (
-                one
-                for one in found["cells"]
-                if (one["scenario"], one["dataset"], one["split"], one["variant"])
-                == (scenario["name"], dataset, split, "")
-            )
-            scored = cell["metrics"][name]
-            bounds = results.interval(scored["interval"])
-            oracle = " oracle" if cell["oracle"] else ""
-            row.append(
-                f"{results.number(scored['value'])}{marks[cell['relation']]} {bounds}{oracle}"
-            )
+        for cell in found["cells"]:
+            if cell["scenario"] == scenario["name"] and not cell["variant"]:
+                scored, oracle = cell["metrics"][METRIC], " oracle" if cell["oracle"] else ""
+                value = number(scored["value"]) + marks[cell["relation"]]
+                row.append(f"{value} {interval(scored['interval'])}{oracle}")
         rows.append(row)
-    rows.append(["majority", *(results.number(s["majority"][name]) for s in found["test_sets"])])
-    notes = sorted(
-        {
-            f"{cell['dataset']} {cell['split']}: {cell['empty'] or cell['warning']}"
-            for cell in found["cells"]
-            if cell["empty"] or cell["warning"]
-        }
-    )
-    legend = "* another source, + other content of the same source, ? partly, else held-out people"
-    lines = [*results.aligned(rows, num_left=1), legend, *notes]
-    if name == METRIC and found["over_sets"]:
-        columns = [f"less '{found['baseline']}', mean over sets", "sets", "difference", "95 %"]
-        means = [
-            [
-                one["scenario"],
-                str(one["n_sets"]),
-                results.number(one["difference"], signed=True),
-                results.interval(one["interval"], signed=True),
-                results.p_value(one["p_corrected"]),
-            ]
-            for one in found["over_sets"]
-        ]
-        lines += ["", *results.aligned([[*columns, "p (Holm)"], *means], num_left=1)]
-        lines += [
-            f"{where}: no interval, so not in the mean of {one['scenario']}"
-            for one in found["over_sets"]
-            for where in one["without"]
-        ]
+    rows.append(["majority", *(number(one["majority"][METRIC]) for one in found["test_sets"])])
+    notes = {
+        f"{cell['dataset']} {cell['split']}: {cell['empty'] or cell['warning']}"
+        for cell in found["cells"]
+        if cell["empty"] or cell["warning"]
+    }
+    legend = "* unseen dataset, + unseen content, ? partly trained on, others: held-out people"
+    lines = [results.align(rows), legend, *sorted(notes)]
+    if found["over_sets"]:
+        what = f"difference from '{found['baseline']}', mean over sets"
+        rows, notes = [[what, "sets", "difference", "95 %", "p corrected"]], []
+        for one in found["over_sets"]:
+            shown = (number(one["difference"], signed=True), interval(one["interval"], signed=True))
+            rows.append([one["scenario"], str(one["n_sets"]), *shown, p_value(one["p_corrected"])])
+            why = f"no interval, so not in the mean of {one['scenario']}"
+            notes += [f"{where}: {why}" for where in one["without"]]
+        lines += ["", results.align(rows), *notes]
     return "\n".join(lines)

@@ -1,36 +1,38 @@
-"""A network file to a generator: latents to w, w to images."""
+"""A network file to a generator, and seeds to images: w, truncation, edits, pixels."""
 
 import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from fer_jax.checkpoints import fingerprint
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.models import stylegan2
+from fer_jax.sharding import batch_sharding, replicated
 from fer_jax.weights import convert, nvidia
 
 NETWORKS = ("G_ema", "G")
 NOISE = ("const", "none", "random")
 DTYPES = ("float32", "bfloat16")
+NUM_SEEDS = 2**32
+
+Integers = Sequence[int] | np.ndarray
 
 
 def load_generator(path: str | Path, network: str = "G_ema", dtype: str = "float32") -> "Generator":
-    """Loads a generator.
+    """Loads a generator from one of NVIDIA's StyleGAN2 pickles or a folder of `fer-jax convert`.
 
-    Args:
-      path: one of NVIDIA's StyleGAN2 pickles, or a folder that `fer-jax convert` wrote.
-      network: "G_ema", the average over the training that is meant to be used, or "G".
-      dtype: "float32" or "bfloat16", of the activations; parameters and images are float32.
-
-    Raises:
-      InputError: a file that is not such a thing, or a word that is not accepted.
+    `network` is "G_ema", the moving average of the training, or "G"; `dtype` is of the activations,
+    "float32" or "bfloat16": parameters and images are float32. InputError for other files and
+    values.
     """
     if network not in NETWORKS:
         raise InputError(f"no generator '{network}'{did_you_mean(network, NETWORKS)}")
@@ -42,41 +44,31 @@ def load_generator(path: str | Path, network: str = "G_ema", dtype: str = "float
     return Generator(read.config, params, buffers, dtype)
 
 
+def generator_fingerprint(generator: "Generator") -> str:
+    """Returns the SHA-256 of the arrays: the same for NVIDIA's file and a converted one."""
+    return fingerprint((dict(generator.params), dict(generator.buffers)))
+
+
 def latents(seeds: Sequence[int] | np.ndarray, z_dim: int) -> np.ndarray:
-    """A latent for each seed, the one that NVIDIA's tools draw for it.
-
-    Args:
-      seeds: [n] whole numbers in [0, 2**32).
-      z_dim: of the generator.
-
-    Returns:
-      float32 [n, z_dim], standard normal; each row depends on its own seed alone.
+    """Samples a latent for each seed as NVIDIA's tools do: float32 [n, z_dim], standard normal.
 
     Raises:
-      InputError: a seed outside the range.
+      InputError: a seed outside 0 to 2**32 - 1.
     """
-    wrong = [seed for seed in seeds if not 0 <= int(seed) < 2**32]
-    if wrong:
-        raise InputError(f"a seed is a whole number from 0 to 2**32 - 1, not {wrong[0]}")
+    if wrong := [seed for seed in seeds if not 0 <= int(seed) < NUM_SEEDS]:
+        raise InputError(f"a seed must be an integer from 0 to 2**32 - 1, got {wrong[0]}")
     rows = [np.random.RandomState(int(seed)).randn(z_dim) for seed in seeds]
     return np.asarray(rows, np.float32).reshape(len(rows), z_dim)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A StyleGAN2 generator with its arrays.
-
-    Attributes:
-      config: of the network.
-      params: "mapping" and "synthesis", as `fer_jax.models.stylegan2` takes them.
-      buffers: "noise" by layer and, if the network has it, "w_avg".
-      dtype: of the activations.
-    """
+    """A StyleGAN2 generator with its arrays."""
 
     config: stylegan2.GeneratorConfig
-    params: Mapping[str, Any]
-    buffers: Mapping[str, Any]
-    dtype: str = "float32"
+    params: Mapping[str, Any]  # "mapping" and "synthesis", as `fer_jax.models.stylegan2` takes them
+    buffers: Mapping[str, Any]  # "noise" by layer and, if the network has it, "w_avg"
+    dtype: str = "float32"  # of the activations
 
     @property
     def z_dim(self) -> int:
@@ -95,7 +87,7 @@ class Generator:
 
     @property
     def num_ws(self) -> int:
-        """How many w an image takes."""
+        """Number of w per image."""
         return self.config.num_ws
 
     @property
@@ -115,14 +107,14 @@ class Generator:
         Args:
           z: [n, z_dim], standard normal.
           c: for a conditional network: a class, [n] classes, or [n, c_dim] one-hot.
-          truncation_psi: 1 leaves w as it is; towards 0 it nears the mean of all classes.
-          truncation_cutoff: only so many of the first layers are truncated; None: all.
+          truncation_psi: 1 leaves w unchanged, 0 gives the network's mean w over all classes.
+          truncation_cutoff: how many of the first layers are truncated; None: all.
 
         Returns:
           ws float32 [n, num_ws, w_dim].
 
         Raises:
-          InputError: a wrong shape, a class that the network lacks or that is missing, a
+          InputError: a wrong shape, a class that the network does not have or that is missing, a
             psi that is not finite, or truncation by a network without a mean w.
         """
         z = _floats("z", z, ("n", self.z_dim))
@@ -135,28 +127,28 @@ class Generator:
                 f"truncation_cutoff is a number of layers or None, not {truncation_cutoff!r}"
             )
         classes = self._classes(c, len(z))
-        w_avg = self.buffers.get("w_avg")
-        if w_avg is None:
+        center = self.buffers.get("w_avg")
+        if center is None:
             if truncation_psi != 1:
                 raise InputError("the network has no mean w: truncation_psi must be 1")
-            w_avg = jnp.zeros(self.w_dim)
+            center = jnp.zeros(self.w_dim)
         cutoff = self.num_ws if truncation_cutoff is None else min(truncation_cutoff, self.num_ws)
         mapping = self.params.get("mapping", {})
-        # One type each, so that another value compiles nothing.
-        return _map(self.config, mapping, z, classes, w_avg, float(truncation_psi), int(cutoff))
+        # Always a float and an int, so that other values compile nothing.
+        return _map(self.config, mapping, z, classes, center, float(truncation_psi), int(cutoff))
 
     def synthesize(
         self, ws: Any, noise: str | Mapping[str, Any] = "const", key: jax.Array | None = None
     ) -> jax.Array:
-        """Makes images.
+        """Generates images.
 
         Args:
           ws: [n, num_ws, w_dim], from `map`.
           noise: "const" (the network's own, the same for all images), "none", "random", or
             arrays [n or 1, h, w, 1] by layer: "b4_conv1", "b8_conv0", "b8_conv1", ...; a layer
             without one gets none.
-          key: for "random": a key, from which sample i takes its i-th, or an array of [n] keys,
-            one for each sample. A sample's noise does not depend on the rest of the batch.
+          key: for "random": one key, or [n] keys, one per sample. A sample's noise does not depend
+            on the rest of the batch.
 
         Returns:
           float32 [n, resolution, resolution, 3], around [-1, 1], not clipped.
@@ -218,12 +210,12 @@ def _map(
     params: stylegan2.Params,
     z: jax.Array,
     c: jax.Array | None,
-    w_avg: jax.Array,
+    center: jax.Array,
     psi: float,
     cutoff: int,
 ) -> jax.Array:
     w = stylegan2.map_latents(config.mapping, params, z, c)
-    return stylegan2.truncate(w, w_avg, config.num_ws, psi, cutoff)
+    return stylegan2.truncate(w, center, config.num_ws, psi, cutoff)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -252,17 +244,144 @@ def _sample_keys(key: Any, n: int) -> jax.Array:
     return key
 
 
-def _floats(name: str, value: Any, shape: tuple[Any, ...]) -> jax.Array:
-    """An argument as float32, if it has the shape; a word in it stands for any size above 0."""
-    wanted = ", ".join(map(str, shape))
+def _floats(name: str, value: Any, shape: tuple[int | str, ...]) -> jax.Array:
+    """Returns an argument as float32 after checking its shape; a text is any size above 0."""
+    expected = ", ".join(map(str, shape))
     try:
         array = jnp.asarray(value, jnp.float32)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be numbers [{wanted}]") from error
+        raise InputError(f"{name} must be numbers [{expected}]") from error
     fits = len(array.shape) == len(shape) and all(
-        size > 0 if isinstance(want, str) else size == want
-        for size, want in zip(array.shape, shape, strict=True)
+        actual > 0 if isinstance(size, str) else actual == size
+        for actual, size in zip(array.shape, shape, strict=True)
     )
     if not fits:
-        raise InputError(f"{name} must be [{wanted}], not {list(array.shape)}")
+        raise InputError(f"{name} must be [{expected}], not {list(array.shape)}")
     return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+    """A generator on its devices, and how a seed becomes an image under each sampling condition.
+
+    The latent of a seed is numpy.random.RandomState(seed).randn(z_dim), as in the published tools.
+    The image of a seed does not depend on the rest of its batch.
+    """
+
+    generator: Generator  # its arrays are on every device
+    mesh: Mesh  # the devices that share a batch
+    # int [conditions], classes of a conditional network; None: it is unconditional.
+    classes: np.ndarray | None
+    # float32 [conditions, w_dim], to truncate towards; None: the network's mean w.
+    centers: np.ndarray | None
+    # float32 [conditions, w_dim], added to w after the truncation; None: w is not edited.
+    edits: np.ndarray | None
+    edited_layers: np.ndarray  # bool [num_ws], the layers whose w is edited
+    psi: float = 1.0  # of the truncation
+    cutoff: int | None = None  # how many of the first layers are truncated; None: all
+    noise: str = "const"  # "const", "none", or "random" (by the seed)
+
+    def ws(self, seeds: Integers, conditions: Integers) -> jax.Array:
+        """Maps seeds [n] under conditions [n] to w, float32 [n, num_ws, w_dim].
+
+        n must be divisible by the number of devices.
+        """
+        z = jax.device_put(latents(seeds, self.generator.z_dim), batch_sharding(self.mesh))
+        rows = np.asarray(conditions)
+        c = None if self.classes is None else self.classes[rows]
+        if self.centers is None:
+            ws = self.generator.map(z, c, self.psi, self.cutoff)
+        else:
+            w, num_ws = self.generator.map(z, c)[:, 0], self.generator.num_ws
+            center = jnp.asarray(self.centers[rows])
+            ws = stylegan2.truncate(w, center, num_ws, self.psi, self.cutoff)
+        if self.edits is None:
+            return ws
+        return ws + jnp.where(self.edited_layers[:, None], self.edits[rows][:, None], 0)
+
+    def floats(self, ws: jax.Array, seeds: Integers) -> jax.Array:
+        """Returns the network's images, float32 [n, s, s, 3], around [-1, 1]."""
+        keys = None
+        if self.noise == "random":
+            numbers = jnp.asarray(np.asarray(seeds, np.uint32))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), numbers)
+        return self.generator.synthesize(ws, self.noise, keys)
+
+    def images(self, ws: jax.Array, seeds: Integers) -> jax.Array:
+        """Returns images, uint8 RGB [n, s, s, 3], which may still be being computed."""
+        return to_uint8(self.floats(ws, seeds))
+
+    def map_seeds(
+        self, seeds: Integers, batch_size: int, conditions: Integers | None = None
+    ) -> np.ndarray:
+        """Maps any number of seeds [n] in batches, by default under the first condition, to w.
+
+        Returns float32 [n, num_ws, w_dim].
+        """
+        conditions = np.zeros(len(seeds), int) if conditions is None else conditions
+        return np.concatenate(
+            [
+                np.asarray(self.ws(np.take(seeds, rows), np.take(conditions, rows)))[:count]
+                for rows, count in _batches(len(seeds), batch_size)
+            ]
+        )
+
+    def render(self, ws: np.ndarray, seeds: Integers, batch_size: int) -> Iterator[np.ndarray]:
+        """Yields the image of each w, uint8 RGB [s, s, 3]; `seeds` [n] choose random noise."""
+        for rows, count in _batches(len(ws), batch_size):
+            yield from np.asarray(self.images(jnp.asarray(ws[rows]), np.take(seeds, rows)))[:count]
+
+
+def _batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields (rows [batch_size], how many are new); the last batch repeats its last row."""
+    for first in range(0, count, batch_size):
+        rows = np.arange(first, first + batch_size)
+        yield np.minimum(rows, count - 1), min(batch_size, count - first)
+
+
+def make_renderer(
+    generator: Generator,
+    mesh: Mesh,
+    *,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    noise: str = "const",
+    classes: Sequence[int] | None = None,
+    centers: np.ndarray | None = None,
+    edits: np.ndarray | None = None,
+    edited_layers: tuple[int, int] | None = None,
+) -> Renderer:
+    """Puts a generator onto devices; the other arguments are attributes of `Renderer`.
+
+    `edited_layers` are the first and the last layer of the edits; None: all. InputError for layers,
+    or a mean w, that the network does not have.
+    """
+    if centers is None and psi != 1 and generator.buffers.get("w_avg") is None:
+        raise InputError("the network has no mean w: --psi must be 1")
+    first, last = edited_layers or (0, generator.num_ws - 1)
+    if not 0 <= first <= last < generator.num_ws:
+        raise InputError(
+            f"--direction_layers is FIRST-LAST within 0-{generator.num_ws - 1}, not {first}-{last}"
+        )
+    params, buffers = jax.device_put(
+        (dict(generator.params), dict(generator.buffers)), replicated(mesh)
+    )
+    layers = np.arange(generator.num_ws)
+    return Renderer(
+        generator=dataclasses.replace(generator, params=params, buffers=buffers),
+        mesh=mesh,
+        classes=None if classes is None else np.asarray(classes),
+        centers=None if centers is None else np.asarray(centers, np.float32),
+        edits=None if edits is None else np.asarray(edits, np.float32),
+        edited_layers=(layers >= first) & (layers <= last),
+        psi=psi,
+        cutoff=cutoff,
+        noise=noise,
+    )
+
+
+@jax.jit
+def to_uint8(images: jax.Array) -> jax.Array:
+    """Converts images [..., 3] in [-1, 1] to uint8: rounded to 256 levels, clipped."""
+    levels = jnp.floor((images + 1) * 127.5 + 0.5)
+    return jnp.clip(levels, 0, 255).astype(jnp.uint8)

@@ -1,13 +1,11 @@
-"""The verb `synthesize`: seeds to labelled, filtered faces in a folder that says how they came.
+"""Generate, label and filter synthetic faces in a folder that records their origin.
 
-Candidates (`request.Wanted.candidates`) are made in one order, in batches over all devices. Each
-picture is examined, put before the teacher if there is one, and kept or refused with a reason.
-While the host examines, encodes and writes one batch, the devices are at the next ones. What
-is kept depends on the order of the candidates alone, not on batches, devices, or how often the
-run was stopped.
+Candidates (`SamplingPlan.candidates`) are generated in a fixed order, in batches over all devices.
+Each image is assessed, labelled by the teacher if there is one, and accepted or rejected with a
+reason. While the host works on one batch, the devices compute the next ones. The accepted faces
+depend on the order of the candidates alone, not on batches, devices or interruptions.
 """
 
-import argparse
 import collections
 import dataclasses
 import functools
@@ -15,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,33 +24,49 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from fer_jax import schema
+from fer_jax import results, schema, storage
 from fer_jax.checkpoints import fingerprint
 from fer_jax.config import OneLineParser
-from fer_jax.data import synthetic
+from fer_jax.data import provenance, synthetic
 from fer_jax.data.experiment import training_data_dir
 from fer_jax.data.records import open_records
 from fer_jax.data.synthetic import Row
 from fer_jax.errors import InputError
-from fer_jax.inference.load import Network, load
-from fer_jax.media import faces, images
+from fer_jax.inference.network import Network, load
+from fer_jax.media import images
+from fer_jax.media.detector import make_detector
 from fer_jax.media.faces import Detector
 from fer_jax.sharding import make_mesh
-from fer_jax.synthesis import labels, measures, quality, request, sheets
-from fer_jax.synthesis.generator import Generator, load_generator
+from fer_jax.synthesis import labels, measures, quality, sheets
+from fer_jax.synthesis.generator import (
+    NUM_SEEDS,
+    Generator,
+    Renderer,
+    generator_fingerprint,
+    load_generator,
+    make_renderer,
+)
 from fer_jax.synthesis.labels import Directions, Teacher
-from fer_jax.synthesis.quality import Examined
-from fer_jax.synthesis.render import Renderer, make_renderer
-from fer_jax.synthesis.request import Candidate, Choice, Request, Wanted
+from fer_jax.synthesis.options import (
+    Candidate,
+    Options,
+    Request,
+    SamplingPlan,
+    add_arguments,
+    from_arguments,
+    plan_sampling,
+    seeds_to_text,
+)
+from fer_jax.synthesis.quality import FaceQuality
 from fer_jax.weights.convert import read_about
 
 NUM_THREADS = max(1, min(16, os.cpu_count() or 1))
 BATCHES_AHEAD = 2  # on the devices, while the host works on one
 BATCHES_BEING_WRITTEN = 2
-# What may differ when a run goes on: everything else makes other faces.
+# What may differ when a run resumes: everything else changes the faces.
 CHANGEABLE = ("budget", "batch_size")
-# What is made in a folder before its first face, by the flags that stand for themselves.
-MADE_BEFORE = {
+# Files that the verb itself may have written to a folder before its first face.
+WRITTEN_FIRST = {
     *("directions.safetensors", "class_means.safetensors"),
     *("truncation.jpg", "mixing.jpg", "interpolation.mp4"),
 }
@@ -61,7 +75,7 @@ EXAMPLES = """\
 examples:
   100 faces of each class of a network that was trained here
     --network=runs/gan/generator --out=DIR --count=100
-  the same of somebody else's conditional network
+  the same of another conditional network
     --network=FILE.pkl --out=DIR --count=100 --class_names=anger,disgust,fear,...
   the same of an unconditional one, labelled by a run that was trained here
     --network=FILE.pkl --out=DIR --count=100 --teacher=runs/faces --threshold=0.8
@@ -70,8 +84,17 @@ examples:
 """
 
 
-class Verdict(NamedTuple):
-    """What is thought of a picture: its label (-1 unknown), how sure, and why it is refused."""
+class Face(NamedTuple):
+    """A generated image; `probabilities` float [classes] are the teacher's, if there is one."""
+
+    candidate: Candidate
+    image: np.ndarray
+    quality: FaceQuality
+    probabilities: np.ndarray | None
+
+
+class Decision(NamedTuple):
+    """An image's label (-1 unknown), its confidence, and why it is rejected ("": accepted)."""
 
     label: int
     confidence: float
@@ -80,28 +103,62 @@ class Verdict(NamedTuple):
 
 @dataclasses.dataclass
 class Ledger:
-    """What became of the candidates so far, of earlier runs too.
+    """What became of the candidates so far, in earlier runs too."""
 
-    Attributes:
-      finished: names of the candidates that were judged.
-      tally: of (class, reason); the reason of those that were kept is "".
-      pictures: those that were kept.
-    """
+    plan: SamplingPlan
+    finished: set[str]  # names of the candidates that were decided
+    tally: quality.Tally  # of (class, reason)
+    accepted: quality.DuplicateIndex  # the images that were accepted
 
-    finished: set[str]
-    tally: quality.Tally
-    pictures: quality.Kept
-
-    def is_full(self, group: str, wanted: Wanted) -> bool:
-        """Whether a class has its number."""
-        count = wanted.request.count
+    def is_full(self, group: str) -> bool:
+        """Whether a class has as many faces as requested."""
+        count = self.plan.request.count
         return bool(count) and self.tally[group, ""] >= count
+
+    def is_needed(self, candidate: Candidate) -> bool:
+        """Whether a candidate can still be accepted, as far as is known without its image."""
+        if self.plan.by_teacher:
+            return not all(map(self.is_full, self.plan.groups))
+        return not self.is_full(self.plan.conditions[candidate.condition].name)
+
+    def next_batch(
+        self, candidates: Iterator[Candidate], size: int, in_flight: int
+    ) -> list[Candidate]:
+        """Takes the next candidates that are needed, within the budget."""
+        batch: list[Candidate] = []
+        left = self.plan.budget - self.tally.total() - in_flight
+        while len(batch) < min(size, left) and not all(map(self.is_full, self.plan.groups)):
+            candidate = next(candidates, None)
+            if candidate is None:
+                break
+            if self.is_needed(candidate):
+                batch.append(candidate)
+        return batch
+
+    def record(self, face: Face) -> Row:
+        """Decides and counts; returns the row of records.csv, or of rejected.csv with a reason."""
+        request, seed = self.plan.request, face.candidate.seed
+        decision = decide(face, self.plan)
+        row = _row(face, decision, self.plan)
+        group, reason = synthetic.group_of(row), decision.reason
+        name = self.plan.name(face.candidate)
+        if not reason and self.is_full(group):
+            reason = "its class is complete"
+        if not reason and not request.keep_duplicates:
+            if self.accepted.has_duplicate(face.image, seed):
+                reason = "near-duplicate"
+            else:
+                self.accepted.add(face.image, seed)
+        self.finished.add(name)
+        self.tally[group, reason] += 1
+        file = f"images/{group or 'unlabelled'}/{name}.{request.format}"
+        return row | {"file": file, "face": name, "reason": reason}
 
 
 def synthesize(
     generator: Generator,
     out: Path,
-    wanted: Wanted,
+    plan: SamplingPlan,
     *,
     teacher: Teacher | None = None,
     directions: Directions | None = None,
@@ -109,102 +166,90 @@ def synthesize(
     mesh: Mesh | None = None,
     about: dict[str, Any] | None = None,
 ) -> quality.Tally:
-    """Makes faces until each class has its number, or the seeds or the budget are used up.
+    """Generates faces until each class is complete, or the seeds or the budget are used up.
 
-    Args:
-      generator: from `load_generator`.
-      out: the folder; a run of the same request that was stopped in it goes on.
-      wanted: from `request.resolve` for this generator, teacher and directions.
-      teacher: labels the faces, or confirms the labels that classes and directions give.
-      directions: in w.
-      detector: finds the face; None: the whole picture is the face.
-      mesh: the devices; None: all of this process.
-      about: what else synthesis.json says of where things came from.
+    `plan` is from `plan_sampling` for this generator, teacher and directions. An interrupted run of
+    the same request resumes in the folder `out`. The teacher labels the faces, or confirms the
+    labels that classes and directions give. Without a detector the whole image is the face; without
+    a mesh all devices of this process are used. `about` has further entries of synthesis.json.
 
-    Returns:
-      How many pictures of each class were kept, and why the others were not.
+    Returns the number of candidates by (class, reason).
 
     Raises:
-      InputError: another run in the folder, an edit that goes too far, or a full disk; what is
-        finished then is whole.
+      InputError: another run in the folder, or an edit that goes too far.
+      OSError: a full disk; every finished row and image is valid.
     """
     mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
     network = generator_fingerprint(generator)
     if directions is not None:
-        chosen = [directions.classes.index(choice.name) for choice in wanted.choices]
-        labels.check_strength(directions, chosen, wanted.request.strength)
-    _open_folder(out, wanted.request, network, teacher, directions, about or {})
-    renderer = _renderer(generator, out, wanted, directions, network, mesh)
-    ledger = read_ledger(out, wanted.request)
+        chosen = [directions.classes.index(condition.name) for condition in plan.conditions]
+        labels.check_strength(directions, chosen, plan.request.strength)
+    _open_folder(out, plan.request, network, teacher, directions, about or {})
+    renderer = _renderer(generator, out, plan, directions, network, mesh)
+    ledger = read_ledger(out, plan)
     started, before = time.monotonic(), ledger.tally.total()
     try:
-        _run(renderer, out, wanted, teacher, detector, ledger)
+        _run(renderer, out, teacher, detector, ledger)
     finally:
-        judged, seconds = ledger.tally.total() - before, time.monotonic() - started
-        if judged:
-            print(f"{judged} pictures in {seconds:.1f} s, {judged / seconds:.1f} images/s in all")
-    lines = quality.table(ledger.tally, wanted.groups)
+        count, seconds = ledger.tally.total() - before, time.monotonic() - started
+        if count:
+            print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} images/s in all")
+    lines = quality.filter_table(ledger.tally, plan.groups)
     text = "".join(",".join(line) + "\n" for line in lines)
-    synthetic.write_whole(out / "filter.csv", text.encode())
-    rows = synthetic.read(out / synthetic.RECORDS, synthetic.record_columns(wanted.request.task))
-    sheets.contact_sheet(out, rows, wanted.groups)
+    storage.write_atomically(out / "filter.csv", text)
+    sheets.contact_sheet(out, _accepted_rows(out, plan.request), plan.groups)
     return ledger.tally
 
 
-def generator_fingerprint(generator: Generator) -> str:
-    """SHA-256 of a generator's arrays: the same from NVIDIA's file and from a converted one."""
-    return fingerprint((dict(generator.params), dict(generator.buffers)))
+def _accepted_rows(out: Path, request: Request) -> list[Row]:
+    return storage.read_table(out / synthetic.RECORDS, synthetic.record_columns(request.task))
 
 
 def _open_folder(
     out: Path,
-    asked: Request,
+    request: Request,
     network: str,
     teacher: Teacher | None,
     directions: Directions | None,
     about: dict[str, Any],
 ) -> None:
-    """Says in synthesis.json what the folder holds; refuses one that holds something else."""
-    plain = dataclasses.asdict(asked)
-    plain |= {"gates": asked.gates._asdict(), "seeds": request.spelled(asked.seeds)}
+    """Writes synthesis.json; refuses a folder of another run or of something else."""
+    given = dataclasses.asdict(request)
+    given |= {"gates": request.gates._asdict(), "seeds": seeds_to_text(request.seeds)}
     made_by: dict[str, Any] = {"network": network}
     if teacher is not None:
         made_by |= {"teacher": teacher.fingerprint}
     if directions is not None:
         made_by["directions"] = fingerprint(directions.vectors)
-    settings = json.loads(json.dumps({"request": plain, "made_by": made_by} | about))
+    settings = json.loads(json.dumps({"request": given, "made_by": made_by} | about))
     if teacher is not None:
         settings["teacher"] = teacher.about
     if directions is not None:
         settings["directions"] = {
-            name: {"fit": float(fit), "moved": directions.moved(index, asked.strength)}
+            name: {"fit": float(fit), "moved": directions.moved(index, request.strength)}
             for index, (name, fit) in enumerate(
                 zip(directions.classes, directions.fits, strict=True)
             )
         }
     file = out / synthetic.SETTINGS
     if not file.is_file():
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out '{out}' is a file; name a folder")
-        there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        others = {name for name in there - MADE_BEFORE if not name.startswith(".")}
-        if others:
+        present = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        if others := {name for name in present - WRITTEN_FIRST if not name.startswith(".")}:
             raise InputError(f"--out '{out}' holds something else ({min(others)}); choose another")
-        synthetic.write_whole(file, (json.dumps(settings, indent=2) + "\n").encode())
+        storage.write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return
     try:
         before = json.loads(file.read_text())
         differing = [
-            f"{key} (was {was.get(key)}, now {now.get(key)})"
-            for was, now in ((before[name], settings[name]) for name in ("request", "made_by"))
-            for key in sorted(was.keys() | now.keys())
-            if was.get(key) != now.get(key) and key not in CHANGEABLE
+            difference
+            for name in ("request", "made_by")
+            for difference in storage.differences(before[name], settings[name], ignored=CHANGEABLE)
         ]
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"'{file}' is damaged; choose another --out") from error
     if differing:
         raise InputError(
-            f"--out '{out}' holds faces of another run: {'; '.join(differing)}; choose another, or "
+            f"--out '{out}' has faces of another run: {'; '.join(differing)}; choose another, or "
             "the same options"
         )
 
@@ -212,78 +257,68 @@ def _open_folder(
 def _renderer(
     generator: Generator,
     out: Path,
-    wanted: Wanted,
+    plan: SamplingPlan,
     directions: Directions | None,
     network: str,
     mesh: Mesh,
 ) -> Renderer:
-    asked = wanted.request
-    numbers = [choice.number for choice in wanted.choices] if generator.c_dim else None
-    edits = centres = None
+    """Returns the renderer of a plan; the means of the classes are kept in the folder."""
+    request = plan.request
+    classes = [one.class_index for one in plan.conditions] if generator.c_dim else None
+    edits = centers = None
     if directions is not None:
-        edits = np.stack(
-            [
-                directions.edit(directions.classes.index(choice.name), asked.strength)
-                for choice in wanted.choices
-            ]
-        )
-    if numbers is not None and asked.psi != 1:
-        centres = _class_means(generator, out, network)[numbers]
+        indices = [directions.classes.index(condition.name) for condition in plan.conditions]
+        edits = np.stack([directions.edit(index, request.strength) for index in indices])
+    if classes is not None and request.psi != 1:
+        file = out / "class_means.safetensors"
+        means = labels.read_class_means(file, generator, network) if file.is_file() else None
+        if means is None:
+            means = labels.class_means(generator)
+            labels.write_class_means(file, means, network)
+        centers = means[classes]
     return make_renderer(
         generator,
         mesh,
-        psi=asked.psi,
-        cutoff=asked.cutoff,
-        noise=asked.noise,
-        num_choices=len(wanted.choices),
-        classes=numbers,
-        centres=centres,
+        psi=request.psi,
+        cutoff=request.cutoff,
+        noise=request.noise,
+        classes=classes,
+        centers=centers,
         edits=edits,
-        edited_layers=asked.direction_layers,
+        edited_layers=request.direction_layers,
     )
 
 
-def _class_means(generator: Generator, out: Path, network: str) -> np.ndarray:
-    """Each class's mean w; kept in the folder, for it takes longer than a few faces."""
-    file = out / "class_means.safetensors"
-    means = labels.read_class_means(file, generator, network) if file.is_file() else None
-    if means is None:
-        means = labels.class_means(generator)
-        labels.write_class_means(file, means, network)
-    return means
-
-
-def read_ledger(out: Path, asked: Request) -> Ledger:
-    """What earlier runs in the folder came to; lines that they did not finish are taken away.
+def read_ledger(out: Path, plan: SamplingPlan) -> Ledger:
+    """Reads what earlier runs in the folder did; lines that they did not finish are removed.
 
     Raises:
-      InputError: a table that does not make sense, or a kept picture that is gone.
+      InputError: a damaged table, or an accepted image that is missing.
     """
     for name in (synthetic.RECORDS, synthetic.REJECTED):
-        synthetic.cut_torn_line(out / name)
-    rows = synthetic.read(out / synthetic.RECORDS, synthetic.record_columns(asked.task))
-    refused = synthetic.read(out / synthetic.REJECTED, synthetic.REJECTED_COLUMNS)
-    gone = [row["file"] for row in rows if not (out / row["file"]).is_file()]
-    if gone:
+        storage.drop_torn_line(out / name)
+    accepted = _accepted_rows(out, plan.request)
+    rejected = storage.read_table(out / synthetic.REJECTED, synthetic.REJECTED_COLUMNS)
+    if missing := [row["file"] for row in accepted if not (out / row["file"]).is_file()]:
         raise InputError(
-            f"{len(gone)} pictures of '{out / synthetic.RECORDS}' are gone, such as '{gone[0]}'; "
-            "choose another --out"
+            f"{len(missing)} images of '{out / synthetic.RECORDS}' are missing, such as "
+            f"'{missing[0]}'; choose another --out"
         )
-    ledger = Ledger(
-        {Path(row["file"]).stem for row in rows} | {row["face"] for row in refused},
-        collections.Counter(
-            (synthetic.group_of(row), row.get("reason", "")) for row in [*rows, *refused]
-        ),
-        quality.Kept(),
+    finished = {Path(row["file"]).stem for row in accepted} | {row["face"] for row in rejected}
+    if doubled := len(accepted) + len(rejected) - len(finished):
+        raise InputError(f"'{out}' has {doubled} faces twice in its tables; choose another --out")
+    tally = collections.Counter(
+        (synthetic.group_of(row), row.get("reason", "")) for row in [*accepted, *rejected]
     )
-    if not asked.keep_duplicates:
-        for row, picture in zip(rows, _pictures(out, rows), strict=True):
-            ledger.pictures.add(picture, int(row["seed"]))
-    return ledger
+    index = quality.DuplicateIndex()
+    if not plan.request.keep_duplicates:
+        for row, image in zip(accepted, _read_images(out, accepted), strict=True):
+            index.add(image, int(row["seed"]))
+    return Ledger(plan, finished, tally, index)
 
 
-def _pictures(out: Path, rows: Sequence[Row]) -> Iterator[np.ndarray]:
-    """The kept pictures, in order, decoded ahead but no further than memory allows."""
+def _read_images(out: Path, rows: Sequence[Row]) -> Iterator[np.ndarray]:
+    """Yields the images of rows in order; decodes ahead, within limited memory."""
 
     def read(row: Row) -> np.ndarray:
         return images.decode((out / row["file"]).read_bytes())
@@ -296,237 +331,166 @@ def _pictures(out: Path, rows: Sequence[Row]) -> Iterator[np.ndarray]:
 def _run(
     renderer: Renderer,
     out: Path,
-    wanted: Wanted,
     teacher: Teacher | None,
     detector: Detector | None,
     ledger: Ledger,
 ) -> None:
-    asked = wanted.request
-    batch_size = -(-asked.batch_size // renderer.mesh.size) * renderer.mesh.size
-    remaining = (c for c in wanted.candidates() if wanted.name(c) not in ledger.finished)
-    in_flight = 0  # candidates that are being made
-
-    def is_needed(candidate: Candidate) -> bool:
-        """Whether a candidate can still be kept, as far as one knows without its picture."""
-        if wanted.by_teacher:
-            return not all(ledger.is_full(group, wanted) for group in wanted.groups)
-        return not ledger.is_full(wanted.choices[candidate.choice].name, wanted)
-
-    def next_batch() -> list[Candidate]:
-        batch: list[Candidate] = []
-        while len(batch) < batch_size and any(
-            not ledger.is_full(group, wanted) for group in wanted.groups
-        ):
-            if ledger.tally.total() + in_flight + len(batch) >= wanted.budget:
-                break
-            candidate = next(remaining, None)
-            if candidate is None:
-                break
-            if is_needed(candidate):
-                batch.append(candidate)
-        return batch
-
+    plan, request = ledger.plan, ledger.plan.request
+    batch_size = _batch_size(request, renderer.mesh)
+    remaining = (c for c in plan.candidates() if plan.name(c) not in ledger.finished)
+    in_flight = 0  # candidates on the devices
+    total, done = plan.budget, ledger.tally.total()
+    if request.count:
+        total = request.count * len(plan.groups)
+        done = sum(ledger.tally[group, ""] for group in plan.groups)
     ahead: collections.deque[tuple[list[Candidate], jax.Array]] = collections.deque()
     writing: collections.deque[Callable[[], None]] = collections.deque()
-    goal = asked.count * len(wanted.groups) or wanted.budget
-    done = sum(ledger.tally[group, ""] for group in wanted.groups)
     with (
-        tqdm(
-            total=goal,
-            initial=done if asked.count else ledger.tally.total(),
-            desc="faces",
-            unit="image",
-            disable=None,
-        ) as bar,
+        tqdm(total=total, initial=done, desc="faces", unit="image", disable=None) as bar,
         ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
         while True:
-            while len(ahead) <= BATCHES_AHEAD and (batch := next_batch()):
-                ahead.append((batch, _rendered(renderer, batch, batch_size)))
+            while len(ahead) <= BATCHES_AHEAD and (
+                batch := ledger.next_batch(remaining, batch_size, in_flight)
+            ):
+                padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
+                seeds = [candidate.seed for candidate in padded]
+                ws = renderer.ws(seeds, [candidate.condition for candidate in padded])
+                # Still being computed.
+                ahead.append((batch, renderer.images(ws, seeds)))
                 in_flight += len(batch)
             if not ahead:
                 break
             batch, pending = ahead.popleft()
-            pictures = list(np.asarray(pending)[: len(batch)])
-            examined = list(
-                pool.map(functools.partial(quality.examine, detector=detector), pictures)
-            )
-            chances = _scored(examined, asked, teacher)
             in_flight -= len(batch)
-            kept, refused, futures = [], [], []
-            for index, candidate in enumerate(batch):
-                if not is_needed(candidate):
-                    continue  # its class was completed while this was being made
-                picture = pictures[index]
-                row = _judged(candidate, picture, examined[index], chances[index], wanted, ledger)
-                if row["reason"]:
-                    refused.append(row)
-                    continue
-                kept.append(row)
-                path = out / row["file"]
-                futures.append(pool.submit(_write_picture, path, picture, asked.format))
-            writing.append(functools.partial(_settle, out, asked.task, futures, kept, refused))
+            rendered = list(np.asarray(pending)[: len(batch)])
+            assessed = _assess(rendered, pool, request, teacher, detector)
+            # The class of a candidate may have been completed since it was sampled.
+            decided = [
+                (ledger.record(Face(candidate, image, *found)), image)
+                for candidate, image, found in zip(batch, rendered, assessed, strict=True)
+                if ledger.is_needed(candidate)
+            ]
+            futures = [
+                pool.submit(_write_image, out / row["file"], image)
+                for row, image in decided
+                if not row["reason"]
+            ]
+            rows = [row for row, _ in decided]
+            writing.append(functools.partial(_write_rows, out, request.task, futures, rows))
             while len(writing) > BATCHES_BEING_WRITTEN:
                 writing.popleft()()
-            bar.update(len(kept) if asked.count else len(kept) + len(refused))
+            bar.update(len(futures) if request.count else len(rows))
         while writing:
             writing.popleft()()
 
 
-def _rendered(renderer: Renderer, batch: Sequence[Candidate], batch_size: int) -> jax.Array:
-    """The pictures of a batch, filled up with its last one; still being computed."""
-    padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-    seeds = [candidate.seed for candidate in padded]
-    return renderer.images(renderer.ws(seeds, [one.choice for one in padded]), seeds)
+def _batch_size(request: Request, mesh: Mesh) -> int:
+    return -(-request.batch_size // mesh.size) * mesh.size
 
 
-def _scored(
-    examined: Sequence[Examined], asked: Request, teacher: Teacher | None
-) -> list[np.ndarray | None]:
-    """The teacher's probabilities of the pictures that pass the gates; None of the others."""
-    scored: list[np.ndarray | None] = [None] * len(examined)
-    if teacher is None:
-        return scored
-    passed = [i for i, one in enumerate(examined) if quality.refusal(one, asked.gates) is None]
-    crops = [crop for i in passed if (crop := examined[i].crop) is not None]
-    for i, chances in zip(passed, teacher.probabilities(crops), strict=True):
-        scored[i] = chances
-    return scored
+def _assess(
+    rendered: Iterable[np.ndarray],
+    pool: ThreadPoolExecutor,
+    request: Request,
+    teacher: Teacher | None,
+    detector: Detector | None,
+) -> list[tuple[FaceQuality, np.ndarray | None]]:
+    """Returns the quality of images, and probabilities by the teacher if they pass the gates."""
+    found = list(pool.map(functools.partial(quality.assess, detector=detector), rendered))
+    predictions: list[np.ndarray | None] = [None] * len(found)
+    if teacher is not None:
+        passed = {
+            index: one.crop
+            for index, one in enumerate(found)
+            if quality.rejection_reason(one, request.gates) is None and one.crop is not None
+        }
+        for index, row in zip(passed, teacher.probabilities([*passed.values()]), strict=True):
+            predictions[index] = row
+    return list(zip(found, predictions, strict=True))
 
 
-def _judged(
-    candidate: Candidate,
-    picture: np.ndarray,
-    examined: Examined,
-    chances: np.ndarray | None,
-    wanted: Wanted,
-    ledger: Ledger,
-) -> Row:
-    """A candidate's row of records.csv or, if it has a "reason", of rejected.csv; counts it."""
-    choice = wanted.choices[candidate.choice]
-    verdict = judge(choice, examined, chances, wanted)
-    row = _row(candidate, choice, verdict, examined, chances, wanted)
-    group, name = synthetic.group_of(row), wanted.name(candidate)
-    reason = verdict.reason
-    if not reason and ledger.is_full(group, wanted):
-        reason = "its class is complete"
-    if not reason and not wanted.request.keep_duplicates:
-        if ledger.pictures.is_copy(picture, candidate.seed):
-            reason = "near-duplicate"
-        else:
-            ledger.pictures.add(picture, candidate.seed)
-    ledger.finished.add(name)
-    ledger.tally[group, reason] += 1
-    file = f"images/{group or 'unlabelled'}/{name}.{wanted.request.format}"
-    return row | {"file": file, "face": name, "reason": reason}
-
-
-def judge(
-    choice: Choice, examined: Examined, chances: np.ndarray | None, wanted: Wanted
-) -> Verdict:
-    """What is thought of a picture by itself.
-
-    Args:
-      choice: how it was made.
-      examined: its measures.
-      chances: float [classes], the teacher's calibrated probabilities; None without a teacher.
-      wanted: the gates, the threshold and the classes.
-    """
-    reason = quality.refusal(examined, wanted.request.gates) or ""
-    if reason or chances is None:
-        return Verdict(choice.label, math.nan, reason)
-    seen = int(chances.argmax())
-    label = seen if choice.label < 0 else choice.label
-    confidence = float(chances[label])
-    if label != seen:
+def decide(face: Face, plan: SamplingPlan) -> Decision:
+    """Labels an image and decides whether it is rejected, without regard to other images."""
+    condition = plan.conditions[face.candidate.condition]
+    reason = quality.rejection_reason(face.quality, plan.request.gates) or ""
+    if reason or face.probabilities is None:
+        return Decision(condition.label, math.nan, reason)
+    predicted = int(face.probabilities.argmax())
+    label = predicted if condition.label < 0 else condition.label
+    confidence = float(face.probabilities[label])
+    if label != predicted:
         reason = "the teacher sees another class"
-    elif confidence < wanted.request.threshold:
+    elif confidence < plan.request.threshold:
         reason = "the teacher is not sure"
-    elif wanted.by_teacher and wanted.classes[label] not in wanted.groups:
-        reason = "not a wanted class"
-    return Verdict(label, confidence, reason)
+    elif plan.by_teacher and plan.classes[label] not in plan.groups:
+        reason = "not a requested class"
+    return Decision(label, confidence, reason)
 
 
-def _row(
-    candidate: Candidate,
-    choice: Choice,
-    verdict: Verdict,
-    examined: Examined,
-    chances: np.ndarray | None,
-    wanted: Wanted,
-) -> dict[str, Any]:
-    is_direction = choice.source == "direction"
-    is_known = verdict.label >= 0
+def _row(face: Face, decision: Decision, plan: SamplingPlan) -> dict[str, Any]:
+    condition, found = plan.conditions[face.candidate.condition], face.quality
+    is_direction = condition.label_source == "direction"
+    is_known = decision.label >= 0
     row: dict[str, Any] = {
-        "seed": candidate.seed,
-        "psi": wanted.request.psi,
-        "class": choice.name if choice.number >= 0 else "",
-        "direction": choice.name if is_direction else "",
-        "strength": wanted.request.strength if is_direction else "",
-        "label": wanted.classes[verdict.label] if is_known else "",
-        "label_source": (choice.source or "teacher") if is_known else "",
-        "confidence": verdict.confidence,
-        "quality": quality.margin(examined),
-        "size": examined.size,
-        "contrast": examined.contrast,
-        "sharpness": examined.sharpness,
-        "num_faces": examined.num_faces if examined.num_faces >= 0 else "",
-        "face_share": examined.face_share,
+        "seed": face.candidate.seed,
+        "psi": plan.request.psi,
+        "class": condition.name if condition.class_index >= 0 else "",
+        "direction": condition.name if is_direction else "",
+        "strength": plan.request.strength if is_direction else "",
+        "label": plan.classes[decision.label] if is_known else "",
+        "label_source": (condition.label_source or "teacher") if is_known else "",
+        "confidence": decision.confidence,
+        "quality": quality.quality_score(found),
+        "size": found.size,
+        "contrast": found.contrast,
+        "sharpness": found.sharpness,
+        "num_faces": found.num_faces if found.num_faces >= 0 else "",
+        "face_share": found.face_share,
     }
-    if chances is not None:
-        row |= {f"p_{name}": float(p) for name, p in zip(wanted.classes, chances, strict=True)}
+    if face.probabilities is not None:
+        columns = (f"p_{name}" for name in plan.classes)
+        row |= dict(zip(columns, map(float, face.probabilities), strict=True))
     return row
 
 
-def _write_picture(path: Path, picture: np.ndarray, kind: str) -> None:
-    if kind == "jpg":
-        data = images.encode_jpeg(picture)
+def _write_image(path: Path, image: np.ndarray) -> None:
+    if path.suffix == ".jpg":
+        data = images.encode_jpeg(image)
     else:
-        data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-    synthetic.write_whole(path, data)
+        data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    storage.write_atomically(path, data, durable=False)
 
 
-def _settle(
-    out: Path,
-    task: str,
-    futures: Sequence[Future[None]],
-    kept: Sequence[Row],
-    refused: Sequence[Row],
-) -> None:
-    """Writes a batch's rows once its pictures are there."""
+def _write_rows(out: Path, task: str, futures: Sequence[Future[None]], rows: Sequence[Row]) -> None:
+    """Writes a batch's rows once its images are written."""
     for future in futures:
         future.result()
-    if refused:
-        synthetic.append(out / synthetic.REJECTED, synthetic.REJECTED_COLUMNS, refused)
-    if kept:
-        synthetic.append(out / synthetic.RECORDS, synthetic.record_columns(task), kept)
+    for name, columns, is_rejected in (
+        (synthetic.REJECTED, synthetic.REJECTED_COLUMNS, True),
+        (synthetic.RECORDS, synthetic.record_columns(task), False),
+    ):
+        if chosen := [row for row in rows if bool(row["reason"]) == is_rejected]:
+            storage.append_table(out / name, columns, chosen)
 
 
 def fit_directions(
     generator: Generator,
-    asked: Request,
+    request: Request,
     teacher: Teacher,
     detector: Detector | None,
     mesh: Mesh | None = None,
 ) -> Directions:
-    """Samples faces, asks the teacher, and fits a direction in w for each class.
+    """Samples faces and fits a direction in w for each class that the teacher predicts.
 
-    The seeds are the last ones there are, so that no face of a run was fitted to.
-
-    Args:
-      generator: an unconditional one.
-      asked: its psi, noise, gates and number of samples are used.
-      teacher: whose classes get a direction.
-      detector: finds the face; None: the whole picture is the face.
-      mesh: the devices; None: all of this process.
-
-    Raises:
-      InputError: too few of the pictures show a face that passes the gates.
+    The last `request.fit_samples` seeds are used, which no run samples. `detector` None: the whole
+    image is the face; `mesh` None: all devices of this process. InputError if too few images show a
+    face that passes the gates.
     """
     mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
-    renderer = make_renderer(generator, mesh, psi=asked.psi, noise=asked.noise)
-    batch_size = -(-asked.batch_size // mesh.size) * mesh.size
-    seeds = range(request.NUM_SEEDS - asked.fit_samples, request.NUM_SEEDS)
+    renderer = make_renderer(generator, mesh, psi=request.psi, noise=request.noise)
+    batch_size = _batch_size(request, mesh)
+    seeds = range(NUM_SEEDS - request.fit_samples, NUM_SEEDS)
     no_face = np.full(len(teacher.model.classes), np.nan)
     sampled, scores = [], []
     with (
@@ -534,16 +498,12 @@ def fit_directions(
         ThreadPoolExecutor(NUM_THREADS) as pool,
     ):
         for first in range(0, len(seeds), batch_size):
-            part = list(seeds[first : first + batch_size])
-            padded = part + part[-1:] * (batch_size - len(part))
-            ws = renderer.ws(padded, [0] * batch_size)
-            pictures = list(np.asarray(renderer.images(ws, padded))[: len(part)])
-            examined = list(
-                pool.map(functools.partial(quality.examine, detector=detector), pictures)
-            )
-            for chances in _scored(examined, asked, teacher):
-                scores.append(no_face if chances is None else np.log(np.maximum(chances, 1e-30)))
-            sampled.append(np.asarray(ws[: len(part), 0]))
+            part = seeds[first : first + batch_size]
+            ws = renderer.map_seeds(part, batch_size)
+            rendered = renderer.render(ws, part, batch_size)
+            for _, one in _assess(rendered, pool, request, teacher, detector):
+                scores.append(no_face if one is None else np.log(np.maximum(one, 1e-30)))
+            sampled.append(ws[:, 0])
             bar.update(len(part))
     return labels.fit_directions(
         np.concatenate(sampled),
@@ -555,209 +515,202 @@ def fit_directions(
 
 def measure(
     out: Path,
-    asked: Request,
+    request: Request,
     model: Network,
     real: tuple[str, str],
     data_dir: Path,
     detector: Detector | None,
 ) -> str:
-    """Compares the kept faces with a real dataset; writes measures.json.
+    """Compares the accepted faces with a real dataset; writes measures.json.
 
-    Args:
-      out: the folder of the run.
-      asked: of the run.
-      model: whose features are used.
-      real: (dataset, split).
-      data_dir: where it is built.
-      detector: as in the run.
-
-    Returns:
-      The measures as a table for a terminal.
-
-    Raises:
-      InputError: the real set is not built or has no labels, or nothing was kept.
+    Uses the features of `model`, and the detector of the run; `real` is (dataset, split), built in
+    `data_dir`. Returns the measures as a table for a terminal. InputError if the real set is not
+    built or has no labels, or no face was accepted.
     """
     records = open_records(*real, data_dir)
-    rows = synthetic.read(out / synthetic.RECORDS, synthetic.record_columns(asked.task))
+    rows = _accepted_rows(out, request)
     if not rows:
-        raise InputError(f"'{out}' holds no faces to compare")
-    classes = schema.TASKS[asked.task]
-
-    # Grey people are compared with grey faces: colour alone would set them apart.
+        raise InputError(f"'{out}' has no faces to compare")
+    classes = schema.TASKS[request.task]
+    # Grey people are compared with grey faces: otherwise colour alone would tell them apart.
     grey = labels.is_grey([records])
 
-    def crop(picture: np.ndarray) -> np.ndarray:
-        found = quality.examine(picture, detector).crop
-        # What is kept as JPEG may lose a face that was only just found.
-        face = images.square(picture)[0] if found is None else found
-        return labels.greyed(face) if grey else face
+    def crop(image: np.ndarray) -> np.ndarray:
+        found = quality.assess(image, detector).crop
+        # The detector may miss a face in the JPEG that it found in the image itself.
+        face = images.square(image)[0] if found is None else found
+        return labels.to_grey(face) if grey else face
 
-    made = model.features(map(crop, _pictures(out, rows)))
+    features = model.features(map(crop, _read_images(out, rows)))
     given = np.asarray([classes.index(row["label"]) if row["label"] else -1 for row in rows])
-    known = measures.record_features(model, records, asked.task)
+    real_features, real_labels = measures.record_features(model, records, request.task)
     about = {
         "features": {"run": model.folder.resolve().name, "step": model.step},
         "real": f"{records.name}:{records.split}",
         "grey": grey,
     }
-    compared = measures.compare(*known, made, given, classes)
+    compared = measures.compare(real_features, real_labels, features, given, classes)
     return measures.write(out / "measures.json", compared, about)
 
 
 def main(argv: list[str]) -> None:
     """The verb `synthesize`."""
-    parser = OneLineParser(
-        prog="fer-jax synthesize",
-        description="Faces from a StyleGAN2 network: generated, labelled, filtered, measured.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    request.add_arguments(parser)
-    options = parser.parse_args(argv)
-    asked = request.from_arguments(options)
+    description = "Faces from a StyleGAN2 network: generated, labelled, filtered, measured."
+    parser = OneLineParser("fer-jax synthesize", description, epilog=EXAMPLES)
+    add_arguments(parser)
+    request, options = from_arguments(parser.parse_args(argv))
     has_sheets = bool(options.sweep or options.mix or options.interpolate)
-    has_faces = bool(asked.count or asked.seeds) or not has_sheets
+    has_faces = bool(request.count or request.seeds) or not has_sheets
     if options.real and not (options.features or options.teacher):
         raise InputError("--real needs features: name a run with --features or --teacher")
     if options.test_sets and not options.teacher:
         raise InputError("--test_sets are what a --teacher must not have seen; there is none")
     generator = load_generator(options.network, options.generator, options.dtype)
     trained = read_about(options.network)
-    if not asked.class_names and trained.get("task") == asked.task:
-        asked = dataclasses.replace(asked, class_names=tuple(trained["classes"]))
+    if not request.class_names and trained.get("task") == request.task:
+        request = dataclasses.replace(request, class_names=tuple(trained["classes"]))
     has_teacher = options.teacher is not None
-    # Before the teacher and the directions, which take their time.
-    drawn = _sheets(generator, asked, options) if has_sheets else []
+    # Everything is checked before the teacher and the directions, which take their time.
+    planned_sheets = _plan_sheets(generator, request, options) if has_sheets else []
     if has_faces and not options.directions:
-        request.resolve(asked, generator, has_teacher=has_teacher, directions=None)
+        plan_sampling(request, generator, has_teacher=has_teacher, directions=None)
     detector = None
-    if asked.detector != "none":
-        model = faces.detector_model(options.detector_model) if asked.detector == "yunet" else ""
-        detector = faces.make_detector(asked.detector, str(model))
+    if request.detector != "none":
+        detector = make_detector(request.detector, options.detector_model)
     teacher = None
     if options.teacher:
-        test_sets = [request.dataset_and_split(entry) for entry in request.words(options.test_sets)]
-        teacher = labels.load_teacher(options.teacher, asked.task, options.data_dir, test_sets)
-        print(_calibration(teacher))
-    for draw in drawn:
-        print(draw())
-    if has_faces:
-        directions = None
-        if options.directions:
-            directions = _directions(generator, asked, options, teacher, detector)
-        wanted = request.resolve(asked, generator, has_teacher=has_teacher, directions=directions)
-        tally = synthesize(
-            generator,
-            options.out,
-            wanted,
-            teacher=teacher,
-            directions=directions,
-            detector=detector,
-            about={
-                "network": {"file": options.network.name, "generator": options.generator},
-                "generator": {name: trained.get(name, []) for name in ("saw", "subjects")},
-            },
+        teacher = labels.load_teacher(
+            options.teacher, request.task, options.data_dir, options.test_sets
         )
-        _report(options.out, wanted, tally, generator)
+        print(_describe_teacher(teacher))
+    with storage.lock(options.out):
+        for write in planned_sheets:
+            print(write())
+        if has_faces:
+            about = {
+                "network": {"file": options.network.name, "generator": options.generator},
+                "generator": {name: trained.get(name, []) for name in provenance.KINDS},
+            }
+            directions = None
+            if options.directions:
+                directions = _directions(generator, request, options, teacher, detector)
+            plan = plan_sampling(request, generator, has_teacher=has_teacher, directions=directions)
+            tally = synthesize(
+                generator,
+                options.out,
+                plan,
+                teacher=teacher,
+                directions=directions,
+                detector=detector,
+                about=about,
+            )
+            _report(options.out, plan, tally, generator, trained)
     if options.real:
-        model = load(options.features) if options.features or teacher is None else teacher.model
+        model = load(options.features) if options.features else teacher and teacher.model
+        assert model is not None  # one of them was given
         data_dir = options.data_dir or training_data_dir(model.folder)
-        real = request.dataset_and_split(options.real)
-        print(measure(options.out, asked, model, real, data_dir, detector))
+        print(measure(options.out, request, model, options.real, data_dir, detector))
 
 
-def _calibration(teacher: Teacher) -> str:
-    known = teacher.about["validation"]
-    grey = "; it has only seen grey pictures and is shown grey ones" if teacher.grey else ""
+def _describe_teacher(teacher: Teacher) -> str:
+    validation, about = teacher.about["validation"], teacher.about
+    grey = "; trained on grey images, so it is given grey images" if teacher.grey else ""
+    unknown = ""
+    if about["unknown"]:
+        unknown = f"; unknown are the people of {', '.join(about['unknown'])}"
     return (
-        f"teacher {teacher.about['run']}, step {teacher.model.step}: temperature "
-        f"{teacher.temperature:.3f} from {known['images']} validation images, calibration error "
-        f"{known['ece']['before']:.3f} -> {known['ece']['after']:.3f}, accuracy "
-        f"{known['accuracy']:.3f}; it saw {len(teacher.about['subjects'])} named people, none of "
-        f"them in {', '.join(teacher.about['test_sets']) or 'a test set (none is named)'}{grey}"
+        f"teacher {about['run']}, step {teacher.model.step}: temperature "
+        f"{teacher.temperature:.3f} from {validation['images']} validation images, calibration "
+        f"error {validation['ece']['before']:.3f} -> {validation['ece']['after']:.3f}, accuracy "
+        f"{validation['accuracy']:.3f}; it saw {len(about['subjects'])} named people, none of "
+        f"them in {', '.join(about['test_sets']) or 'a test set (none is named)'}{unknown}{grey}"
     )
 
 
 def _directions(
     generator: Generator,
-    asked: Request,
-    options: argparse.Namespace,
+    request: Request,
+    options: Options,
     teacher: Teacher | None,
     detector: Detector | None,
 ) -> Directions:
+    """Reads the directions of --directions, or fits and writes them; prints how good they are."""
     network = generator_fingerprint(generator)
     own = options.out / "directions.safetensors"
     if options.directions != "fit":
-        found = labels.read_directions(Path(options.directions), generator, network, asked.task)
+        found = labels.read_directions(Path(options.directions), generator, network, request.task)
     elif own.is_file() and (options.out / synthetic.SETTINGS).is_file():
-        # Of the run that goes on here; whether it is the same one is checked with its settings.
-        found = labels.read_directions(own, generator, network, asked.task)
+        # Of the run that resumes; its settings are compared later.
+        found = labels.read_directions(own, generator, network, request.task)
     else:
         if generator.c_dim:
             raise InputError("--directions is for unconditional networks; this one has classes")
         if teacher is None:
             raise InputError("--directions=fit needs a --teacher")
-        request.resolve(asked, generator, has_teacher=True, directions=None)
-        found = fit_directions(generator, asked, teacher, detector)
+        plan_sampling(request, generator, has_teacher=True, directions=None)
+        found = fit_directions(generator, request, teacher, detector)
         labels.write_directions(own, found)
     lines = [["direction", "fit", "moved"]]
     for index, (name, fit) in enumerate(zip(found.classes, found.fits, strict=True)):
-        lines.append([name, f"{fit:.2f}", f"{found.moved(index, asked.strength):.2f}"])
-    print(quality.aligned(lines))
-    print("  fit: correlation with the teacher on faces that it was not fitted to")
-    print("  moved: how far the edit goes in w, in distances between two people")
+        lines.append([name, f"{fit:.2f}", f"{found.moved(index, request.strength):.2f}"])
+    print(results.align(lines))
+    print("  fit: correlation with the teacher on faces that were not fitted to")
+    print("  moved: length of the edit in w, in distances between two people")
     return found
 
 
-def _report(out: Path, wanted: Wanted, tally: quality.Tally, generator: Generator) -> None:
-    print(quality.aligned(quality.table(tally, wanted.groups)))
-    short = [group for group in wanted.groups if tally[group, ""] < wanted.request.count]
-    if short:
-        listed = ", ".join(f"{group} {tally[group, '']}".strip() for group in short)
+def _report(
+    out: Path,
+    plan: SamplingPlan,
+    tally: quality.Tally,
+    generator: Generator,
+    trained: dict[str, Any],
+) -> None:
+    print(results.align(quality.filter_table(tally, plan.groups)))
+    if incomplete := [group for group in plan.groups if tally[group, ""] < plan.request.count]:
+        listed = ", ".join(f"{group} {tally[group, '']}".strip() for group in incomplete)
         print(
-            f"the budget of {wanted.budget} pictures is spent; fewer than {wanted.request.count}: "
-            f"{listed}. The same command with a larger --budget goes on"
+            f"the budget of {plan.budget} candidates is used up; fewer than {plan.request.count}: "
+            f"{listed}. Rerun the same command with a larger --budget to resume"
         )
-    if generator.c_dim and not wanted.request.class_names and not wanted.by_teacher:
-        print("the faces have no labels: --class_names=... says what the network's classes are")
-    print(f"{out / synthetic.RECORDS}, contact_sheet.jpg, filter.csv; make records of them with:")
+    if generator.c_dim and not plan.request.class_names and not plan.by_teacher:
+        print("the faces have no labels: --class_names=... names the network's classes")
+    if not (trained.get("saw") or trained.get("subjects")):
+        print(
+            "the people behind these faces are unknown: the network does not say whom it was "
+            "trained on, and `fer-jax train` will ask for config.allow_unknown_people"
+        )
+    print(f"{out / synthetic.RECORDS}, contact_sheet.jpg, filter.csv; build a dataset with:")
     print(f"  fer-jax build synthetic/grouped --source={out}")
 
 
-def _sheets(
-    generator: Generator, asked: Request, options: argparse.Namespace
+def _plan_sheets(
+    generator: Generator, request: Request, options: Options
 ) -> list[Callable[[], Path]]:
-    """What is drawn beside the faces: the flags are checked now, the drawing comes later."""
-    plain = dataclasses.replace(asked, count=1, seeds=(), classes=())
-    if generator.c_dim:
-        plain = dataclasses.replace(plain, classes=asked.classes)
-    wanted = request.resolve(plain, generator, has_teacher=False, directions=None)
-    wanted = wanted._replace(choices=wanted.choices[:1])
+    """Checks the options of the sheets; returns functions that write them."""
+    classes = request.classes if generator.c_dim else ()
+    plain = dataclasses.replace(request, count=1, seeds=(), classes=classes)
+    plan = plan_sampling(plain, generator, has_teacher=False, directions=None)
+    plan = plan._replace(conditions=plan.conditions[:1])
     mesh = make_mesh(jax.local_devices())
-    size = -(-asked.batch_size // mesh.size) * mesh.size
+    size, out = _batch_size(request, mesh), options.out
 
     @functools.cache
     def renderer() -> Renderer:
         network = generator_fingerprint(generator)
-        return _renderer(generator, options.out, wanted, None, network, mesh)
+        return _renderer(generator, out, plan, None, network, mesh)
 
-    drawn: list[Callable[[], Path]] = []
+    planned: list[Callable[[], Path]] = []
     if options.sweep:
-        seeds, _, psis = options.sweep.partition(":")
-        rows = request.parse_seeds(seeds, "--sweep")
-        columns = request.parse_psis(psis, "--sweep")
-        drawn.append(lambda: sheets.sweep(renderer(), options.out, rows, columns, size))
+        seeds, psis = options.sweep
+        planned.append(lambda: sheets.sweep(renderer(), out, seeds, psis, size))
     if options.mix:
-        first, _, second = options.mix.partition(":")
-        pair = request.parse_seeds(first, "--mix"), request.parse_seeds(second, "--mix")
-        mixed = request.layers(options.mix_layers, "--mix_layers")
-        mixed = sheets.check_layers(mixed, generator.num_ws)
-        drawn.append(lambda: sheets.mix(renderer(), options.out, pair, mixed, size))
+        pair = options.mix
+        layers = sheets.check_layers(options.mix_layers, generator.num_ws)
+        planned.append(lambda: sheets.mix(renderer(), out, pair, layers, size))
     if options.interpolate:
-        stations = request.parse_seeds(options.interpolate, "--interpolate")
-        if len(stations) < 2 or options.frames < 1:
+        stations, frames = options.interpolate, options.frames
+        if len(stations) < 2 or frames < 1:
             raise InputError("--interpolate takes two seeds or more, and --frames at least 1")
-        drawn.append(
-            lambda: sheets.interpolate(renderer(), options.out, stations, options.frames, size)
-        )
-    return drawn
+        planned.append(lambda: sheets.interpolate(renderer(), out, stations, frames, size))
+    return planned

@@ -1,1 +1,1 @@
-"""Batches to a trained network: state, optimizer, the step, the loop."""
+"""Train classifiers and face generators: the loop, the step, optimizers, checkpoints of a run."""

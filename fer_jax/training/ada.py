@@ -1,13 +1,13 @@
-"""Adaptive discriminator augmentation (Karras et al. 2020b): few images, and no memorizing.
+"""Adaptive discriminator augmentation (Karras et al. 2020b), against memorizing few images.
 
-What the discriminator sees, real or made, is augmented by each operation with a probability that
-follows how well it knows the training images. As long as that stays below one, the generator
+The discriminator's images, real or generated, are augmented by each operation with a probability
+that follows how well it knows the training images. As long as that is below one, the generator
 learns the images and not their augmentations. Three groups of operations: pixel blitting (mirror,
 quarter turns, whole shifts), geometry (scale, rotation, anisotropic scale, shift) and colour
 (brightness, contrast, inverted luma, hue, saturation), with the strengths of the paper's appendix.
 
-Everything is a pure function of the images and of what was drawn for them, and differentiable in
-the images: the generator learns through it.
+Everything is a pure function of the images and the sampled parameters, and differentiable in the
+images: the generator learns through it.
 """
 
 import functools
@@ -25,11 +25,11 @@ GROUPS = {
     "geometry": ("scale", "turn_before", "anisotropy", "turn_after", "shift"),
     "colour": ("brightness", "contrast", "inverted", "hue", "saturation"),
 }
-TARGET = 0.6  # of the mean sign of the discriminator's answer to real images
+TARGET = 0.6  # of the mean sign of the discriminator's logit for real images
 FULL_SPEED = 500_000.0  # images in which the probability may go from 0 to 1
 
-# Orthogonal low-pass filter of the wavelet sym6 (Daubechies 1992), which reconstructs an image that
-# nothing happens to exactly.
+# Orthogonal low-pass filter of the wavelet sym6 (Daubechies 1992); with it an image that is not
+# moved is reconstructed exactly.
 SYM6 = np.array(
     [
         *(0.015404109327027373, 0.0034907120842174702, -0.11799011114819057),
@@ -38,32 +38,25 @@ SYM6 = np.array(
         *(0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
     ]
 ) / math.sqrt(2)
-# Samples of the doubled grid that the filter reaches to either side.
+# Samples of the doubled grid to either side in the filter's support.
 REACH = len(SYM6) // 2
 
 MAX_SHIFT = 0.125  # of the side
 SCALE = 0.2  # standard deviation of log2, like the next ones
 BRIGHTNESS, CONTRAST, SATURATION = 0.2, 0.5, 1.0
 
-Draws = Mapping[str, jax.Array]
+Parameters = Mapping[str, jax.Array]
 
 
-def draw(
+def sample(
     key: jax.Array, n: int, p: jax.Array | float, groups: Iterable[str] = GROUPS
 ) -> dict[str, jax.Array]:
-    """What happens to each of n images.
+    """Samples the parameters of each operation, which has probability p, for n images.
 
-    Args:
-      key: a random key.
-      n: how many.
-      p: the probability of each operation.
-      groups: of `GROUPS`, which operations there are.
-
-    Returns:
-      float32 [n] each, [n, 2] for shifts: "mirror" (0 or 1), "quarter_turns" (0 to 3),
-      "whole_shift" and "shift" (shares of the side, right and down), "scale", "anisotropy"
-      (factors), "turn_before", "turn_after" (radians), "brightness" (added), "contrast" (factor),
-      "inverted" (0 or 1), "hue" (radians), "saturation" (factor).
+    Returns float32 [n] each, [n, 2] for shifts: "mirror" (0 or 1), "quarter_turns" (0 to 3),
+    "whole_shift" and "shift" (shares of the side, right and down), "scale", "anisotropy" (factors),
+    "turn_before", "turn_after" (radians), "brightness" (added), "contrast" (factor), "inverted" (0
+    or 1), "hue" (radians), "saturation" (factor).
     """
     keys = iter(jax.random.split(key, 32))
 
@@ -78,9 +71,9 @@ def draw(
     def normal(deviation: float, *shape: int) -> jax.Array:
         return deviation * jax.random.normal(next(keys), (n, *shape))
 
-    # Two rotations, one with probability p together.
+    # Two rotations; the probability of at least one is p.
     each = 1 - jnp.sqrt(1 - jnp.asarray(p, jnp.float32))
-    drawn = {
+    values = {
         "mirror": maybe(jnp.floor(2 * jax.random.uniform(next(keys), (n,))), 0.0),
         "quarter_turns": maybe(jnp.floor(4 * jax.random.uniform(next(keys), (n,))), 0.0),
         "whole_shift": maybe(uniform(MAX_SHIFT, 2), 0.0),
@@ -95,66 +88,58 @@ def draw(
         "hue": maybe(uniform(math.pi), 0.0),
         "saturation": maybe(jnp.exp2(normal(SATURATION)), 1.0),
     }
-    return {name: drawn[name] for group in groups for name in GROUPS[group]}
+    return {name: values[name] for group in groups for name in GROUPS[group]}
 
 
-def augment(images: jax.Array, draws: Draws) -> jax.Array:
-    """Does to images what was drawn for them.
-
-    Args:
-      images: [n, side, side, 3], around [-1, 1].
-      draws: as `draw` returns it.
-
-    Returns:
-      [n, side, side, 3].
-    """
-    if draws.keys() & {*GROUPS["blit"], *GROUPS["geometry"]}:
-        images = warp(images, geometry(draws, images.shape[1]))
-    if draws.keys() & set(GROUPS["colour"]):
-        images = recolour(images, colour(draws))
+def augment(images: jax.Array, parameters: Parameters) -> jax.Array:
+    """Augments images [n, side, side, 3], around [-1, 1], with the parameters of `sample`."""
+    if parameters.keys() & {*GROUPS["blit"], *GROUPS["geometry"]}:
+        images = warp(images, geometry(parameters, images.shape[1]))
+    if parameters.keys() & set(GROUPS["colour"]):
+        images = recolour(images, colour(parameters))
     return images
 
 
-def geometry(draws: Draws, side: int) -> jax.Array:
-    """Where an output pixel comes from: [n, 3, 3], homogeneous, in pixels from the centre.
+def geometry(parameters: Parameters, side: int) -> jax.Array:
+    """Returns the matrices from output pixels to input pixels, [n, 3, 3].
 
-    Args:
-      draws: as `draw` returns it, of the groups "blit", "geometry" or both.
-      side: of the image.
+    They are homogeneous, in pixels from the centre of an image of `side` pixels, for the groups
+    "blit", "geometry" or both.
     """
 
-    def turned(angle: jax.Array) -> jax.Array:
-        cosine, sine, zero = jnp.cos(angle), jnp.sin(angle), jnp.zeros_like(angle)
-        one = jnp.ones_like(angle)
-        return _rows([[cosine, -sine, zero], [sine, cosine, zero], [zero, zero, one]])
+    def matrices(entries: dict[tuple[int, int], jax.Array]) -> jax.Array:
+        """Identities with other entries."""
+        n = len(next(iter(entries.values())))
+        result = jnp.broadcast_to(jnp.eye(3), (n, 3, 3))
+        for (row, column), values in entries.items():
+            result = result.at[:, row, column].set(values)
+        return result
 
-    def scaled(x: jax.Array, y: jax.Array) -> jax.Array:
-        zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-        return _rows([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+    def turn(angle: jax.Array) -> jax.Array:
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        return matrices({(0, 0): cosine, (0, 1): -sine, (1, 0): sine, (1, 1): cosine})
 
-    def shifted(by: jax.Array) -> jax.Array:
-        x, y = by[:, 0], by[:, 1]
-        zero, one = jnp.zeros_like(x), jnp.ones_like(x)
-        return _rows([[one, zero, x], [zero, one, y], [zero, zero, one]])
+    def shift(by: jax.Array) -> jax.Array:
+        return matrices({(0, 2): by[:, 0], (1, 2): by[:, 1]})
 
-    # From the output back: the last operation first.
+    # From the output back to the input.
     backwards = {
-        "mirror": lambda x: scaled(1 - 2 * x, jnp.ones_like(x)),
-        "quarter_turns": lambda x: turned(x * (math.pi / 2)),
-        "whole_shift": lambda x: shifted(-jnp.round(x * side)),
-        "scale": lambda x: scaled(1 / x, 1 / x),
-        "turn_before": turned,
-        "anisotropy": lambda x: scaled(1 / x, x),
-        "turn_after": turned,
-        "shift": lambda x: shifted(-x * side),
+        "mirror": lambda x: matrices({(0, 0): 1 - 2 * x}),
+        "quarter_turns": lambda x: turn(x * (math.pi / 2)),
+        "whole_shift": lambda x: shift(-jnp.round(x * side)),
+        "scale": lambda x: matrices({(0, 0): 1 / x, (1, 1): 1 / x}),
+        "turn_before": turn,
+        "anisotropy": lambda x: matrices({(0, 0): 1 / x, (1, 1): x}),
+        "turn_after": turn,
+        "shift": lambda x: shift(-x * side),
     }
-    steps = [step(draws[name]) for name, step in backwards.items() if name in draws]
+    steps = [step(parameters[name]) for name, step in backwards.items() if name in parameters]
     return functools.reduce(functools.partial(jnp.matmul, precision="highest"), steps)
 
 
-def colour(draws: Draws) -> jax.Array:
-    """What the group "colour" does: [n, 4, 4], homogeneous, acting on (r, g, b, 1)."""
-    n = draws["brightness"].shape[0]
+def colour(parameters: Parameters) -> jax.Array:
+    """Returns the matrices of the group "colour", [n, 4, 4], homogeneous, for (r, g, b, 1)."""
+    n = parameters["brightness"].shape[0]
     identity = jnp.broadcast_to(jnp.eye(4), (n, 4, 4))
     luma = np.array([1.0, 1.0, 1.0, 0.0]) / math.sqrt(3)
     along = np.outer(luma, luma)
@@ -163,48 +148,37 @@ def colour(draws: Draws) -> jax.Array:
     def by(values: jax.Array) -> jax.Array:
         return values[:, None, None]
 
-    brighter = identity.at[:, :3, 3].set(draws["brightness"][:, None])
-    contrast = identity * jnp.where(np.arange(4) < 3, draws["contrast"][:, None], 1.0)[:, None]
-    inverted = identity - 2 * by(draws["inverted"]) * along
+    brighter = identity.at[:, :3, 3].set(parameters["brightness"][:, None])
+    contrast = identity * jnp.where(np.arange(4) < 3, parameters["contrast"][:, None], 1.0)[:, None]
+    inverted = identity - 2 * by(parameters["inverted"]) * along
     # About the grey axis (Rodrigues).
-    x, y, z = luma[:3]
     turn = np.zeros((4, 4))
-    turn[:3, :3] = [[0, -z, y], [z, 0, -x], [-y, x, 0]]
-    angle = by(draws["hue"])
+    turn[:3, :3] = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    angle = by(parameters["hue"])
     keep = np.diag([0.0, 0.0, 0.0, 1.0])
     hue = keep + along + across * jnp.cos(angle) + turn * jnp.sin(angle)
-    saturated = keep + along + across * by(draws["saturation"])
+    saturated = keep + along + across * by(parameters["saturation"])
     steps = [saturated, hue, inverted, contrast, brighter]
     return functools.reduce(functools.partial(jnp.matmul, precision="highest"), steps)
 
 
-def _rows(rows: list[list[jax.Array]]) -> jax.Array:
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-
-
 def recolour(images: jax.Array, matrices: jax.Array) -> jax.Array:
-    """[n, h, w, 3] by matrices [n, 4, 4]."""
+    """Applies matrices [n, 4, 4] to the colours of images [n, h, w, 3]."""
     turned = jnp.einsum("nhwc,ndc->nhwd", images, matrices[:, :3, :3], precision="highest")
     return turned + matrices[:, None, None, :3, 3]
 
 
 def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
-    """Resamples images without aliasing and without blurring what is not moved.
+    """Resamples images [n, side, side, c] by matrices [n, 3, 3] from `geometry`.
 
-    The image, mirrored at its edges, goes to a grid of twice the density by a wavelet's filter, is
-    read there bilinearly, and comes back by the same filter turned round.
-
-    Args:
-      images: [n, side, side, c].
-      matrices: [n, 3, 3], from `geometry`.
-
-    Returns:
-      [n, side, side, c].
+    The image, mirrored at its edges, is filtered to a grid of twice the density with a wavelet's
+    filter, sampled there bilinearly, and filtered back. This avoids aliasing and does not blur an
+    image that is not moved.
     """
     n, side = images.shape[:2]
     dense = _resampled(images, _doubling(side))
-    # Each sample of the output's doubled grid, and of what its filter reaches beyond the edge; the
-    # filter's weight lies at its sixth tap, so every second sample is at a pixel.
+    # The samples of the output's doubled grid, with the filter's support beyond the edge. The
+    # filter is centred at its sixth tap, so every second sample is at a pixel.
     grid = (np.arange(-REACH, 2 * side + REACH) + 1) / 2 - side / 2
     x, y = np.meshgrid(grid, grid)
     out = jnp.asarray(np.stack([x, y, np.ones_like(x)]), jnp.float32).reshape(3, -1)
@@ -214,7 +188,7 @@ def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
 
 
 def _bilinear(image: jax.Array, where: jax.Array) -> jax.Array:
-    """One image [h, w, c] at places [2, m] (x and y): [m, c], nothing beyond the edge."""
+    """Samples an image [h, w, c] at points [2, m] (x and y): [m, c], 0 beyond the edge."""
     height, width, channels = image.shape
     flat = image.reshape(-1, channels)
     corner = jnp.floor(where)
@@ -236,10 +210,10 @@ def _bilinear(image: jax.Array, where: jax.Array) -> jax.Array:
 
 
 def _resampled(images: jax.Array, matrix: np.ndarray) -> jax.Array:
-    """Rows and columns of images [n, h, w, c] by a matrix [m, h = w]: [n, m, m, c].
+    """Multiplies rows and columns of images [n, h, w, c] by a matrix [m, h = w]: [n, m, m, c].
 
-    Products of matrices, and so are their gradients: tap by tap, XLA writes each tap's gradient in
-    full, twenty times as slow on CPU.
+    As products of matrices the gradients are products, too. Tap by tap, XLA writes each tap's
+    gradient in full, twenty times as slow on CPU.
     """
     factor = jnp.asarray(matrix, images.dtype)
     n, height, _, channels = images.shape
@@ -250,7 +224,7 @@ def _resampled(images: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 @functools.cache
 def _doubling(side: int) -> np.ndarray:
-    """A line, mirrored at its ends, with zeros between its samples, filtered: [m, side]."""
+    """Filters a line, mirrored at its ends, with zeros between its samples: [m, side]."""
     line = np.pad(np.eye(side), ((side - 1, side - 1), (0, 0)), mode="reflect")
     # One zero after each sample, and one beyond the last.
     spread = np.zeros((2 * len(line) + 2 * REACH - 1, side))
@@ -260,16 +234,15 @@ def _doubling(side: int) -> np.ndarray:
 
 @functools.cache
 def _halving(side: int) -> np.ndarray:
-    """The filter the other way round, then every second sample: [side, 2 side + 2 REACH]."""
+    """Filters with the mirrored filter and takes every second sample: [side, 2 side + 2 REACH]."""
     return _filtered(np.eye(2 * side + 2 * REACH), SYM6[::-1])[1 : 2 * side : 2]
 
 
 def _filtered(lines: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Convolution of each column without padding."""
     return np.stack([np.convolve(line, taps, "valid") for line in lines.T], axis=1)
 
 
-def adjusted(
+def adjust(
     p: jax.Array,
     signs: jax.Array,
     images: int,
@@ -277,18 +250,11 @@ def adjusted(
     target: float = TARGET,
     full_speed: float = FULL_SPEED,
 ) -> jax.Array:
-    """The next probability.
+    """Returns the next probability p of each operation, in [0, 1].
 
-    Args:
-      p: the present one.
-      signs: mean sign of the discriminator's answers to real images since it was last adjusted:
-        near 1 it knows them by heart, near 0 it cannot tell them from made ones.
-      images: how many real images that were.
-      target: what the mean sign is brought to.
-      full_speed: images in which the probability goes from 0 to 1 at most.
-
-    Returns:
-      float32, within [0, 1].
+    `signs` is the mean sign of the discriminator's logits for the `images` real images since the
+    last adjustment: near 1 it has memorized them, near 0 it cannot distinguish them from generated
+    ones. In `full_speed` images the probability may go from 0 to 1.
     """
     step = jnp.sign(signs - target) * (images / full_speed)
     return jnp.clip(p + step, 0.0, 1.0)

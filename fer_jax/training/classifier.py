@@ -1,125 +1,103 @@
-"""The program that trains a classifier: mixture of records in, checkpoints and metrics out.
+"""The training of a classifier: a mixture of records in, checkpoints and metrics out.
 
-Read `train` from top to bottom: data, shapes, shardings, state, the step, the loop.
+Read `train` from top to bottom: data, shapes, compiled programs, and the plan for the loop.
 """
 
+import dataclasses
 import functools
-import sys
-import time
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import platform
+from clu import parameter_overview
 
-from fer_jax import checkpoints, distributed, storage
-from fer_jax.config import (
-    Config,
-    fields,
-    from_json,
-    to_json,
-)
+from fer_jax import checkpoints, distributed
+from fer_jax.compilations import announce
+from fer_jax.config import Config
 from fer_jax.data import batches
-from fer_jax.data.experiment import EXCLUSIONS_FILE, allowed_leaks, as_source, open_experiment
-from fer_jax.data.synthetic import check_teachers
-from fer_jax.errors import InputError, Preempted
+from fer_jax.data.augment import Augmentation
+from fer_jax.data.experiment import Experiment, Leaks
+from fer_jax.data.ledger import FEW_IMAGES
+from fer_jax.data.records import Records
 from fer_jax.evaluation import baselines
-from fer_jax.inference.network import compile_predict_step, model_arguments
+from fer_jax.inference.network import PredictStep, compile_predict_step, model_arguments
 from fer_jax.methods import swad
-from fer_jax.methods.adaptation import compile_moments_step
+from fer_jax.methods.adaptation import MomentsStep, compile_moments_step
 from fer_jax.models import flops, xception
+from fer_jax.schema import TASKS, UNKNOWN
 from fer_jax.sharding import (
+    batch_sharding,
     check_batch_size,
-    make_mesh,
-    replicated,
+    describe_devices,
     state_sharding,
+    with_shardings,
 )
-from fer_jax.training import (
-    lock,
-    memory,
-    pipeline,
-    preemption,
-    profile,
-    start,
-    summary,
-    validation,
-    watchdog,
-)
-from fer_jax.training.environment import write_environment
-from fer_jax.training.log import MetricsLog, ProgressLine, write_atomically
-from fer_jax.training.optimizer import make_optimizer, make_schedule
-from fer_jax.training.speed import Stopwatch
+from fer_jax.training import loop, memory, start, validation
+from fer_jax.training.loop import Plan, Validated
+from fer_jax.training.start import Run
 from fer_jax.training.step import (
-    StepMetrics,
-    as_numbers,
-    from_numbers,
+    TrainState,
     init_state,
-    jitted_step,
-    merged,
-    network_of,
-    not_finite,
-    training_of,
-    trajectory_of,
+    jit_train_step,
+    make_optimizer,
+    make_schedule,
+    step_options,
+)
+from fer_jax.training.validation import History
+from fer_jax.weights.keras import load_xception
+
+# The network's parts in order; any other layer belongs to the head.
+BLOCKS = ("stem", "entry", "middle", "exit")
+# A row of the table of parameters.
+BlockRow = dataclasses.make_dataclass(
+    "BlockRow", ("block", "layers", "arrays", "parameters", "share")
 )
 
 
 def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
-    """Trains, or continues what is in `workdir`, until the config's epochs are done.
+    """Trains, or resumes what is in `workdir`, until the config's epochs are done.
 
-    Args:
-      config: from `fer_jax.config`.
-      workdir: receives config.json, environment.json, training_labels.csv, metrics.jsonl,
-        tensorboard/, checkpoints/.
-      data_dir: where the datasets were built.
+    The workdir receives config.json, environment.json, training_labels.csv, metrics.jsonl,
+    tensorboard/ and checkpoints/. The datasets were built in `data_dir`.
 
-    Returns:
-      The best validation: {"step", "validation_loss", ...}; with an average over the trajectory,
-      the validation of it.
+    Returns the best validation: {"step", "validation_loss", ...}; with an average over the
+    trajectory, the validation of that.
 
     Raises:
-      InputError: anything in the config, the data or the workdir that a person must change,
-        and a loss that is not finite, with its step.
-      Preempted: a signal came; what was done is saved.
+      InputError: anything in the config, the data or the workdir that the user must change, and
+        a loss that is not finite, with its step.
+      Preempted: a signal came; the last step is saved.
     """
-    storage.check_links(workdir)
-    with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
-        return _train(config, workdir, data_dir, notice, dog)
+    soft_labels = config.loss.soft_labels
+    with start.open_run(config, workdir, data_dir, soft_labels=soft_labels) as run:
+        check_batch_size(config.batch_size, config.accumulation_steps, run.mesh)
+        parts = validation.labelled(run.experiment.validation, config.task)
+        steps_per_epoch = batches.steps_per_epoch(run.mixture, config.batch_size)
+        num_steps = max(1, round(config.num_epochs * steps_per_epoch))
+        profiled = loop.profiled_steps(config.profile, num_steps=num_steps)
+        reason = validation.reason_to_stop(config, run.history)
+        if validation.is_over(run.history, run.last, num_steps, reason):
+            print(f"'{workdir}' is finished: nothing to do after step {run.last}")
+            return _best(config, run.history, run.saved.get("average"))
+        plan = _plan(run, parts, num_steps, steps_per_epoch, profiled)
+        return _best(config, *loop.train(run, plan))
 
 
-def _train(
-    config: Config,
-    workdir: Path,
-    data_dir: Path,
-    notice: preemption.Notice,
-    dog: watchdog.Watchdog,
-) -> dict[str, float]:
-    start.check_continues(config, workdir, data_dir)
-    last, loop = checkpoints.latest_valid_step(workdir)
-    history: list[dict[str, float]] = loop.get("history", [])
-    mesh = make_mesh()
-    check_batch_size(config.batch_size, config.accumulation_steps, mesh)
-    experiment = open_experiment(config, data_dir)
-    leaks = allowed_leaks(experiment.sides, allow=config.allow_leaks)
-    check_teachers(experiment.train, experiment.test, data_dir, allow=config.allow_leaks)
-    mixture = batches.mix(
-        experiment.train,
-        config.task,
-        weights=[as_source(entry).weight for entry in config.sources],
-        soft_labels=config.loss.soft_labels,
-        **config.mixture,
-    )
-    start.check_images(len(mixture), loop, workdir)
-    validated_on = validation.labelled_parts(experiment.validation, config.task)
-    steps_per_epoch = batches.steps_per_epoch(mixture, config.batch_size)
-    num_steps = max(1, round(config.num_epochs * steps_per_epoch))
-    validate_every = max(1, round(config.validate_every_epochs * steps_per_epoch))
-    traced = profile.steps(config.profile, num_steps=num_steps)
-    if validation.is_over(config, history, last, num_steps):
-        print(f"'{workdir}' is finished: nothing to do after step {last}")
-        return _outcome(config, history, loop.get("average"))
+class _Programs(NamedTuple):
+    step: jax.stages.Compiled
+    score: PredictStep
+    moments: MomentsStep | None  # for an average over the trajectory
 
+
+def _plan(
+    run: Run, parts: list[Records], num_steps: int, steps_per_epoch: int, profiled: range
+) -> Plan:
+    """Compiles the programs of a run, writes its inputs, and plans its loop."""
+    config, mesh = run.config, run.mesh
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
         num_steps=num_steps,
@@ -130,198 +108,256 @@ def _train(
         schedule, **{k: v for k, v in config.optimizer.items() if k != "learning_rate"}
     )
     model = model_arguments(config)
-    averages = {"ema": config.ema_decay > 0, "swad": config.weight_average == "swad"}
-    init = functools.partial(init_state, optimizer=optimizer, model=model, **averages)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    averaged = config.weight_average == "swad"
+    init = functools.partial(
+        init_state, optimizer=optimizer, model=model, ema=config.ema_decay > 0, swad=averaged
+    )
+    init_key, step_key = start.make_keys(run)
     shapes = jax.eval_shape(init, init_key)
     sharding = state_sharding(shapes, mesh, config.sharding)
-    jitted = jitted_step(config, optimizer, mixture.class_shares, sharding, mesh)
-    # Not `device_put`, which takes no keys where other processes have devices too.
-    step_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(step_key)
+    target = with_shardings(shapes, sharding)
+    programs = _compile(run, optimizer, target, sharding, step_key)
+    if distributed.is_first():
+        start.write_inputs(run)
+        baselines.write(run.workdir, run.experiment.train, config.task)
+    free = distributed.smallest(memory.free_bytes())
+    # Computed now: a value that the loop asks of a device waits behind the steps in progress.
+    learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)))
+
+    def summarize(rows: list[dict[str, float]], reached: int, history: History) -> dict[str, float]:
+        means = {f"train_{name}": sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        rate = float(learning_rates[min(reached, num_steps) - 1])
+        rate *= validation.learning_rate_scale(history, config)
+        return means | {"epoch": reached / steps_per_epoch, "learning_rate": rate}
+
+    peak = flops.peak(jax.devices()[0].device_kind, config.model.dtype)
+    return Plan(
+        num_steps=num_steps,
+        validate_every=max(1, round(config.validate_every_epochs * steps_per_epoch)),
+        metric=config.selection_metric,
+        profiled=profiled,
+        free_bytes=free - memory.needed(programs.step),
+        target=target,
+        init=functools.partial(first_state, init, init_key, sharding, config.init_from),
+        step=lambda state, batch, number: programs.step(state, batch, step_key),
+        summarize=summarize,
+        validate=functools.partial(
+            _validate,
+            run=run,
+            parts=parts,
+            programs=programs,
+            num_steps=num_steps,
+            num_estimated=min(swad.ESTIMATED_FROM, steps_per_epoch),
+            step_key=step_key,
+        ),
+        reason_to_stop=functools.partial(validation.reason_to_stop, config),
+        summary=_describe(run, parts, num_steps, memory.describe(programs.step, free)),
+        must_be_finite=("loss",),
+        advice=(
+            "Lower config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
+        ),
+        averaged=averaged,
+        flop_per_image=flops.TRAINING_PASSES * flops.count(**model)[0],
+        peak_flop_per_second=None if peak is None else peak * mesh.size,
+    )
+
+
+def _compile(
+    run: Run, optimizer: Any, target: TrainState, sharding: TrainState, step_key: jax.Array
+) -> _Programs:
+    """Compiles all programs of a run now, so that the loop can stop after each of its steps."""
+    config, mesh = run.config, run.mesh
+    options = step_options(config, optimizer, run.mixture.class_shares)
+    jitted = jit_train_step(options, sharding, mesh)
+    size = config.model.image_size
     step = memory.compile_that_fits(
-        lambda size: jitted.lower(
-            shapes, batches.shapes(mixture, size, config.model.image_size), step_key
+        lambda batch_size: jitted.lower(
+            target, batches.shapes(run.mixture, batch_size, size), step_key
         ),
         config.batch_size,
         mesh.size * config.accumulation_steps,
+        what="the train step",
     )
-    graphdef = xception.graphdef(**model)
-    score = compile_predict_step(graphdef, network_of(sharding), mesh, flip=config.test_time_flip)
-    score = dog.tending(notice.checking(score), "a batch of the validation")
+    images = jax.ShapeDtypeStruct(
+        (config.batch_size, size, size, 3), np.uint8, sharding=batch_sharding(mesh)
+    )
+    model = model_arguments(config)
+    score = compile_predict_step(
+        xception.graphdef(**model), sharding.network, mesh, flip=config.test_time_flip
+    )
+    moments = None
+    with announce("the validation step"):
+        score = score.lower(target.network, images).compile()
+    if config.weight_average == "swad" and not config.frozen_statistics:
+        moments = compile_moments_step(model, sharding.network, mesh)
+        with announce("the statistics of the average"):
+            moments = moments.lower(target.network, images).compile()
+        moments = run.watchdog.wrap(run.notice.wrap(moments), "a batch of the average's statistics")
+    score = run.watchdog.wrap(run.notice.wrap(score), "a batch of the validation")
+    return _Programs(step, score, moments)
 
-    writes = distributed.is_first()
-    if writes:
-        write_atomically(workdir / "config.json", to_json(config))
-    free = distributed.smallest(memory.free_bytes())
-    iterator, place = pipeline.open_source(
-        config, mixture, mesh, workdir, num_steps=num_steps, free=free - memory.needed(step)
-    )
-    if writes:
-        if config.exclusions:
-            write_atomically(workdir / EXCLUSIONS_FILE, Path(config.exclusions).read_bytes())
-        write_environment(workdir, data_dir, experiment, leaks)
-        baselines.write(workdir, experiment.train, config.task)
-    manager = checkpoints.open_checkpoints(
-        workdir, keep=config.keep_checkpoints, metric=config.selection_metric
-    )
-    if last:
-        state = start.restored(manager, last, shapes, sharding)
-        iterator.set_state(loop["iterator"])
-        print(f"continuing from step {last}")
-    else:
-        state = start.fresh(init, init_key, sharding, config.init_from)
-        print(summary.parameters(state.params))
-    print(summary.data(config, mixture, validated_on, mesh.size, num_steps))
-    print(f"  {memory.in_words(step, free)}")
-    print(summary.audited(experiment, leaks), end="")
-    # What the steps since the last row of metrics.jsonl reported.
-    under_way = from_numbers(loop.get("pending", []))
-    log = MetricsLog(workdir, after_step=last - len(under_way), writes=writes)
-    if not last:
-        log.write_hparams(dict(fields(from_json(to_json(config)))))
-    work_unit = platform.work_unit()
-    progress = ProgressLine(num_steps, stream=sys.stderr if writes else sys.stdout)
-    peak = flops.peak(jax.devices()[0].device_kind, config.model.dtype)
-    stopwatch = Stopwatch(
-        last,
-        batch_size=config.batch_size,
-        flop_per_image=flops.TRAINING_PASSES * flops.count(**model)[0],
-        peak=None if peak is None else peak * mesh.size,
-    )
-    # Computed now: a value asked for in the loop would wait behind the steps under way.
-    learning_rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)))
-    learning_rate_scale = float(state.learning_rate_scale)
-    number, average = last, loop.get("average")
 
-    def check_finite(done: list[StepMetrics], reached: int) -> None:
-        if (step := not_finite(done, reached)) is None:
-            return
-        manager.wait_until_finished()
-        saved = max(manager.all_steps(), default=None)
-        raise InputError(
-            f"the loss is not finite at step {step}, of "
-            f"{pipeline.told_batch(config, mixture, step, workdir)}; "
-            f"{'no checkpoint was written yet' if saved is None else f'step {saved} is saved'}. "
-            "Lower config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
+def first_state(init: Any, key: jax.Array, sharding: TrainState, init_from: str) -> TrainState:
+    """Makes the state before the first step from a key, with `init`, and prints its size.
+
+    `init_from` is Keras' Xception weights, a file that `convert` wrote, or "" for random ones.
+    InputError if they are absent or do not fit.
+    """
+    state = jax.jit(init, out_shardings=sharding)(key)
+    if init_from:
+        path = Path(init_from)
+        params, batch_stats, left = load_xception(path, state.params, state.batch_stats)
+        print(f"started from {path}" + (f"; fresh: {', '.join(left)}" if left else ""))
+        state = dataclasses.replace(
+            state,
+            params=params,
+            batch_stats=batch_stats,
+            ema=jax.tree.map(jnp.copy, params) if state.ema else {},
+            swad=swad.fresh_average(params, batch_stats) if state.swad else {},
         )
+        state = jax.device_put(state, sharding)
+    print(describe_parameters(state.params))
+    return state
 
-    def report(done: list[StepMetrics], reached: int) -> dict[str, float]:
-        """Waits for steps and shows them; what metrics.jsonl has of them."""
-        check_finite(done, reached)
-        scalars, speed = merged(done), stopwatch.figures(reached)
-        progress.show(
-            reached, loss=scalars["train_loss"], accuracy=scalars["train_accuracy"], **speed
-        )
-        work_unit.set_task_status(f"step {reached} of {num_steps}")
-        rate = float(learning_rates[min(reached, num_steps) - 1]) * learning_rate_scale
-        return scalars | speed | {"epoch": reached / steps_per_epoch, "learning_rate": rate}
+
+def _validate(
+    state: TrainState,
+    history: History,
+    number: int,
+    *,
+    run: Run,
+    parts: list[Records],
+    programs: _Programs,
+    num_steps: int,
+    num_estimated: int,
+    step_key: jax.Array,
+) -> Validated:
+    """Validates the trained network, and at the end the average over its trajectory."""
+    config, mesh = run.config, run.mesh
 
     def estimate(network: dict[str, Any]) -> dict[str, Any]:
-        """BatchNorm's statistics of an average."""
-        moments = compile_moments_step(model, network_of(sharding), mesh)
+        """Estimates BatchNorm's statistics of an average, from the first training batches."""
+        assert programs.moments is not None
         return swad.estimated_statistics(
             network,
-            step=dog.tending(notice.checking(moments), "a batch of the average's statistics"),
-            batches=pipeline.decoded_batches(
-                config, mixture, num_steps=min(swad.ESTIMATED_FROM, steps_per_epoch)
+            step=programs.moments,
+            batches=batches.train_batches(
+                run.mixture,
+                functools.partial(run.mixture.images, image_size=config.model.image_size),
+                batch_size=config.batch_size,
+                num_steps=num_estimated,
+                seed=config.seed,
             ),
-            augmentation=dict(config.augment),
+            augmentation=Augmentation(**config.augment),
             key=step_key,
             mesh=mesh,
         )
 
-    def save(metrics: dict[str, float] | None) -> None:
-        """Starts writing where the run is."""
-        dog.between_steps(f"saving step {number}")
-        loop = {
-            "iterator": iterator.get_state(),
-            "history": history,
-            "averaged": averages["swad"],
-            "average": average,
-            "pending": as_numbers(under_way),
-            "images": len(mixture),
-        }
-        network, training = network_of(state), training_of(state)
-        checkpoints.save(
-            manager, number, network=network, training=training, loop=loop, metrics=metrics
-        )
-
-    notice.trained = True
-    try:
-        while not validation.is_over(config, history, number, num_steps):
-            if validation.is_due(history, number, num_steps, validate_every):
-                dog.between_steps(f"the validation at step {number}")
-                scalars = report(under_way, number)
-                validated = validation.validate(
-                    score, trajectory_of(state), validated_on, config, mesh
-                )
-                following = [*history, {"step": number} | validated]
-                progress.note(validation.line(number, following, config.selection_metric))
-                following_state = validation.with_average(
-                    validation.with_plateau(state, following, config),
-                    following,
-                    config,
-                    estimate,
-                    last=number >= num_steps,
-                )
-                if averages["swad"] and validation.is_over(config, following, number, num_steps):
-                    # Chosen by the losses on the way, and validated once, here.
-                    average = validation.validate(
-                        score, network_of(following_state), validated_on, config, mesh
-                    )
-                # Only now: a signal on the way leaves what was before the validation.
-                state, history, under_way = following_state, following, []
-                learning_rate_scale = float(state.learning_rate_scale)
-                log.write_scalars(number, scalars | validated)
-                log.flush()
-                save(history[-1])
-                stopwatch.restart(number)
-                continue
-
-            number += 1
-            dog.step(number)
-            asked = time.monotonic()
-            batch = place(next(iterator))
-            stopwatch.waited(time.monotonic() - asked)
-            dog.doing(f"step {number}", slow=number in traced)
-            profile.turn_on(number, traced, continued_from=last, workdir=workdir)
-            state, step_metrics = step(state, batch, step_key)
-            jax.tree.map(lambda x: x.copy_to_host_async(), step_metrics)
-            under_way.append(step_metrics)
-            profile.turn_off(number, traced, state)
-            # The host waits for the step before this one: the devices always have work, and
-            # batches do not pile up. Only where it validates does it wait for this one too.
-            jax.block_until_ready(under_way[:-1])
-            if under_way[:-1] and (number - 1) % config.log_every_steps == 0:
-                log.write_scalars(number - 1, report(under_way[:-1], number - 1))
-                under_way = under_way[-1:]
-            manager.raise_if_failed()
-            notice.check()
-    except Preempted as asked:
-        # First of all: a state that is broken shall not be the one to continue from.
-        check_finite(under_way, number)
-        if number not in manager.all_steps():
-            save(None)
-        manager.wait_until_finished()
-        raise Preempted(
-            f"{asked.message}: step {number} is saved; the same command continues"
-        ) from None
-    finally:
-        log.close()
-
-    if reason := validation.reason_to_stop(config, history):
-        progress.note(reason)
-    dog.between_steps(f"saving step {number}")
-    manager.close()
-    distributed.wait_for_all("trained")
-    return _outcome(config, history, average)
+    metrics = validation.validate(programs.score, state.trajectory, parts, config, mesh)
+    following = [*history, {"step": number} | metrics]
+    state = validation.with_average(
+        validation.with_plateau(state, following, config),
+        following,
+        config,
+        estimate,
+        last=number >= num_steps,
+    )
+    average = None
+    reason = validation.reason_to_stop(config, following)
+    if state.swad and validation.is_over(following, number, num_steps, reason):
+        # Chosen by the losses on the way, and validated once, here.
+        average = validation.validate(programs.score, state.network, parts, config, mesh)
+    line = validation.line(number, following, config.selection_metric)
+    return Validated(state, metrics, line, average)
 
 
-def _outcome(
-    config: Config, history: list[dict[str, float]], average: dict[str, float] | None
-) -> dict[str, float]:
-    """The validation of what "best" means, with its step."""
+def _best(config: Config, history: History, average: dict[str, float] | None) -> dict[str, float]:
+    """The validation of the network that "best" means, with its step."""
     if average is not None:
         return {"step": history[-1]["step"]} | average
     best = checkpoints.best_step(history, config.selection_metric)
     return next(row for row in history if row["step"] == best)
+
+
+def describe_parameters(params: dict[str, Any]) -> str:
+    """Returns a table of the parameters of each block, with their total."""
+    total = parameter_overview.count_parameters(params)
+    layers: dict[str, dict[str, Any]] = {block: {} for block in (*BLOCKS, "head")}
+    for name, layer in params.items():
+        block = re.sub(r"\d+$", "", name)
+        layers[block if block in BLOCKS else "head"][name] = layer
+    rows = []
+    for block, inside in layers.items():
+        count = int(parameter_overview.count_parameters(inside))
+        if arrays := len(jax.tree.leaves(inside)):
+            rows.append(BlockRow(block, len(inside), arrays, count, f"{count / total:.1%}"))
+    size = sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(params))
+    table = parameter_overview.make_table(rows)
+    return f"{table}\n{total:,} parameters, {size / 2**20:.1f} MiB"
+
+
+def _describe(run: Run, parts: Sequence[Records], num_steps: int, memory: str) -> str:
+    """Returns what a run trains and validates on, in how many steps, and what needs attention."""
+    config, mixture, experiment = run.config, run.mixture, run.experiment
+    text = [
+        f"{config.task}: {len(mixture)} images; {num_steps} steps of {config.batch_size} on "
+        f"{describe_devices(run.mesh)}"
+    ]
+    text += [
+        _count_images(records, int(np.sum(mixture.source == index)), "to train on")
+        for index, records in enumerate(mixture.records)
+    ]
+    text += [
+        _count_images(records, len(part), "to validate")
+        for records, part in zip(experiment.validation, parts, strict=True)
+    ]
+    return "\n".join([*text, f"  {memory}", *_caveats(experiment, run.leaks)])
+
+
+def _caveats(experiment: Experiment, leaks: Leaks) -> list[str]:
+    """Returns a line for what was left out, not audited, or leaks; usually there is none."""
+    text = [
+        f"  {name}: {count} records left out by config.exclusions"
+        for name, count in experiment.left_out.items()
+    ]
+    for records in (*experiment.train, *experiment.validation):
+        if records.skipped:
+            text.append(
+                f"  {records.name} {records.split}: {len(records.skipped)} damaged records "
+                f"skipped (environment.json lists them), such as {records.skipped[0]}"
+            )
+    text += [f"  {line}" for line in unreliable(experiment)]
+    if experiment.absent:
+        text.append(f"  not built here, and not audited: {', '.join(experiment.absent)}")
+    if leaks.counts:
+        text.append(f"  LEAKS, as config.allow_leaks allows: {leaks.in_words()}")
+    if leaks.unknown:
+        text.append(f"  unknown whose faces are behind: {'; '.join(leaks.unknown)}")
+    return text
+
+
+def unreliable(experiment: Experiment) -> list[str]:
+    """Returns a line for few validation images, and for classes that only a test set has."""
+    task = experiment.task
+    labels = {
+        part: [records.labels(task) for records in getattr(experiment, part)]
+        for part in ("train", "validation", "test")
+    }
+    text = []
+    num_validation = int(np.sum(np.concatenate(labels["validation"]) != UNKNOWN))
+    if num_validation < FEW_IMAGES:
+        text.append(
+            f"only {num_validation} images to validate on: the best checkpoint is mostly chance"
+        )
+    trained = {UNKNOWN, *np.concatenate(labels["train"]).tolist()}
+    for records, present in zip(experiment.test, labels["test"], strict=True):
+        if untrained := sorted({*present.tolist()} - trained):
+            names = ", ".join(TASKS[task][index] for index in untrained)
+            text.append(f"{records.name} {records.split} has {names}, but no training image has")
+    return text
+
+
+def _count_images(records: Records, labelled: int, purpose: str) -> str:
+    left_out = len(records) - labelled
+    unlabelled = f" ({left_out} without a label left out)" if left_out else ""
+    return f"  {records.name} {records.split}: {labelled} images {purpose}{unlabelled}"

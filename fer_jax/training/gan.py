@@ -1,91 +1,79 @@
-"""The program that trains a generator: records in, a network and what it is worth out.
+"""The training of a generator (StyleGAN2-ADA): records in, a network and its measures out.
 
-Read `train` from top to bottom: data, networks, the parts of a step, the loop. It stands on the
-floors of the classifier's training: the same records, batches, checkpoints, log and guards.
+Read `train` from top to bottom: data, networks, the parts of a step, and the plan for the loop.
 """
 
 import dataclasses
 import functools
 import json
 import math
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.parameter_overview import count_parameters
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fer_jax import checkpoints, distributed, storage
-from fer_jax.config import (
-    Config,
-    check_fields,
-    default_config,
-    fields,
-    from_json,
-    read_config,
-    to_json,
-)
-from fer_jax.data import batches
+from fer_jax import checkpoints, compilations, distributed
+from fer_jax.config import Config, check_fields, read_config, to_json
+from fer_jax.data import batches, provenance
 from fer_jax.data.augment import normalize
-from fer_jax.data.experiment import EXCLUSIONS_FILE, allowed_leaks, as_source, open_experiment
-from fer_jax.data.synthetic import check_teachers
-from fer_jax.errors import InputError, Preempted, did_you_mean
+from fer_jax.data.experiment import open_trained
+from fer_jax.errors import InputError, did_you_mean
 from fer_jax.fields import GENERATOR
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig, MappingConfig
 from fer_jax.models.xception import grey
 from fer_jax.schema import TASKS
-from fer_jax.sharding import batch_sharding, check_batch_size, make_mesh, replicated
-from fer_jax.synthesis.generator import Generator
-from fer_jax.training import (
-    ada,
-    gan_step,
-    lock,
-    memory,
-    pipeline,
-    preemption,
-    profile,
-    snapshots,
-    start,
-    watchdog,
+from fer_jax.sharding import (
+    batch_sharding,
+    check_batch_size,
+    describe_devices,
+    make_mesh,
+    replicated,
+    with_shardings,
 )
-from fer_jax.training.environment import write_environment
+from fer_jax.synthesis.generator import Generator, generator_fingerprint, load_generator
+from fer_jax.training import ada, gan_measures, gan_step, loop, memory, start
 from fer_jax.training.gan_step import Recipe, State
-from fer_jax.training.log import MetricsLog, ProgressLine, write_atomically
-from fer_jax.training.speed import Stopwatch
+from fer_jax.training.loop import Plan, Validated
+from fer_jax.training.start import Run
+from fer_jax.training.validation import History, is_over
 from fer_jax.weights import convert, nvidia
 
 MIN_CLASS_IMAGES = 50
 GREY_TOLERANCE = 8  # levels between the channels of a grey picture, after JPEG
-# Of the published configurations: activations beyond it are cut, where they are short of range.
+# The published limit of activations, for dtypes with a short range.
 CLAMP = 256.0
-CHANGEABLE = ("test_sets", "allow_leaks", "num_images", "log_every_steps", "keep_checkpoints")
-CHANGEABLE += ("profile", "input", "measure.images", "measure.features")
+CHANGEABLE = ("test_sets", "allow_leaks", "allow_unknown_people", "num_images")
+CHANGEABLE += (
+    "log_every_steps",
+    "keep_checkpoints",
+    "profile",
+    "input",
+    "measure.images",
+    "measure.features",
+)
+# Fields of the config that a recipe has under the same name.
+RECIPE_FIELDS = ("batch_size", "learning_rate", "r1_interval", "path_weight", "path_interval")
+RECIPE_FIELDS += ("style_mixing", "class_weight", "average_images", "average_rampup")
 METRIC = "kid"
 FOLDER = "generator"  # of a workdir
 
 Step = Callable[..., tuple[State, dict[str, jax.Array]]]
 
 
-class Parts(NamedTuple):
-    """The compiled parts of a step: (state, batch, key) -> (state, scalars)."""
-
-    discriminator: Step
-    r1: Step
-    generator: Step
-    path: Step
+# The parts of a step in their order; the first two see images.
+SEE_IMAGES = {"discriminator": gan_step.discriminator_step, "r1": gan_step.r1_step}
+SEE_NONE = {"generator": gan_step.generator_step, "path": gan_step.path_step}
+PARTS = SEE_IMAGES | SEE_NONE
 
 
 def check_generator(config: Config) -> Config:
-    """Refuses a config that no generator can be trained with.
-
-    Raises:
-      InputError: names the field, its value and what is accepted.
-    """
+    """Refuses a config that no generator can be trained with."""
     check_fields(config, GENERATOR)
     for name in config.augment.groups:
         if name not in ada.GROUPS:
@@ -93,29 +81,25 @@ def check_generator(config: Config) -> Config:
             raise InputError(f"config.augment.groups cannot have '{name}'{hint}")
     if config.class_weight and not config.model.conditional:
         raise InputError(
-            "config.class_weight is of telling classes apart, and config.model.conditional is "
-            "false; set one of them otherwise"
+            f"config.class_weight is {config.class_weight} and config.model.conditional is false; "
+            "set the first to 0 or the second to true"
         )
-    if config.measure.images < snapshots.MIN_IMAGES:
+    if config.measure.images < gan_measures.MIN_IMAGES:
         raise InputError(
-            f"config.measure.images must be at least {snapshots.MIN_IMAGES}, not "
+            f"config.measure.images must be at least {gan_measures.MIN_IMAGES}, got "
             f"{config.measure.images}"
         )
     recipe = recipe_of(config)
     if config.freeze_blocks >= len(recipe.discriminator.resolutions):
         raise InputError(
-            f"config.freeze_blocks {config.freeze_blocks} leaves nothing of the discriminator's "
-            f"{len(recipe.discriminator.resolutions)} blocks to learn"
+            f"config.freeze_blocks must be below {len(recipe.discriminator.resolutions)}, the "
+            f"number of the discriminator's blocks, got {config.freeze_blocks}"
         )
     return config
 
 
 def recipe_of(config: Config) -> Recipe:
-    """The networks and the constants of a training.
-
-    Raises:
-      InputError: sizes that make no network.
-    """
+    """Returns a training's networks and constants; InputError if no network has such sizes."""
     model = config.model
     num_classes = len(TASKS[config.task]) if model.conditional else 0
     shared = {
@@ -124,300 +108,141 @@ def recipe_of(config: Config) -> Recipe:
         "channel_max": model.channel_max,
         "conv_clamp": None if model.dtype == "float32" else CLAMP,
     }
-    generator = GeneratorConfig(
-        mapping=MappingConfig(
-            z_dim=model.latent_dim,
-            c_dim=num_classes,
-            w_dim=model.latent_dim,
-            num_layers=model.mapping_layers,
-            embed_features=model.latent_dim,
-            layer_features=model.latent_dim,
-        ),
-        **shared,
-    )
-    # As wide as the last features, on which it is projected.
-    width = generator.channels(4)
-    discriminator = DiscriminatorConfig(
-        mapping=MappingConfig(
-            z_dim=0,
+
+    def mapping(z_dim: int, width: int) -> MappingConfig:
+        return MappingConfig(
+            z_dim=z_dim,
             c_dim=num_classes,
             w_dim=width,
             num_layers=model.mapping_layers,
             embed_features=width,
             layer_features=width,
         )
-        if num_classes
-        else None,
+
+    generator = GeneratorConfig(mapping=mapping(model.latent_dim, model.latent_dim), **shared)
+    discriminator = DiscriminatorConfig(
+        # As wide as the last features, which are projected onto it.
+        mapping=mapping(0, generator.channels(4)) if num_classes else None,
         mbstd_group_size=math.gcd(4, config.batch_size),
         **shared,
     )
-    return _with_constants(config, generator, discriminator)
-
-
-def _with_constants(
-    config: Config, generator: GeneratorConfig, discriminator: DiscriminatorConfig
-) -> Recipe:
-    gamma = config.r1_gamma or gan_step.r1_gamma(config.model.image_size, config.batch_size)
     return Recipe(
         generator=generator,
         discriminator=discriminator,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        r1_gamma=gamma,
-        r1_interval=config.r1_interval,
-        path_weight=config.path_weight,
-        path_interval=config.path_interval,
-        style_mixing=config.style_mixing,
-        class_weight=config.class_weight,
-        average_images=config.average_images,
-        average_rampup=config.average_rampup,
+        r1_gamma=config.r1_gamma or gan_step.r1_gamma(model.image_size, config.batch_size),
         augment_groups=tuple(config.augment.groups),
         augment_target=config.augment.target,
         augment_images=config.augment.images,
         frozen_layers=config.freeze_blocks,
-        dtype=config.model.dtype,
+        dtype=model.dtype,
+        **{name: config[name] for name in RECIPE_FIELDS},
     )
 
 
 def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
-    """Trains a generator, or continues what is in `workdir`, until it saw the config's images.
+    """Trains a generator, or resumes what is in `workdir`, until it saw the config's images.
 
-    Args:
-      config: from `default_generator`.
-      workdir: receives config.json, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
-        samples/ (a grid of the same faces each time), and generator/, the network of the best
-        measure as `load_generator` and `synthesize` take it.
-      data_dir: where the datasets were built.
+    The workdir receives config.json, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
+    samples/ (a grid of the same faces each time), and generator/, the network of the best measures
+    as `load_generator` and `synthesize` take it. The datasets were built in `data_dir`.
 
-    Returns:
-      The best measure: {"step", "kid", "frechet", "precision", "recall", ...}.
-
-    Raises:
-      InputError: anything in the config, the data or the workdir that a person must change,
-        and a loss that is not finite, with its step.
-      Preempted: a signal came; what was done is saved.
+    Returns the best measures: {"step", "kid", "frechet", "precision", "recall", ...}. Raises as
+    `classifier.train`.
     """
-    storage.check_links(workdir)
-    with lock.held(workdir), preemption.heeded() as notice, watchdog.watching() as dog:
-        return _train(config, workdir, data_dir, notice, dog)
-
-
-def _train(
-    config: Config,
-    workdir: Path,
-    data_dir: Path,
-    notice: preemption.Notice,
-    dog: watchdog.Watchdog,
-) -> dict[str, float]:
-    start.check_continues(config, workdir, data_dir, changeable=CHANGEABLE)
-    last, loop = checkpoints.latest_valid_step(workdir)
-    history: list[dict[str, float]] = loop.get("history", [])
-    mesh = make_mesh()
-    # Path lengths are measured on half of a batch.
-    check_batch_size(config.batch_size, 2 if config.path_weight else 1, mesh)
-    recipe = recipe_of(config)
-    first_networks = _start_networks(config, recipe) if config.init_from else {}
-    if first_networks:
-        recipe = dataclasses.replace(
-            recipe,
-            generator=first_networks["G"].config,
-            discriminator=first_networks["D"].config,
-        )
-    recipe = dataclasses.replace(recipe, mesh=mesh)
-    experiment = open_experiment(config, data_dir)
-    leaks = allowed_leaks(experiment.sides, allow=config.allow_leaks)
-    check_teachers(experiment.train, experiment.test, data_dir, allow=config.allow_leaks)
-    mixture = batches.mix(
-        experiment.train,
-        config.task,
-        weights=[as_source(entry).weight for entry in config.sources],
-        **config.mixture,
-    )
-    start.check_images(len(mixture), loop, workdir)
-    if not last:
-        check_images(mixture, config)
-    num_steps = -(-config.num_images // config.batch_size)
-    measure_every = max(1, round(config.measure.every_images / config.batch_size))
-    traced = profile.steps(config.profile, num_steps=num_steps)
-    if last >= num_steps and history and history[-1]["step"] == last:
-        print(f"'{workdir}' is finished: nothing to do after step {last}")
+    with start.open_run(config, workdir, data_dir, changeable=CHANGEABLE) as run:
+        # Path lengths are measured on half of a batch.
+        check_batch_size(config.batch_size, 2 if config.path_weight else 1, run.mesh)
+        recipe = dataclasses.replace(recipe_of(config), mesh=run.mesh)
+        networks = _start_networks(config, recipe) if config.init_from else {}
+        if networks:
+            own, other = networks["G"].config, networks["D"].config
+            recipe = dataclasses.replace(recipe, generator=own, discriminator=other)
+        if not run.last:
+            check_images(run.mixture, config)
+        num_steps = -(-config.num_images // config.batch_size)
+        profiled = loop.profiled_steps(config.profile, num_steps=num_steps)
+        if is_over(run.history, run.last, num_steps):
+            print(f"'{workdir}' is finished: nothing to do after step {run.last}")
+            return best_of(run.history)
+        history, _ = loop.train(run, _plan(run, recipe, networks, num_steps, profiled))
         return best_of(history)
 
-    writes = distributed.is_first()
-    if writes:
-        write_atomically(workdir / "config.json", to_json(config))
-        if config.exclusions:
-            write_atomically(workdir / EXCLUSIONS_FILE, Path(config.exclusions).read_bytes())
-        write_environment(workdir, data_dir, experiment, leaks)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+
+def _plan(
+    run: Run, recipe: Recipe, networks: dict[str, nvidia.Network], num_steps: int, profiled: range
+) -> Plan:
+    """Compiles the programs of a run, writes its inputs, and plans its loop."""
+    config = run.config
+    if distributed.is_first():
+        start.write_inputs(run)
+    init_key, step_key = start.make_keys(run)
     init = functools.partial(gan_step.init_state, recipe=recipe)
-    shapes = jax.eval_shape(init, init_key)
-    everywhere = jax.tree.map(lambda _: replicated(mesh), shapes)
-    step_key = jax.jit(lambda key: key, out_shardings=replicated(mesh))(step_key)
-    parts = compiled_parts(
-        recipe, everywhere, mesh, grayscale=config.grayscale, flip=config.horizontal_flip
+    target = _target(recipe, run.mesh)
+    parts = _compile(run, recipe, target, step_key, num_steps)
+    judge = gan_measures.open_judge(config, run.mixture)
+
+    def first_state() -> State:
+        sharding = jax.tree.map(lambda x: x.sharding, target)
+        state = jax.jit(init, out_shardings=sharding)(init_key)
+        if not networks:
+            return state
+        print(f"started from {config.init_from}")
+        return jax.device_put(_with_networks(state, networks), sharding)
+
+    return Plan(
+        num_steps=num_steps,
+        validate_every=max(1, round(config.measure.every_images / config.batch_size)),
+        metric=METRIC,
+        profiled=profiled,
+        free_bytes=distributed.smallest(memory.free_bytes()),
+        target=target,
+        init=first_state,
+        step=lambda state, batch, number: _step(parts, recipe, state, batch, step_key, number),
+        summarize=lambda rows, reached, _: (
+            _means(rows) | {"images": float(reached * config.batch_size)}
+        ),
+        validate=functools.partial(_measure, run=run, recipe=recipe, judge=judge),
+        summary=_summary(run, recipe, target, num_steps),
+        advice="Lower config.learning_rate, or raise config.r1_gamma",
     )
-    loader = _loader(config)
-    iterator, place = pipeline.open_source(
-        loader, mixture, mesh, workdir, num_steps=num_steps, free=memory.free_bytes()
-    )
-    judge = snapshots.open_judge(config, mixture)
-    manager = checkpoints.open_checkpoints(workdir, keep=config.keep_checkpoints, metric=METRIC)
-    if last:
-        state = _restored(manager, last, shapes, everywhere)
-        iterator.set_state(loop["iterator"])
-        print(f"continuing from step {last}")
-    else:
-        state = jax.jit(init, out_shardings=everywhere)(init_key)
-        if first_networks:
-            state = jax.device_put(_started(state, first_networks), everywhere)
-            print(f"started from {config.init_from}")
-    print(_summary(config, recipe, mixture, state, mesh, num_steps))
-    under_way = list(loop.get("pending", []))
-    log = MetricsLog(workdir, after_step=last - len(under_way), writes=writes)
-    if not last:
-        log.write_hparams(dict(fields(from_json(to_json(config)))))
-    progress = ProgressLine(num_steps, stream=sys.stderr if writes else sys.stdout)
-    stopwatch = Stopwatch(last, batch_size=config.batch_size)
-    number = last
-
-    def check_finite(rows: Sequence[dict[str, float]], reached: int) -> None:
-        for step, row in enumerate(rows, reached - len(rows) + 1):
-            wrong = [name for name, value in row.items() if not math.isfinite(value)]
-            if not wrong:
-                continue
-            manager.wait_until_finished()
-            saved = max(manager.all_steps(), default=None)
-            raise InputError(
-                f"the {wrong[0].replace('_', ' ')} is not finite at step {step}, of "
-                f"{pipeline.told_batch(loader, mixture, step, workdir)}; "
-                f"{'no checkpoint was written yet' if saved is None else f'step {saved} is saved'}"
-                ". Lower config.learning_rate, or raise config.r1_gamma"
-            )
-
-    def report(done: list[dict[str, Any]], reached: int) -> dict[str, float]:
-        """Waits for steps and shows them; what metrics.jsonl has of them."""
-        rows = _numbers(done)
-        check_finite(rows, reached)
-        scalars = _means(rows) | stopwatch.figures(reached)
-        progress.show(reached, **{name: scalars[name] for name in SHOWN if name in scalars})
-        return scalars | {"images": float(reached * config.batch_size)}
-
-    def save(metrics: dict[str, float] | None) -> None:
-        dog.between_steps(f"saving step {number}")
-        loop = {
-            "iterator": iterator.get_state(),
-            "history": history,
-            "pending": _numbers(under_way),
-            "images": len(mixture),
-        }
-        network, training = split_state(state)
-        checkpoints.save(
-            manager, number, network=network, training=training, loop=loop, metrics=metrics
-        )
-
-    def measure() -> dict[str, float]:
-        """The grid, the measures, and the network where it is the best so far."""
-        dog.between_steps(f"the measures at step {number}")
-        found = np.zeros(len(snapshots.NAMES))
-        generator = generator_of(state, recipe)
-        if writes:
-            grid = snapshots.write_grid(workdir, number, generator, config.task)
-            log.write_images(number, {"faces": grid[None]})
-            measured = judge(generator)
-            found[:] = [measured[name] for name in snapshots.NAMES]
-        if jax.process_count() > 1:
-            found = multihost_utils.broadcast_one_to_all(found)
-        row: dict[str, float] = dict(zip(snapshots.NAMES, map(float, found), strict=True))
-        following = [*history, {"step": number} | row]
-        if writes and best_of(following)["step"] == number:
-            write_network(workdir, generator, config, mixture, {"step": number} | row)
-        progress.note(snapshots.line(number, following, METRIC, config.measure.features))
-        return row
-
-    notice.trained = True
-    try:
-        while number < num_steps or not (history and history[-1]["step"] == number):
-            due = number >= num_steps or (number and number % measure_every == 0)
-            if due and not (history and history[-1]["step"] == number):
-                scalars = report(under_way, number) if under_way else {}
-                row = measure()
-                history, under_way = [*history, {"step": number} | row], []
-                log.write_scalars(number, scalars | row)
-                log.flush()
-                save(row)
-                stopwatch.restart(number)
-                continue
-
-            number += 1
-            dog.step(number)
-            asked = time.monotonic()
-            batch = place(next(iterator))
-            stopwatch.waited(time.monotonic() - asked)
-            # Each part compiles when it is first needed.
-            early = number - last <= max(recipe.r1_interval, recipe.path_interval)
-            dog.doing(f"step {number}", slow=early or number in traced)
-            profile.turn_on(number, traced, continued_from=last, workdir=workdir)
-            state, scalars = _one_step(parts, recipe, state, batch, step_key, number)
-            jax.tree.map(lambda x: x.copy_to_host_async(), scalars)
-            under_way.append(scalars)
-            profile.turn_off(number, traced, state)
-            # The host waits for the step before this one, as in the classifier's loop.
-            jax.block_until_ready(under_way[:-1])
-            if under_way[:-1] and (number - 1) % config.log_every_steps == 0:
-                log.write_scalars(number - 1, report(under_way[:-1], number - 1))
-                under_way = under_way[-1:]
-            manager.raise_if_failed()
-            notice.check()
-    except Preempted as asked:
-        # First of all: a state that is broken shall not be the one to continue from.
-        check_finite(_numbers(under_way), number)
-        if number not in manager.all_steps():
-            save(None)
-        manager.wait_until_finished()
-        raise Preempted(
-            f"{asked.message}: step {number} is saved; the same command continues"
-        ) from None
-    finally:
-        log.close()
-    dog.between_steps(f"saving step {number}")
-    manager.close()
-    distributed.wait_for_all("trained")
-    return best_of(history)
 
 
-SHOWN = (
-    "discriminator_loss",
-    "generator_loss",
-    "r1",
-    "augment_p",
-    "real_class_accuracy",
-    "made_class_accuracy",
-    "images_per_second",
-    "data_wait_share",
-)
+def _measure(
+    state: State,
+    history: History,
+    number: int,
+    *,
+    run: Run,
+    recipe: Recipe,
+    judge: gan_measures.Judge,
+) -> Validated:
+    """Writes a grid, measures the generator, and writes it if it is the best so far."""
+    found, images = np.zeros(len(gan_measures.NAMES)), {}
+    generator = generator_of(state, recipe)
+    first = distributed.is_first()
+    if first:
+        grid = gan_measures.write_grid(run.workdir, number, generator, run.config.task)
+        images = {"faces": grid[None]}
+        measured = judge(generator)
+        found[:] = [measured[name] for name in gan_measures.NAMES]
+    if jax.process_count() > 1:
+        found = multihost_utils.broadcast_one_to_all(found)
+    row: dict[str, float] = dict(zip(gan_measures.NAMES, map(float, found), strict=True))
+    following = [*history, {"step": number} | row]
+    if first and best_of(following)["step"] == number:
+        write_network(run, generator, following[-1])
+    line = gan_measures.line(number, following, METRIC, run.config.measure.features)
+    return Validated(state, row, line, images=images)
 
 
-def best_of(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The measures of the network that generator/ holds."""
-    best = checkpoints.best_step(list(history), METRIC)
+def best_of(history: History) -> dict[str, float]:
+    """Returns the measures of the network that generator/ holds."""
+    best = checkpoints.best_step(history, METRIC)
     return next(row for row in history if row["step"] == best)
 
 
-def _loader(config: Config) -> Config:
-    """What `training.source` reads of a config, of a generator's."""
-    loader = default_config()
-    loader.update({name: config[name] for name in ("batch_size", "seed", "input")})
-    loader.model.image_size = config.model.image_size
-    return loader
-
-
 def check_images(mixture: batches.Mixture, config: Config) -> None:
-    """Refuses images of which no generator can be made.
-
-    Raises:
-      InputError: a class with too few images or with none, or grey and coloured ones together.
-    """
+    """Refuses training images of which a generator cannot learn."""
     counts = mixture.targets.sum(axis=0).astype(int)
     if config.model.conditional:
         named = dict(zip(TASKS[config.task], counts, strict=True))
@@ -450,11 +275,7 @@ def check_images(mixture: batches.Mixture, config: Config) -> None:
 
 
 def _start_networks(config: Config, recipe: Recipe) -> dict[str, nvidia.Network]:
-    """The networks of config.init_from: "G", "G_ema" and "D".
-
-    Raises:
-      InputError: they are not there, or of another size or other classes than the config asks.
-    """
+    """Reads the networks of config.init_from, "G", "G_ema" and "D", which must fit the config."""
     path = Path(config.init_from)
     if not path.exists():
         raise InputError(f"config.init_from '{path}' does not exist")
@@ -463,41 +284,35 @@ def _start_networks(config: Config, recipe: Recipe) -> dict[str, nvidia.Network]
     if "D" not in networks or not networks.keys() & {"G", "G_ema"}:
         raise InputError(
             f"config.init_from '{path}' has {', '.join(networks)}: a generator and its "
-            "discriminator D are needed to go on"
+            "discriminator D are needed"
         )
     networks.setdefault("G_ema", networks.get("G") or networks["G_ema"])
     networks.setdefault("G", networks["G_ema"])
     own, other = recipe.generator, networks["G"].config
     assert isinstance(other, GeneratorConfig)
-    for what, wanted, there in (
+    for what, expected, found in (
         ("pixels a side", own.resolution, other.resolution),
         ("classes", own.mapping.c_dim, other.mapping.c_dim),
-        ("channels of its images", own.img_channels, other.img_channels),
+        ("image channels", own.img_channels, other.img_channels),
     ):
-        if wanted != there:
+        if expected != found:
             raise InputError(
-                f"config.init_from '{path}' has {there} {what}, and the config asks for {wanted}"
+                f"config.init_from '{path}' has {found} {what}, and the config {expected}"
             )
     return networks
 
 
 def _of_run(workdir: Path) -> dict[str, nvidia.Network]:
-    """The networks of another run's last checkpoint."""
     recipe = recipe_of(check_generator(read_config(workdir, of_generator=True)))
-    shapes = jax.eval_shape(
-        functools.partial(gan_step.init_state, recipe=recipe), jax.random.key(0)
-    )
-    everywhere = jax.tree.map(lambda _: replicated(make_mesh()), shapes)
     step = max(checkpoints.finished_steps(workdir), default=0)
     if not step:
         raise InputError(f"config.init_from '{workdir}' holds no finished checkpoint")
-    network, training = split_state(_targets(shapes, everywhere))
-    network, training = checkpoints.read(workdir, step, network=network, training=training)
-    return networks_of(State(**network, **training), recipe)
+    network, rest = _target(recipe, make_mesh()).split()
+    network, rest = checkpoints.read(workdir, step, network=network, training=rest)
+    return networks_of(State.merge(network, rest), recipe)
 
 
-def _started(state: State, networks: dict[str, nvidia.Network]) -> State:
-    """A fresh state with the parameters of other networks."""
+def _with_networks(state: State, networks: dict[str, nvidia.Network]) -> State:
     generator, _ = nvidia.to_trees(networks["G"])
     average, buffers = nvidia.to_trees(networks["G_ema"])
     discriminator, _ = nvidia.to_trees(networks["D"])
@@ -514,109 +329,110 @@ def _started(state: State, networks: dict[str, nvidia.Network]) -> State:
     )
 
 
-def compiled_parts(
-    recipe: Recipe, everywhere: State, mesh: Mesh, *, grayscale: bool = False, flip: bool = True
-) -> Parts:
-    """The parts of a step as programs, which take {"image": uint8, "target": float32}.
+def _target(recipe: Recipe, mesh: Mesh) -> State:
+    init = functools.partial(gan_step.init_state, recipe=recipe)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return with_shardings(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
 
-    Args:
-      recipe: of the training.
-      everywhere: the state's shardings.
-      mesh: from `make_mesh`.
-      grayscale: whether the images' colours are left out.
-      flip: whether half of the images are mirrored.
+
+def jit_parts(
+    recipe: Recipe, sharding: State, mesh: Mesh, *, grayscale: bool = False, flip: bool = True
+) -> dict[str, Step]:
+    """Jits `PARTS`: (state, which is donated, {"image": uint8, "target": float32}, key).
+
+    `grayscale` leaves out the images' colours, and `flip` mirrors half of the images.
     """
     conditional = bool(recipe.generator.mapping.c_dim)
 
-    def part(step: Step, *, sees_images: bool) -> Step:
+    def part(name: str) -> Step:
         def run(state: State, batch: dict[str, jax.Array], key: jax.Array) -> Any:
             flip_key, key = jax.random.split(key)
             classes = batch["target"] if conditional else None
-            if not sees_images:
-                return step(state, classes, key, recipe=recipe)
+            if name in SEE_NONE:
+                return SEE_NONE[name](state, classes, key, recipe=recipe)
             images = normalize(batch["image"])
             if grayscale:
                 images = grey(images)
             if flip:
                 mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
                 images = jnp.where(mirrored, images[:, :, ::-1], images)
-            return step(state, images, classes, key, recipe=recipe)
+            return SEE_IMAGES[name](state, images, classes, key, recipe=recipe)
 
         return jax.jit(
             run,
-            in_shardings=(everywhere, batch_sharding(mesh), replicated(mesh)),
-            out_shardings=(everywhere, replicated(mesh)),
+            in_shardings=(sharding, batch_sharding(mesh), replicated(mesh)),
+            out_shardings=(sharding, replicated(mesh)),
             donate_argnums=0,
         )
 
-    return Parts(
-        discriminator=part(gan_step.discriminator_step, sees_images=True),
-        r1=part(gan_step.r1_step, sees_images=True),
-        generator=part(gan_step.generator_step, sees_images=False),
-        path=part(gan_step.path_step, sees_images=False),
+    return {name: part(name) for name in PARTS}
+
+
+def _compile(
+    run: Run, recipe: Recipe, target: State, step_key: jax.Array, num_steps: int
+) -> dict[str, Step]:
+    """Compiles the parts that are due now, so that the loop can stop after each of its steps."""
+    config = run.config
+    sharding = jax.tree.map(lambda x: x.sharding, target)
+    parts = jit_parts(
+        recipe, sharding, run.mesh, grayscale=config.grayscale, flip=config.horizontal_flip
     )
+    shapes = batches.shapes(run.mixture, config.batch_size, config.model.image_size)
+    compiled = {}
+    for name, part in parts.items():
+        if any(name in _due(recipe, number) for number in range(run.last + 1, num_steps + 1)):
+            with compilations.announce(f"the {name} step"):
+                part = part.lower(target, _inputs(shapes), step_key).compile()
+        compiled[name] = part
+    return compiled
 
 
-def _one_step(
-    parts: Parts, recipe: Recipe, state: State, batch: Any, key: jax.Array, number: int
+def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: batch[name] for name in ("image", "target")}
+
+
+def _due(recipe: Recipe, number: int) -> list[str]:
+    """Names the parts of step `number`, from 1, in their order."""
+    intervals = {
+        "discriminator": 1,
+        "r1": recipe.r1_interval if recipe.r1_gamma else 0,
+        "generator": 1,
+        "path": recipe.path_interval if recipe.path_weight else 0,
+    }
+    return [name for name, every in intervals.items() if every and number % every == 0]
+
+
+def _step(
+    parts: dict[str, Step], recipe: Recipe, state: State, batch: Any, key: jax.Array, number: int
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Step `number`, from 1, with the lazy parts that are due."""
-    batch = {name: batch[name] for name in ("image", "target")}
-    keys = jax.random.split(jax.random.fold_in(key, number), 4)
-    state, scalars = parts.discriminator(state, batch, keys[0])
-    if recipe.r1_gamma and number % recipe.r1_interval == 0:
-        state, more = parts.r1(state, batch, keys[1])
-        scalars |= more
-    state, more = parts.generator(state, batch, keys[2])
-    scalars |= more
-    if recipe.path_weight and number % recipe.path_interval == 0:
-        state, more = parts.path(state, batch, keys[3])
-        scalars |= more
+    """Does step `number`, from 1, with the lazy parts that are due."""
+    keys = jax.random.split(jax.random.fold_in(key, number), len(parts))
+    scalars: dict[str, jax.Array] = {}
+    for (name, part), part_key in zip(parts.items(), keys, strict=True):
+        if name in _due(recipe, number):
+            state, more = part(state, _inputs(batch), part_key)
+            scalars |= more
     return state, scalars
 
 
-def _numbers(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    return [{name: float(x) for name, x in row.items()} for row in jax.device_get(list(rows))]
-
-
 def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the rows that have it, and of the probability the last."""
+    """Averages each figure over the rows that have it; of the probability takes the last."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     means = {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}
     return means | {n: rows[-1][n] for n in ("augment_p",) if n in means}
 
 
-def split_state(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what makes images, what only training needs)."""
-    whole = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    network = {name: whole.pop(name) for name in ("average", "w_average", "noise")}
-    return network, whole
-
-
-def _targets(shapes: State, everywhere: State) -> State:
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, everywhere
-    )
-
-
-def _restored(
-    manager: checkpoints.ChecksummedManager, step: int, shapes: State, everywhere: State
-) -> State:
-    network, training = split_state(_targets(shapes, everywhere))
-    network, training, _ = checkpoints.restore(manager, step, network=network, training=training)
-    return State(**network, **training)
-
-
 def generator_of(state: State, recipe: Recipe) -> Generator:
-    """The averaged generator, as `load_generator` returns it."""
-    local = jax.tree.map(np.asarray, (state.average, state.noise, state.w_average))
-    average, noise, w_average = local
+    """Returns the averaged generator, as `load_generator` does."""
+    average, noise, w_average = jax.tree.map(
+        np.asarray, (state.average, state.noise, state.w_average)
+    )
     buffers = {"noise": noise, "w_avg": w_average.mean(axis=0)}
     return Generator(recipe.generator, average, buffers, recipe.dtype)
 
 
 def networks_of(state: State, recipe: Recipe) -> dict[str, nvidia.Network]:
-    """What `config.init_from` goes on from: "G_ema", "G" and "D"."""
+    """Returns the networks that `config.init_from` can start from: "G_ema", "G" and "D"."""
     generator = generator_of(state, recipe)
     parameters = jax.tree.map(np.asarray, (state.generator, state.discriminator))
     return {
@@ -626,43 +442,54 @@ def networks_of(state: State, recipe: Recipe) -> dict[str, nvidia.Network]:
     }
 
 
-def write_network(
-    workdir: Path,
-    generator: Generator,
-    config: Config,
-    mixture: batches.Mixture,
-    measured: dict[str, float],
-) -> None:
-    """Writes workdir/generator: what `load_generator` takes, and whom it has seen."""
+def write_network(run: Run, generator: Generator, measured: dict[str, float]) -> None:
+    """Writes workdir/generator: what `load_generator` takes, and whose faces it was trained on."""
+    config, records = run.config, run.mixture.records
     network = nvidia.from_trees(generator.config, generator.params, generator.buffers)
-    people: set[str] = set()
-    for part in mixture.records:
-        people |= {str(who) for who in part.columns["subject_id"] if who}
+    saw = provenance.merged(
+        provenance.of_training(records, run.data_dir), _behind_start(config.init_from, run.data_dir)
+    )
+    provenance.register(run.data_dir, generator_fingerprint(generator), saw)
     about = {
         "task": config.task,
         "classes": list(TASKS[config.task]) if config.model.conditional else [],
         "measured": measured,
-        # What the audit of leaks reads.
-        "saw": [{"dataset": part.name, "split": part.split} for part in mixture.records],
-        "subjects": sorted(people),
+        # Read by the audit for leakage.
+        **saw,
         "training": json.loads(to_json(config)),
     }
-    convert.write_networks(workdir / FOLDER, {"G_ema": network}, about)
+    convert.write_networks(run.workdir / FOLDER, {"G_ema": network}, about)
 
 
-def _summary(
-    config: Config, recipe: Recipe, mixture: batches.Mixture, state: State, mesh: Mesh, steps: int
-) -> str:
-    def count(tree: Any) -> int:
-        return sum(x.size for x in jax.tree.leaves(tree))
+@functools.cache
+def _behind_start(init_from: str, data_dir: Path) -> dict[str, list[Any]]:
+    """Returns what the networks saw that a training starts from."""
+    if not init_from:
+        return {}
+    path = Path(init_from)
+    folder = path / FOLDER if (path / FOLDER).is_dir() else path
+    found = [convert.read_about(folder)]
+    if (path / checkpoints.FOLDER).is_dir():
+        # What it was trained on, even before it had measured a network.
+        experiment = open_trained(read_config(path, of_generator=True), data_dir, path)
+        found.append(provenance.of_training(experiment.train if experiment else [], data_dir))
+    else:
+        network = generator_fingerprint(load_generator(folder))
+        found.append(provenance.registered(data_dir, network))
+    known = provenance.merged(*found)
+    if not known["saw"] and not known["subjects"]:
+        known["unknown"] = [f"the network {path.name} that the generator started from"]
+    return known
 
+
+def _summary(run: Run, recipe: Recipe, target: State, num_steps: int) -> str:
+    config, mixture = run.config, run.mixture
     counts = mixture.targets.sum(axis=0).astype(int)
     classes = ", ".join(f"{n} {c}" for n, c in zip(TASKS[config.task], counts, strict=True))
-    asked = f"classes: {classes}" if recipe.generator.mapping.c_dim else "without classes"
-    lines = [
-        f"generator {count(state.generator):,} parameters, discriminator "
-        f"{count(state.discriminator):,}; {config.model.image_size} px, {asked}",
-        f"{len(mixture)} images; {steps} steps of {config.batch_size} on {mesh.size} "
-        f"{jax.devices()[0].platform} device(s); R1 {recipe.r1_gamma:.3g}",
-    ]
-    return "\n".join(lines)
+    conditional = f"classes: {classes}" if recipe.generator.mapping.c_dim else "without classes"
+    return (
+        f"generator {count_parameters(target.generator):,} parameters, discriminator "
+        f"{count_parameters(target.discriminator):,}; {config.model.image_size} px, {conditional}\n"
+        f"{len(mixture)} images; {num_steps} steps of {config.batch_size} on "
+        f"{describe_devices(run.mesh)}; R1 {recipe.r1_gamma:.3g}"
+    )

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, and one line for the person watching."""
+"""The log of a run: metrics.jsonl, TensorBoard, the progress line, and the speed."""
 
 import contextlib
 import json
@@ -17,6 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from fer_jax.errors import InputError, disk_error_message
+from fer_jax.storage import read_json_lines, write_atomically
 
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore[reportAttributeAccessIssue] (made by protobuf at import)
 
@@ -24,21 +25,15 @@ Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # pyright: ignore[rep
 class MetricsLog:
     """Writes scalars and images by step, with the method names of CLU's metric writers.
 
-    metrics.jsonl holds each logged step exactly once: what a stopped run wrote after the
-    checkpoint it continues from is dropped when the log is opened again.
+    metrics.jsonl holds each logged step exactly once: rows after the checkpoint that a run resumes
+    from are dropped when the log is opened again.
     """
 
     def __init__(self, workdir: Path, *, after_step: int = 0, writes: bool = True) -> None:
-        """Opens the log; rows beyond `after_step` (the restored step) are removed.
-
-        Args:
-          workdir: of the run.
-          after_step: the restored step.
-          writes: whether this process keeps the log; of several, one does.
-        """
+        """Opens the log and drops rows after `after_step`; one of several processes writes."""
         self._file = workdir / "metrics.jsonl"
         self._step = after_step
-        # Not its SummaryWriter, whose thread dies of a full disk and leaves its queue to block.
+        # Not its SummaryWriter: at a full disk its thread dies, and its queue then blocks.
         self._events: EventsWriter | None = None
         if not writes:
             return
@@ -51,11 +46,7 @@ class MetricsLog:
             self._events.write_event(Event(step=after_step + 1, session_log=start))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one row; NaN becomes null.
-
-        Raises:
-          InputError: the disk refuses it; names the step.
-        """
+        """Appends one row, NaN as null; InputError if the disk is full or read-only."""
         if self._events is None:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in scalars.items()}
@@ -75,11 +66,7 @@ class MetricsLog:
         self._add(0, summary.text("config", "| field | value |\n| --- | --- |\n" + rows))
 
     def flush(self) -> None:
-        """Makes everything so far visible to readers, and safe from the machine's end.
-
-        Raises:
-          InputError: the disk refuses it; names the step.
-        """
+        """Flushes the log and syncs it to disk; raises as `write_scalars` does."""
         if self._events is None:
             return
         with self._writing(self._step):
@@ -108,46 +95,30 @@ class MetricsLog:
             if not (reason := disk_error_message(error)):
                 raise
             raise InputError(
-                f"step {step} could not be logged in '{self._file.parent}': {reason}; the same "
-                "command continues from the last checkpoint"
+                f"step {step} could not be logged in '{self._file.parent}': {reason}; rerun "
+                "the same command to resume from the last checkpoint"
             ) from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, oldest first; a half-written last line is left out."""
-    file = workdir / "metrics.jsonl"
-    if not file.is_file():
-        return []
-    lines = file.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """Returns the rows of metrics.jsonl, oldest first, without a half-written last line."""
+    return read_json_lines(workdir / "metrics.jsonl")
 
 
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes a file in one piece or not at all; an OSError names it."""
-    temporary = file.with_suffix(file.suffix + ".tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(file)) from error
-
-
-# What a progress line can show, and how.
+# What a progress line shows of a row, in this order.
 FIGURES: dict[str, Callable[[float], str]] = {
-    "loss": "loss {:.4f}".format,
-    "accuracy": "accuracy {:.3f}".format,
+    "train_loss": "loss {:.4f}".format,
+    "train_accuracy": "accuracy {:.3f}".format,
     "discriminator_loss": "D {:.3f}".format,
     "generator_loss": "G {:.3f}".format,
     "r1": "R1 {:.3f}".format,
     "augment_p": "augmented {:.2f}".format,
-    "real_class_accuracy": "told apart {:.2f}".format,
-    "made_class_accuracy": "made {:.2f}".format,
+    "real_class_accuracy": "real classes {:.2f}".format,
+    "made_class_accuracy": "synthetic classes {:.2f}".format,
     "images_per_second": "{:.0f} images/s".format,
     "model_flop_per_second": lambda value: f"{value / 1e9:.0f} GFLOP/s",
     "model_flop_utilisation": "MFU {:.1%}".format,
-    "data_wait_share": "data wait {:.0%}".format,
+    "data_wait_share": "data loading {:.0%}".format,
 }
 
 
@@ -155,50 +126,88 @@ class ProgressLine:
     """One line that is rewritten on a terminal, and plain lines elsewhere."""
 
     def __init__(self, num_steps: int, *, stream: TextIO | None = None) -> None:
-        """Starts the clock of a run that ends at `num_steps`."""
         self._stream = sys.stderr if stream is None else stream
         self._num_steps = num_steps
-        self._in_place = self._stream.isatty()
-        self._started = time.monotonic()
-        self._first_step: int | None = None
+        self._first: tuple[int, float] | None = None
 
-    def show(self, step: int, **figures: float) -> None:
-        """Shows a step.
-
-        Args:
-          step: steps done.
-          **figures: some of `FIGURES`, in this order.
-        """
-        if self._first_step is None:
-            # The rate counts from the first line, so that compilation is not in it.
-            self._first_step, self._started = step, time.monotonic()
-            eta = "--:--"
+    def show(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Shows a step, those of its `scalars` that are in `FIGURES`, and the remaining time."""
+        now, eta = time.monotonic(), "--:--"
+        if self._first is None:
+            # The rate counts from the first line, without the first step's extra time.
+            self._first = step, now
         else:
-            per_step = (time.monotonic() - self._started) / max(1, step - self._first_step)
+            first_step, started = self._first
+            per_step = (now - started) / max(1, step - first_step)
             eta = duration(per_step * (self._num_steps - step))
-        # Where the devices' peak is known, their use says more than the rate.
-        if "model_flop_utilisation" in figures:
-            figures = {k: v for k, v in figures.items() if k != "model_flop_per_second"}
-        shown = [FIGURES[name](value) for name, value in figures.items()]
-        line = "  ".join([f"step {step}/{self._num_steps}", *shown, f"ETA {eta}"])
-        if self._in_place:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + line[:width].ljust(width))
+        shown = {name: text(scalars[name]) for name, text in FIGURES.items() if name in scalars}
+        if "model_flop_utilisation" in shown:
+            # Where the devices' peak is known, their use says more than the rate.
+            del shown["model_flop_per_second"]
+        line = "  ".join([f"step {step}/{self._num_steps}", *shown.values(), f"ETA {eta}"])
+        if self._stream.isatty():
+            self._write("\r" + line[: self._width()].ljust(self._width()))
         else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
+            self._write(line + "\n")
 
     def note(self, text: str) -> None:
-        """A line that stays, such as a validation's result."""
-        if self._in_place:
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + " " * width + "\r")
-        self._stream.write(text + "\n")
+        """Shows a line that stays, such as a validation's result."""
+        if self._stream.isatty():
+            self._write("\r" + " " * self._width() + "\r")
+        self._write(text + "\n")
+
+    def _width(self) -> int:
+        return shutil.get_terminal_size().columns - 1
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
         self._stream.flush()
+
+
+class Stopwatch:
+    """Counts the steps after `reached` and the time that they wait for data.
+
+    `peak` is the FLOP per second of all devices together.
+    """
+
+    def __init__(
+        self,
+        reached: int,
+        *,
+        batch_size: int,
+        flop_per_image: float | None = None,
+        peak: float | None = None,
+    ) -> None:
+        self._batch_size, self._flop_per_image, self._peak = batch_size, flop_per_image, peak
+        self.restart(reached)
+
+    def restart(self, reached: int) -> None:
+        """Restarts at a step, so that what was before, such as a validation, is not counted."""
+        self._reached, self._waited, self._since = reached, 0.0, time.monotonic()
+
+    def waited(self, seconds: float) -> None:
+        """Adds a wait for data."""
+        self._waited += seconds
+
+    def figures(self, reached: int) -> dict[str, float]:
+        """Returns the figures since the last restart, and restarts.
+
+        They are {"images_per_second", "data_wait_share" (0 to 1)}, with counted FLOP
+        "model_flop_per_second", and with a known peak "model_flop_utilisation" (0 to 1).
+        """
+        elapsed = time.monotonic() - self._since
+        images_per_second = (reached - self._reached) * self._batch_size / elapsed
+        speed = {"images_per_second": images_per_second, "data_wait_share": self._waited / elapsed}
+        if self._flop_per_image is not None:
+            speed["model_flop_per_second"] = images_per_second * self._flop_per_image
+            if self._peak is not None:
+                speed["model_flop_utilisation"] = speed["model_flop_per_second"] / self._peak
+        self.restart(reached)
+        return speed
 
 
 def duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Formats seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

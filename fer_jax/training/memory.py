@@ -1,4 +1,4 @@
-"""Does a step fit: what the compiler says it needs, what a device has free, which batch would."""
+"""Checks that a train step fits into device memory, and suggests a batch size if it does not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,26 +6,25 @@ from typing import Any
 
 import jax
 
+from fer_jax.compilations import announce
 from fer_jax.errors import InputError
 
 GIB = 2**30
 
 
 def compile_that_fits(
-    lower: Callable[[int], jax.stages.Lowered], batch_size: int, unit: int
+    lower: Callable[[int], jax.stages.Lowered], batch_size: int, unit: int, *, what: str
 ) -> jax.stages.Compiled:
-    """Compiles a step ahead of time, and refuses one that the devices cannot hold.
+    """Compiles a step ahead of time, and refuses one that does not fit into the devices' memory.
 
-    Args:
-      lower: a batch size to the step, lowered for it.
-      batch_size: that is wanted.
-      unit: what a batch size must be divisible by.
+    `lower` lowers the step for a batch size, which must be divisible by `unit`.
 
     Raises:
       InputError: it does not fit; says what it needs, what is free, and the largest batch that
         would fit.
     """
-    compiled = lower(batch_size).compile()
+    with announce(what):
+        compiled = lower(batch_size).compile()
     need, free = needed(compiled), free_bytes()
     if need <= free:
         return compiled
@@ -38,8 +37,9 @@ def compile_that_fits(
         instead += " or set config.model.remat=true"
     smaller = max(unit, batch_size // 2 // unit * unit)
     if smaller < batch_size:
-        # The need grows in a straight line: the state, and as much again for every image.
-        of_smaller = needed(lower(smaller).compile())
+        # The need is linear in the batch size: the state, and the same for every image.
+        with announce(f"{what} with batch size {smaller}"):
+            of_smaller = needed(lower(smaller).compile())
         per_image = (need - of_smaller) / (batch_size - smaller)
         largest = int(batch_size - (need - free) / per_image) // unit * unit
         if largest >= unit:
@@ -51,7 +51,7 @@ def compile_that_fits(
 
 
 def needed(compiled: jax.stages.Compiled) -> int:
-    """Bytes on each device while a compiled program runs, its arguments and results included."""
+    """Returns the bytes on each device that a program needs, with its arguments and results."""
     stats: Any = compiled.memory_analysis()
     return (
         stats.argument_size_in_bytes
@@ -61,13 +61,13 @@ def needed(compiled: jax.stages.Compiled) -> int:
     )
 
 
-def in_words(compiled: jax.stages.Compiled, free: int) -> str:
-    """What a step needs on each device, of how much."""
+def describe(compiled: jax.stages.Compiled, free: int) -> str:
+    """Says how much memory a step needs on each device, of how much."""
     return f"a step needs {_gib(needed(compiled))} of the {_gib(free)} free on each device"
 
 
 def free_bytes() -> int:
-    """Bytes that are free on the fullest device of this process; on CPU the devices share them."""
+    """Returns the bytes free on this process's fullest device; on CPU the devices share them."""
     devices = jax.local_devices()
     found = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in stats for stats in found):
@@ -76,7 +76,7 @@ def free_bytes() -> int:
 
 
 def host_free_bytes() -> int:
-    """Bytes of memory that this process may still take: the machine's, within its cgroup's."""
+    """Returns the bytes that this process may still take: the machine's, within its cgroup's."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     sizes = dict(line.split(":") for line in lines)
     free = [int(sizes["MemAvailable"].split()[0]) * 1024]

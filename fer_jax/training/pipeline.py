@@ -1,7 +1,7 @@
-"""Where a step's batch comes from: decoded as it is needed, a memory map, or the devices.
+"""The input pipeline: batches decoded as they are needed, from a memory map, or on the devices.
 
-config.input names one of them. The batches are the same bit for bit, and so is the state of
-their iterator: a run may be continued with another.
+config.input chooses. The batches are the same bit for bit, and so is the state of their iterator:
+a run may resume with another choice.
 """
 
 import functools
@@ -18,45 +18,35 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fer_jax import distributed
 from fer_jax.config import Config
-from fer_jax.data import batches, decoded
+from fer_jax.data import batches
 from fer_jax.data.batches import Mixture
 from fer_jax.errors import InputError
 from fer_jax.sharding import batch_sharding, replicated, to_devices
-from fer_jax.training.log import write_atomically
+from fer_jax.storage import write_atomically
 from fer_jax.training.memory import GIB, host_free_bytes
 
-TOLD = 8  # records of a batch that an error names
+NAMED_RECORDS = 8  # of a batch, in an error
 
 Place = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 
 
-def open_source(
+def open_pipeline(
     config: Config, mixture: Mixture, mesh: Mesh, workdir: Path, *, num_steps: int, free: int
 ) -> tuple[grain.DatasetIterator, Place]:
-    """Opens what config.input names.
+    """Opens the pipeline that config.input names, of a classifier or a generator.
 
-    Args:
-      config: of the run.
-      mixture: what it trains on.
-      mesh: from `make_mesh`.
-      workdir: receives the memory map, in decoded/.
-      num_steps: of the run.
-      free: bytes on each device beside the step.
+    A memory map goes to workdir/decoded/; `free` is the number of bytes on each device beside the
+    step.
 
-    Returns:
-      (an iterator of host batches, whose `get_state` and `set_state` continue it exactly; what
-      turns one into the step's batch {"image": uint8 [b, s, s, 3], "target": float32 [b, k],
-      "domain": int32 [b]}).
-
-    Raises:
-      InputError: the images find no room.
+    Returns (an iterator of host batches, whose `get_state` and `set_state` resume it exactly; a
+    function from one to the step's batch {"image": uint8 [b, s, s, 3], "target": float32 [b, k],
+    "domain": int32 [b]}). InputError if the images do not fit.
     """
     size = config.model.image_size
     place: Place = functools.partial(to_devices, mesh=mesh)
-    if config.input == "stream":
-        return decoded_batches(config, mixture, num_steps=num_steps), place
+    read = functools.partial(mixture.images, image_size=size)
     if config.input == "memmap":
-        images = decoded.memory_map(
+        images = batches.memory_map(
             mixture,
             size,
             workdir / "decoded",
@@ -64,7 +54,7 @@ def open_source(
             written=functools.partial(distributed.wait_for_all, "decoded"),
         )
         read = functools.partial(np.take, images, axis=0)
-    else:
+    elif config.input == "device":
         on_devices = _on_devices(mixture, size, mesh, free)
         take = row_taker(mesh, divided=not on_devices.sharding.is_fully_replicated)
         read = functools.partial(np.asarray, dtype=np.int32)
@@ -75,58 +65,27 @@ def open_source(
 
         place = take_and_place
 
-    return _batches(config, mixture, read, num_steps), place
-
-
-def decoded_batches(config: Config, mixture: Mixture, *, num_steps: int) -> grain.DatasetIterator:
-    """The host batches of `batches.train_batches`, decoded as they are needed.
-
-    Args:
-      config: of the run.
-      mixture: what it trains on.
-      num_steps: how many.
-    """
-    read = functools.partial(batches.decode, mixture, image_size=config.model.image_size)
-    return _batches(config, mixture, read, num_steps)
-
-
-def _batches(
-    config: Config, mixture: Mixture, read: Callable[[np.ndarray], np.ndarray], num_steps: int
-) -> grain.DatasetIterator:
-    return batches.train_batches(
-        mixture,
-        read,
-        batch_size=config.batch_size,
-        num_steps=num_steps,
-        seed=config.seed,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
+    iterator = batches.train_batches(
+        mixture, read, batch_size=config.batch_size, num_steps=num_steps, seed=config.seed
     )
+    return iterator, place
 
 
-def told_batch(config: Config, mixture: Mixture, step: int, workdir: Path) -> str:
-    """The records of a step's batch in words; all of them go to not_finite.json in the workdir.
-
-    Args:
-      config: of the run.
-      mixture: what it trains on.
-      step: from 1.
-      workdir: of the run.
-    """
-    numbers = batches.drawn(mixture, step - 1, batch_size=config.batch_size, seed=config.seed)
-    ids = [
-        str(mixture.records[int(mixture.source[n])].columns["record_id"][mixture.row[n]])
-        for n in numbers
-    ]
+def describe_batch(config: Config, mixture: Mixture, step: int, workdir: Path) -> str:
+    """Names records of a step's batch, and writes all of them to workdir/not_finite.json."""
+    ids = mixture.record_ids(
+        batches.batch_indices(mixture, step - 1, batch_size=config.batch_size, seed=config.seed)
+    )
     if distributed.is_first():
         file = workdir / "not_finite.json"
         write_atomically(file, json.dumps({"step": step, "record_ids": ids}, indent=1) + "\n")
-    more = f" and {len(ids) - TOLD} more (not_finite.json)" if len(ids) > TOLD else ""
-    return f"records {', '.join(ids[:TOLD])}{more}"
+    rest = len(ids) - NAMED_RECORDS
+    more = f" and {rest} more (not_finite.json)" if rest > 0 else ""
+    return f"records {', '.join(ids[:NAMED_RECORDS])}{more}"
 
 
 def _on_devices(mixture: Mixture, image_size: int, mesh: Mesh, free: int) -> jax.Array:
-    """All images, uint8 [at least n, s, s, 3]: on every device, or else divided over them."""
+    """Puts all images on every device, or divides them: uint8 [at least n, s, s, 3]."""
     rows = -(-len(mixture) // mesh.size) * mesh.size
     shape = (rows, image_size, image_size, 3)
     sharding = resident_sharding(int(np.prod(shape)), mesh, free)
@@ -134,22 +93,20 @@ def _on_devices(mixture: Mixture, image_size: int, mesh: Mesh, free: int) -> jax
     def part(index: Any) -> np.ndarray:
         numbers = range(rows)[index[0]]
         images = np.zeros((len(numbers), *shape[1:]), np.uint8)
-        decoded.decode_all(mixture, image_size, numbers, images)
+        batches.decode_all(mixture, image_size, numbers, images)
         return images
 
     return jax.make_array_from_callback(shape, sharding, part)
 
 
 def resident_sharding(size: int, mesh: Mesh, free: int) -> NamedSharding:
-    """Where the images go: on every device, else divided over them.
+    """Returns the sharding of the images: on every device if they fit, else divided.
 
-    Args:
-      size: of all images, in bytes.
-      mesh: from `make_mesh`.
-      free: bytes on each device beside the step, the same in every process.
+    `size` is the bytes of all images, `free` those on each device beside the step, the same in
+    every process.
 
     Raises:
-      InputError: they do not fit, on the devices or, while they are decoded, on the host.
+      InputError: they do not fit on the devices or, while they are decoded, on the host.
     """
     sharding = replicated(mesh) if size <= free else batch_sharding(mesh)
     of_device = size if size <= free else size // mesh.size
@@ -165,18 +122,14 @@ def resident_sharding(size: int, mesh: Mesh, free: int) -> NamedSharding:
 
 
 def row_taker(mesh: Mesh, *, divided: bool) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What takes the rows of a resident array that a batch names.
+    """Returns a program that takes a batch's rows of an array on the devices.
 
-    A program of its own, not a part of the step: so the step is the same program whatever the
-    input, and its results are the same bits.
+    It is not a part of the step, so that the step is the same program with every input and its
+    results are the same bits. The rows are divided over the mesh, or else every device has all of
+    them.
 
-    Args:
-      mesh: from `make_mesh`.
-      divided: whether the rows are divided over the mesh, or all of them on every device.
-
-    Returns:
-      (images uint8 [n, s, s, 3], numbers int32 [b] divided over the mesh) to uint8
-      [b, s, s, 3] divided over the mesh.
+    Returns (images uint8 [n, s, s, 3], numbers int32 [b] divided over the mesh) to uint8 [b, s, s,
+    3] divided over the mesh.
     """
 
     def from_all_devices(images: jax.Array, numbers: jax.Array) -> jax.Array:

@@ -1,64 +1,233 @@
-"""Where a run starts: fresh, from Keras' weights, or from the last checkpoint of its workdir."""
+"""What a run starts from: its workdir, locked and checked, its data, and its last checkpoint."""
 
-import dataclasses
+import contextlib
 import json
-from collections.abc import Callable, Collection
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from fer_jax import checkpoints
+import fer_jax
+from fer_jax import checkpoints, distributed, storage
 from fer_jax.config import Config, fields, from_json, is_generator, read_config, to_json
-from fer_jax.data.experiment import EXCLUSIONS_FILE
+from fer_jax.data import batches
+from fer_jax.data.experiment import (
+    EXCLUSIONS_FILE,
+    Experiment,
+    Leaks,
+    as_source,
+    check_leaks,
+    find_leaks,
+    open_experiment,
+)
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
-from fer_jax.methods.swad import fresh_average
-from fer_jax.training.step import TrainState, joined, network_of, training_of
-from fer_jax.weights.xception import load_xception
+from fer_jax.sharding import make_mesh, replicated
+from fer_jax.storage import write_atomically
+from fer_jax.training.preemption import PreemptionNotice, handle_signals
+from fer_jax.training.watchdog import Watchdog
 
-# What may differ when a run is continued; everything else makes it another run.
-CHANGEABLE = (
-    "test_sets",
-    "allow_leaks",
-    "num_epochs",
-    "log_every_steps",
-    "early_stopping_patience",
-    "keep_checkpoints",
-    "profile",
-    "input",
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record"),
+    *("tensorflow-datasets", "numpy", "scipy", "opencv-python-headless"),
 )
+# Settings that may change the last bits of a number: variables of the environment, and JAX's.
+VARIABLES = (
+    *("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+)
+JAX_SETTINGS = (
+    *("jax_default_matmul_precision", "jax_enable_x64", "jax_disable_most_optimizations"),
+    *("jax_threefry_partitionable", "jax_default_prng_impl"),
+)
+# What may differ when a run is resumed; everything else makes it another run.
+CHANGEABLE = (
+    *("test_sets", "allow_leaks", "allow_unknown_people", "num_epochs", "log_every_steps"),
+    *("early_stopping_patience", "keep_checkpoints", "profile", "input"),
+)
+
+
+class Run(NamedTuple):
+    """A run that may start or resume."""
+
+    config: Config
+    workdir: Path  # locked while the run is open
+    data_dir: Path
+    mesh: Mesh  # all devices
+    experiment: Experiment
+    leaks: Leaks  # that the config allows
+    mixture: batches.Mixture
+    last: int  # the step that it resumes from; 0 for a new run
+    saved: dict[str, Any]  # the `loop` item of that checkpoint
+    history: list[dict[str, float]]  # the validations so far, oldest first
+    notice: PreemptionNotice
+    watchdog: Watchdog
+
+
+@contextlib.contextmanager
+def open_run(
+    config: Config,
+    workdir: Path,
+    data_dir: Path,
+    *,
+    changeable: Collection[str] = CHANGEABLE,
+    soft_labels: bool = False,
+) -> Iterator[Run]:
+    """Locks a workdir, handles signals, and opens the data and the last checkpoint."""
+    storage.check_links(workdir)
+    with (
+        distributed.lock(workdir),
+        handle_signals() as notice,
+        contextlib.closing(Watchdog()) as watchdog,
+    ):
+        check_continues(config, workdir, data_dir, changeable=changeable)
+        last, saved = checkpoints.latest_valid_step(workdir)
+        experiment = open_experiment(config, data_dir)
+        leaks = find_leaks(experiment, data_dir)
+        check_leaks(leaks, config)
+        mixture = batches.mix(
+            experiment.train,
+            config.task,
+            weights=[as_source(entry).weight for entry in config.sources],
+            soft_labels=soft_labels,
+            **config.mixture,
+        )
+        check_images(len(mixture), saved, workdir)
+        yield Run(
+            config,
+            workdir,
+            data_dir,
+            mesh=make_mesh(),
+            experiment=experiment,
+            leaks=leaks,
+            mixture=mixture,
+            last=last,
+            saved=saved,
+            history=saved.get("history", []),
+            notice=notice,
+            watchdog=watchdog,
+        )
+
+
+def make_keys(run: Run) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys of a run's first state and, on all devices, of its steps."""
+    init_key, step_key = jax.random.split(jax.random.key(run.config.seed))
+    # `device_put` takes no keys where other processes have devices, too.
+    return init_key, jax.jit(lambda key: key, out_shardings=replicated(run.mesh))(step_key)
+
+
+def write_inputs(run: Run) -> None:
+    """Writes config.json, environment.json and the exclusions of a run into its workdir."""
+    write_atomically(run.workdir / "config.json", to_json(run.config))
+    if run.config.exclusions:
+        exclusions = Path(run.config.exclusions).read_bytes()
+        write_atomically(run.workdir / EXCLUSIONS_FILE, exclusions)
+    _write_environment(run)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns what decides the numbers of a run beside its config and data."""
+    return {
+        "versions": {"python": platform.python_version(), "fer-jax": fer_jax.__version__}
+        | {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "devices": [_describe_device(device) for device in jax.devices()],
+        "processes": jax.process_count(),
+        "processor": _processor(),
+        "cpu_cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "settings": {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+        | {name: jax.config.values[name] for name in JAX_SETTINGS},
+        "commit": _commit(),
+    }
+
+
+def _write_environment(run: Run) -> None:
+    """Writes environment.json: `describe_machine`, and where the data is, for `evaluate`."""
+    experiment, data_dir = run.experiment, run.data_dir
+    datasets = sorted({records.name for records in experiment.train})
+    summaries = {name: build_summary(name, data_dir) for name in datasets}
+    environment = describe_machine() | {
+        "command": storage.redact_secrets(" ".join(["fer-jax", *sys.argv[1:]])),
+        "data_dir": str(data_dir.resolve()),
+        "datasets": {
+            name: {
+                "fingerprint": summary.get("fingerprint"),
+                "records": summary.get("records"),
+                # `predict` crops faces with the same margin.
+                "margin": summary.get("options", {}).get("faces", {}).get("margin", 0.0),
+            }
+            for name, summary in summaries.items()
+        },
+        "test_datasets": {
+            name: build_summary(name, data_dir).get("fingerprint")
+            for name in sorted({records.name for records in experiment.test})
+        },
+        "leaks": run.leaks.counts,
+        "seen": run.leaks.seen,
+        "unknown_people": run.leaks.unknown,
+        "left_out": experiment.left_out,
+        "skipped": {
+            f"{records.name} {records.split}": list(records.skipped)
+            for records in (*experiment.train, *experiment.validation)
+            if records.skipped
+        },
+    }
+    write_atomically(run.workdir / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _processor() -> str:
+    """Returns the processor's name: another one may add the terms of a sum in another order."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = next((line for line in lines if line.startswith("model name")), "")
+    return named.partition(":")[2].strip() or platform.processor() or platform.machine()
+
+
+def _describe_device(device: Any) -> str:
+    kind = device.device_kind
+    return kind if kind == device.platform else f"{device.platform} {kind}"
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str | None:
+    """Returns the checkout's commit, with "+" if files differ from it; None without a checkout."""
+    checkout = Path(fer_jax.__file__).parent.parent
+    git = ["git", "-C", str(checkout)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def check_continues(
     config: Config, workdir: Path, data_dir: Path, *, changeable: Collection[str] = CHANGEABLE
 ) -> None:
-    """Refuses to continue a run with a config or data that would make it another run.
-
-    Args:
-      config: of the run.
-      workdir: of the run.
-      data_dir: where the datasets are.
-      changeable: names of fields that may differ.
-
-    Raises:
-      InputError: names every field that differs, and both values; or the exclusions or the data
-        changed.
-    """
-    # Without a checkpoint there is nothing to continue: a start that failed is only replaced.
+    """Refuses to resume a run with a config or data that would make it another run."""
+    # Without a checkpoint there is nothing to resume: a start that failed is replaced.
     if not any(path.name.isdecimal() for path in (workdir / checkpoints.FOLDER).glob("*")):
         return
-    as_kept = from_json(to_json(config))
-    before, now = (
-        dict(fields(read_config(workdir, of_generator=is_generator(config)))),
-        dict(fields(as_kept)),
+    before = read_config(workdir, of_generator=is_generator(config))
+    differing = storage.differences(
+        dict(fields(before)), dict(fields(from_json(to_json(config)))), ignored=changeable
     )
-    differing = [
-        f"{name} (was {before.get(name)}, now {now.get(name)})"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in changeable
-    ]
     if differing:
         raise InputError(
             f"'{workdir}' holds a run with another config: {'; '.join(differing)}; "
@@ -78,76 +247,16 @@ def check_continues(
             )
 
 
-def check_images(count: int, loop: dict[str, Any], workdir: Path) -> None:
-    """Refuses to continue with another number of images: every batch would be another.
-
-    Raises:
-      InputError: a record was damaged, or mended, since the run began.
-    """
-    before = loop.get("images", count)
+def check_images(count: int, saved: dict[str, Any], workdir: Path) -> None:
+    """Refuses to resume with another number of images: every batch would be another."""
+    before = saved.get("images", count)
     if before != count:
         raise InputError(
-            f"'{workdir}' was trained on {before} images, and {count} can be read now; mend the "
+            f"'{workdir}' was trained on {before} images, and {count} can be read now; repair the "
             "dataset, or choose another workdir"
         )
 
 
 def _datasets_before(workdir: Path) -> dict[str, Any]:
-    file = workdir / "environment.json"
-    if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text())["datasets"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{file}' is damaged ({error}); delete it to continue without comparing the data"
-        ) from error
-
-
-def fresh(
-    init: Callable[[jax.Array], TrainState], key: jax.Array, sharding: TrainState, init_from: str
-) -> TrainState:
-    """The state before the first step, made where it will live.
-
-    Args:
-      init: a key to a state; traced.
-      key: a random key.
-      sharding: a tree of `NamedSharding` of the state's structure.
-      init_from: Keras Xception weights, what `convert` made of them, or "" for random ones.
-
-    Raises:
-      InputError: it is absent or does not fit the network.
-    """
-    state = jax.jit(init, out_shardings=sharding)(key)
-    if not init_from:
-        return state
-    path = Path(init_from)
-    params, batch_stats, left = load_xception(path, state.params, state.batch_stats)
-    print(f"started from {path}" + (f"; fresh: {', '.join(left)}" if left else ""))
-    ema = jax.tree.map(jnp.copy, params) if state.ema else {}
-    swad = fresh_average(params, batch_stats) if state.swad else {}
-    started = dataclasses.replace(state, params=params, batch_stats=batch_stats, ema=ema, swad=swad)
-    return jax.device_put(started, sharding)
-
-
-def restored(
-    manager: checkpoints.ChecksummedManager, step: int, shapes: TrainState, sharding: TrainState
-) -> TrainState:
-    """The state as it was saved at a step.
-
-    Args:
-      manager: from `checkpoints.open_checkpoints`.
-      step: from `checkpoints.latest_valid_step`.
-      shapes: the state as `jax.ShapeDtypeStruct`.
-      sharding: where its arrays go.
-
-    Raises:
-      InputError: the checkpoint is of another architecture.
-    """
-    target = jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
-    )
-    network, training, _ = checkpoints.restore(
-        manager, step, network=network_of(target), training=training_of(target)
-    )
-    return joined(network, training)
+    remedy = "delete it to resume without comparing the data"
+    return storage.read_json(workdir / "environment.json", remedy).get("datasets", {})

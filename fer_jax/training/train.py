@@ -1,4 +1,4 @@
-"""The verb `train`: a classifier, or the generator of a synthetic source, as its config says."""
+"""Train a classifier or a face generator, as the config says."""
 
 from pathlib import Path
 
@@ -16,22 +16,24 @@ from fer_jax.training.classifier import train
 
 
 def main(argv: list[str]) -> None:
-    """The verb `train`."""
-    parser = OneLineParser(prog="fer-jax train", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of this run")
+    """Runs the verb `train`."""
+    parser = OneLineParser("fer-jax train", __doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     arguments, config = parse_with_config(parser, argv, check=_checked)
     compilations.enable_compilation_cache()
     if is_generator(config):
         best = gan.train(config, arguments.workdir, arguments.data_dir)
-        print(f"{gan.METRIC} {best[gan.METRIC]:.4g} at step {best['step']}; make faces with:")
+        print(f"{gan.METRIC} {best[gan.METRIC]:.4g} at step {best['step']}; generate faces with:")
         print(
             f"  fer-jax synthesize --network={arguments.workdir / gan.FOLDER} --out=DIR --count=100"
         )
         return
     best = train(config, arguments.workdir, arguments.data_dir)
     metric = config.selection_metric
-    print(f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; score it with:")
+    print(
+        f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; evaluate it with:"
+    )
     print(f"  fer-jax evaluate --workdir={arguments.workdir}")
 
 

@@ -1,11 +1,10 @@
-"""A run that no longer moves ends, and says where it stood.
+"""Ends a hung run and dumps the stack of every thread.
 
-What hangs is outside of Python's reach: a collective whose other side is gone, a device, a file
-server. So a thread of its own looks at the clock, and ends the process with the stacks of all
-threads.
+What hangs is outside of Python's reach: a collective whose other process is gone, a device, a file
+server. So a thread of its own looks at the clock and ends the process. `faulthandler`'s own timer
+ends it with exit code 1, counts the time that a suspended job was stopped, and cannot warn first.
 """
 
-import contextlib
 import faulthandler
 import functools
 import os
@@ -14,136 +13,114 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
 MULTIPLE = 20  # of the median step
-AT_LEAST_S = 20.0
-# What may compile, write a checkpoint or wait for a file server.
-SLOW_S = 900.0
+MIN_LIMIT_S = 20.0  # however short the median step
+# For what may compile, write a checkpoint or wait for a file server.
+SLOW_LIMIT_S = 900.0
 POLL_S = 0.5
-REMEMBERED = 101
-FIRST_STEPS = 3  # whose times say nothing yet
+REMEMBERED_STEPS = 101
+FIRST_STEPS = 3  # too few for a median
 
 
 class Watchdog:
-    """Watches one thing after the other; each must come to its end in time."""
+    """Watches one activity after the other; each must end in time."""
 
-    def __init__(self, *, at_least_s: float = AT_LEAST_S, slow_s: float = SLOW_S) -> None:
-        """Starts, with nothing to watch yet.
-
-        Args:
-          at_least_s: seconds that anything may take, however short the median step.
-          slow_s: seconds for what is known to take longer than a step.
-        """
-        self._at_least_s, self._slow_s = at_least_s, slow_s
-        self._took: deque[float] = deque(maxlen=REMEMBERED)
+    def __init__(self, *, min_limit_s: float = MIN_LIMIT_S, slow_limit_s: float = SLOW_LIMIT_S):
+        self._min_limit_s, self._slow_limit_s = min_limit_s, slow_limit_s
+        self._durations: deque[float] = deque(maxlen=REMEMBERED_STEPS)
         self._step_began = 0.0
         self._stopped = threading.Event()
-        self._now: tuple[str, bool, bool] | None = None
+        self._activity: tuple[str, bool, bool] | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def doing(self, what: str, *, slow: bool = False, waits: bool = False) -> None:
-        """Something begins, and what was before it is done.
+    def begin(self, what: str, *, slow: bool = False, waits: bool = False) -> None:
+        """Begins an activity, named in messages, and ends the one before.
 
-        Args:
-          what: for the person who reads that it did not end.
-          slow: it may take longer than a step: it compiles, or the disk has a say.
-          waits: as `slow`, but the person is told after a step's time that it is waited for.
+        A slow one may take longer than a step: it compiles, or uses the disk. Of one that waits, a
+        line also warns when it takes long for a step.
         """
         # One assignment: the thread sees all of it or none.
-        self._now = (what, slow or waits, waits)
+        self._activity = (what, slow or waits, waits)
 
     def step(self, number: int) -> None:
-        """A step begins: the next thing it does is to wait for its data."""
+        """Begins a step, which waits for its data first."""
         now = time.monotonic()
         if self._step_began:
-            self._took.append(now - self._step_began)
+            self._durations.append(now - self._step_began)
         self._step_began = now
-        self.doing(f"the data of step {number}", waits=True)
+        self.begin(f"the data of step {number}", waits=True)
 
     def between_steps(self, what: str) -> None:
-        """Something slow begins that is no part of a step, such as saving."""
+        """Begins something slow that is not part of a step, such as saving."""
         self._step_began = 0.0
-        self.doing(what, slow=True)
+        self.begin(what, slow=True)
 
-    def tending(self, step: Callable[..., Any], what: str) -> Callable[..., Any]:
-        """A step, each call of which is something new to watch, and so is what follows it.
-
-        Only the first call may compile; what it returns may still be under way.
-        """
-        called = False
+    def wrap(self, step: Callable[..., Any], what: str) -> Callable[..., Any]:
+        """Returns a compiled step of which each call, and what follows it, is an activity."""
 
         @functools.wraps(step)
-        def tended(*arguments: Any) -> Any:
-            nonlocal called
-            self.doing(what, slow=not called)
-            called = True
+        def begin_and_run(*arguments: Any) -> Any:
+            self.begin(what)
             result = step(*arguments)
-            self.doing(what)
+            # What it returned may still be computed.
+            self.begin(what)
             return result
 
-        return tended
+        return begin_and_run
 
     def limit_s(self) -> float:
-        """How long a step may take: a multiple of the median, where one is known."""
-        if len(self._took) < FIRST_STEPS:
-            return self._slow_s
-        return max(self._at_least_s, MULTIPLE * statistics.median(self._took))
+        """Returns how long a step may take: a multiple of the median, where one is known."""
+        if len(self._durations) < FIRST_STEPS:
+            return self._slow_limit_s
+        return max(self._min_limit_s, MULTIPLE * statistics.median(self._durations))
 
-    def stop(self) -> None:
-        """Watches no more."""
+    def close(self) -> None:
+        """Ends its thread."""
         self._stopped.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        watched, passed, told, before = self._now, 0.0, False, time.monotonic()
+        watched, passed, warned, before = self._activity, 0.0, False, time.monotonic()
         while not self._stopped.wait(POLL_S):
             now = time.monotonic()
-            # A process that was itself stopped meanwhile (SIGSTOP, a suspended job) has not hung.
+            # A process that was stopped meanwhile (SIGSTOP, a suspended job) has not hung.
             passed += min(now - before, 2 * POLL_S)
             before = now
-            if self._now is not watched:
-                watched, passed, told = self._now, 0.0, False
+            if self._activity is not watched:
+                watched, passed, warned = self._activity, 0.0, False
             if watched is None:
                 continue
             what, slow, waits = watched
             limit = self.limit_s()
-            if waits and not told and passed > limit / 2:
-                told = True
+            if waits and not warned and passed > limit / 2:
+                warned = True
                 print(
-                    f"waiting for {what} since {passed:.0f} s ({self._usual()}): the loader stalls",
+                    f"waited {passed:.0f} s for {what} ({self._usual()}): the input pipeline is "
+                    "slow",
                     file=sys.stderr,
                     flush=True,
                 )
-            if passed > (max(limit, self._slow_s) if slow else limit):
+            if passed > (max(limit, self._slow_limit_s) if slow else limit):
                 self._end(what, passed)
 
     def _usual(self) -> str:
-        if len(self._took) < FIRST_STEPS:
-            return "no step was done yet"
-        return f"a step usually takes {statistics.median(self._took):.2g} s"
+        if len(self._durations) < FIRST_STEPS:
+            return "no step is finished yet"
+        return f"a step usually takes {statistics.median(self._durations):.2g} s"
 
     def _end(self, what: str, passed: float) -> None:
         print(
             f"fer-jax: {what} did not end in {passed:.0f} s ({self._usual()}); ending with exit "
-            f"code {EXIT_CODE} and the stacks of all threads; the same command continues from the "
-            "last checkpoint",
+            f"code {EXIT_CODE} and the stacks of all threads; rerun the same command to resume "
+            "from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
         faulthandler.dump_traceback(all_threads=True)
         sys.stderr.flush()
         os._exit(EXIT_CODE)
-
-
-@contextlib.contextmanager
-def watching() -> Iterator[Watchdog]:
-    """A watchdog that stops with the block."""
-    watchdog = Watchdog()
-    try:
-        yield watchdog
-    finally:
-        watchdog.stop()

@@ -1,1 +1,1 @@
-"""Other people's files to our parameters."""
+"""Convert NVIDIA's StyleGAN2 files and Keras' Xception weights."""

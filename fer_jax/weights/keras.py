@@ -1,21 +1,36 @@
 """Keras' Xception weights, `.h5` (legacy) and `.weights.h5` (Keras 3), under our names.
 
 Depthwise kernels are [3, 3, c, 1] there and [3, 3, c] here; pointwise kernels [1, 1, c, f] there
-and [c, f] here. The four shortcuts have automatic names, numbered by whatever else the session
-had built, so they are taken in numerical order.
+and [c, f] here. The four shortcuts have automatic names, numbered by what else the session had
+built, so they are taken in numerical order.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
+from fer_jax import storage
 from fer_jax.errors import InputError
 
-# Keras' names in the order of its layers, with our block: (Keras' layer, path of ours).
+# The folder that `convert` writes of a file.
+FORMAT = "fer_jax.xception_start"
+CONFIG, ARRAYS = "config.json", "arrays.safetensors"
+HEADS = ("params/logits/", "params/hidden1/", "params/hidden2/")
+MAX_NUMBERS = 2**26  # of an array and of a chunk; Xception's largest array has 3 million
+FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+# What h5py raises for files with flipped bits, besides OSError.
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, MemoryError)
+
+# Keras' names in the order of its layers: (Keras' layer, our path).
 _SEPARABLES = (
     [(f"block{b}_sepconv{i}", f"entry{b - 1}/separable{i}") for b in (2, 3, 4) for i in (1, 2)]
     + [
@@ -29,20 +44,60 @@ _SEPARABLES = (
 _SHORTCUTS = ["entry1/shortcut", "entry2/shortcut", "entry3/shortcut", "exit1/shortcut"]
 
 
+def load_xception(
+    path: Path, params: dict[str, Any], batch_stats: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Replaces a network's arrays by those of a Keras file or of a folder that `convert` wrote.
+
+    The network, from `xception.init`, must have full width and 8 middle blocks.
+
+    Returns (params, batch_stats, fresh): new dicts of the same structure, and the names of the
+    parts that keep their values because the file has no top, or one for other classes.
+
+    Raises:
+      InputError: no such file, a damaged one, or one that is not Xception or does not fit.
+    """
+    found = read_folder(path) if path.is_dir() else read_xception(path)
+    ours: dict[str, Any] = traverse_util.flatten_dict(
+        {"params": params, "batch_stats": batch_stats}, sep="/"
+    )
+    filled, fresh = {}, []
+    for name in ours.keys() | found.keys():
+        expected, shape = (one[name].shape if name in one else None for one in (ours, found))
+        if expected == shape:
+            filled[name] = jnp.asarray(found[name], ours[name].dtype)
+        elif name.startswith(HEADS):
+            fresh += [name.removeprefix("params/")] if expected else []
+        else:
+            raise InputError(
+                f"{path}: {name} is {shape or 'absent'} and {expected or 'absent'} in the network; "
+                "Keras' weights need model.width=1 and model.num_middle_blocks=8"
+            )
+    tree: Any = traverse_util.unflatten_dict({n: filled.get(n, ours[n]) for n in ours}, sep="/")
+    return tree["params"], tree["batch_stats"], sorted(fresh)
+
+
+def read_folder(folder: Path) -> dict[str, np.ndarray]:
+    """Reads a folder that `convert` wrote as `read_xception` its file; InputError if it is none."""
+    known = storage.read_json(folder / CONFIG).get("format") == FORMAT
+    if not known or not (folder / ARRAYS).is_file():
+        raise InputError(f"'{folder}' is not a folder that fer-jax convert wrote of Keras' weights")
+    try:
+        return load_file(folder / ARRAYS)
+    except SafetensorError as error:
+        raise InputError(f"'{folder / ARRAYS}' is damaged: {error}") from error
+
+
 def read_xception(path: Path) -> dict[str, np.ndarray]:
-    """Reads a Keras file under our names.
+    """Reads a Keras file, with or without top.
 
-    Args:
-      path: `.h5` or `.weights.h5`, with or without top.
-
-    Returns:
-      float32 arrays by "params/<name>" and "batch_stats/<name>", as in `xception.init`; without
-      "params/logits/..." where the file has no top.
+    Returns float32 arrays by "params/<name>" and "batch_stats/<name>", as in `xception.init`;
+    without "params/logits/..." if the file has no top.
 
     Raises:
       InputError: the file is absent, not HDF5, or not Xception.
     """
-    layers = _read(path)
+    layers = _read_layers(path)
     found: dict[str, np.ndarray] = {}
 
     def take(layer: str, *shapes: tuple[int | None, ...]) -> list[np.ndarray]:
@@ -52,8 +107,8 @@ def read_xception(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path} is not Keras' Xception: layer {layer} {wrong}")
         for array, shape in zip(arrays, shapes, strict=True):
             if array.ndim != len(shape) or any(
-                wanted not in (None, there)
-                for wanted, there in zip(shape, array.shape, strict=True)
+                expected not in (None, size)
+                for expected, size in zip(shape, array.shape, strict=True)
             ):
                 raise InputError(f"{path} is not Keras' Xception: {layer} is {array.shape}")
         return [np.asarray(array, np.float32) for array in arrays]
@@ -85,20 +140,26 @@ def read_xception(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _read(path: Path) -> dict[str, list[np.ndarray]]:
-    """Arrays by layer, in Keras' order within a layer; shortcuts are named by their order."""
+def _read_layers(path: Path) -> dict[str, list[np.ndarray]]:
+    """Returns arrays by layer, in Keras' order; shortcuts are numbered in their order."""
     if not path.is_file():
         raise InputError(f"no weights file '{path}'")
     try:
         with h5py.File(path, "r") as file:
+            # A whole saved model keeps its weights one level down.
+            group: Any = _member(file, "model_weights") if "model_weights" in file else file
             if "layers" in file:
-                layers = dict(_read_keras3(file["layers"]))
-            elif "layer_names" in _weights_group(file).attrs:
-                layers = dict(_read_legacy(_weights_group(file)))
+                layers = dict(_read_keras3(_member(file, "layers")))
+            elif "layer_names" in group.attrs:
+                layers = dict(_read_legacy(group))
             else:
-                raise InputError(f"'{path}' is HDF5, but holds no Keras weights")
+                raise InputError("it is HDF5, but has no Keras weights")
     except OSError as error:
         raise InputError(f"'{path}' is not an HDF5 file") from error
+    except InputError as error:
+        raise InputError(f"'{path}': {error}") from error
+    except _DAMAGED as error:
+        raise InputError(f"'{path}' is damaged or not of Keras ({type(error).__name__})") from error
     named = {name: arrays for name, arrays in layers.items() if not _automatic(name)}
     for kind, suffix in (("conv2d", ""), ("batch_normalization", "_bn")):
         numbered = [name for name in layers if _automatic(name) == kind]
@@ -107,31 +168,58 @@ def _read(path: Path) -> dict[str, list[np.ndarray]]:
     return named
 
 
-def _weights_group(file: Any) -> Any:
-    # A whole saved model keeps its weights one level down.
-    return file["model_weights"] if "model_weights" in file else file
+def _member(group: Any, name: str) -> Any:
+    """Returns a member of a group by its path; a link out of the file is refused.
+
+    Links, external storage and virtual datasets can name any file of this machine.
+    """
+    for part in name.split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise InputError(f"'{part}' is absent, or a link, which is not followed")
+        group = group[part]
+    return group
+
+
+def _array(group: Any, name: str) -> np.ndarray:
+    """Reads a float array that is stored in the file itself, of a size that Xception can have."""
+    data = _member(group, name)
+    if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.dtype.itemsize > 8:
+        raise InputError(f"'{name}' is not an array of floats")
+    creation = data.id.get_create_plist()
+    if creation.get_external_count() or creation.get_layout() == h5py.h5d.VIRTUAL:
+        raise InputError(f"the numbers of '{name}' are in another file, which is not read")
+    filters = {creation.get_filter(index)[0] for index in range(creation.get_nfilters())}
+    if filters - FILTERS:
+        raise InputError(f"'{name}' is compressed by a filter that is not supported")
+    if max(math.prod(data.shape), math.prod(data.chunks or ())) > MAX_NUMBERS:
+        raise InputError(f"'{name}' claims the shape {data.shape}, which is not one of Xception's")
+    array = np.asarray(data)
+    if not np.isfinite(array).all():
+        raise InputError(f"'{name}' has numbers that are not finite")
+    return array
 
 
 def _read_legacy(group: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
     for raw in group.attrs["layer_names"]:
         name = _text(raw)
-        weights = [_text(weight) for weight in group[name].attrs["weight_names"]]
+        layer = _member(group, name)
+        weights = [_text(weight) for weight in layer.attrs["weight_names"]]
         if weights:
-            yield name, [np.asarray(group[name][weight]) for weight in weights]
+            yield name, [_array(layer, weight) for weight in weights]
 
 
 def _read_keras3(group: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
     # Groups are named by class and count, in the order of the model's layers; the layer's own
-    # name stands in an attribute, which the first versions of the format did not write.
+    # name is an attribute, which the first versions of the format did not write.
     unnamed = _names_by_class()
     for key in sorted(group, key=_number):
-        variables = group[key].get("vars")
-        if variables is None or not len(variables):
+        layer = _member(group, key)
+        if "vars" not in layer or not len(variables := _member(layer, "vars")):
             continue
         kind = re.sub(r"_\d+$", "", key)
         fallback = next(unnamed.get(kind, iter(())), key)
         name = _text(variables.attrs.get("name", fallback))
-        yield name, [np.asarray(variables[str(index)]) for index in range(len(variables))]
+        yield name, [_array(variables, str(index)) for index in range(len(variables))]
 
 
 def _names_by_class() -> dict[str, Iterator[str]]:

@@ -2,9 +2,9 @@
 
 There are two families: dicts of PyTorch modules (StyleGAN2-ADA and later), which keep the
 options they were built with and every layer's own attributes; and TensorFlow tuples (G, D, Gs),
-which keep the options that differed from the defaults of their time. Both end here as the same
-thing, in the names and layouts of the PyTorch family: convolutions [out, in, height, width],
-dense weights [out, in].
+which keep the options that differed from the defaults of their time. Both are returned in the
+names and layouts of the PyTorch family: convolutions [out, in, height, width], dense weights
+[out, in].
 """
 
 import dataclasses
@@ -28,39 +28,29 @@ NAMES = ("G_ema", "G", "D")
 MAX_MODULES = 2000
 MAX_ENTRIES = 1000
 MAX_NAME = 100
-# The filters of layers that do not resample are there, and are not used.
+# Every layer has a filter; those of layers that do not resample are not used.
 _IGNORED = re.compile(r".*\.resample_filter")
+_OPTIONAL_INT, _OPTIONAL_FLOAT = (int, type(None)), (float, type(None))
 
 Config = stylegan2.GeneratorConfig | stylegan2.DiscriminatorConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network of a file.
+    """One network of a file."""
 
-    Attributes:
-      config: everything but the arrays.
-      arrays: float32, by the dotted names of `stylegan2.shapes`, in NVIDIA's layouts; views of a
-        file, so nobody writes to them.
-    """
-
-    config: Config
+    config: Config  # everything but the arrays
+    # Float32, by the dotted names of `stylegan2.shapes`, in NVIDIA's layouts; read-only views of
+    # the file where its layout allows it.
     arrays: dict[str, np.ndarray]
 
 
 def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
-    """Reads a network file without running anything in it.
-
-    Args:
-      path: a pickle of either family.
-      names: some of `NAMES`; empty: all that the file has.
-
-    Returns:
-      By name. The arrays are views of the file's bytes where its layout allows it.
+    """Reads some of `NAMES` (empty: all that there are) of a file without running anything in it.
 
     Raises:
-      InputError: not such a file, a network that is missing or is no StyleGAN2, parameters that
-        are missing or superfluous: one line.
+      InputError: not such a file, a missing network or one that is not a StyleGAN2, parameters
+        that are missing or superfluous: one line.
     """
     root = pickles.read_pickle(path)
     try:
@@ -68,23 +58,19 @@ def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]
         names = names or tuple(name for name in NAMES if name in found)
         for name in names:
             if name not in found:
-                raise InputError(f"holds no network {name}{did_you_mean(name, found)}")
+                raise InputError(f"has no network {name}{did_you_mean(name, found)}")
         if not names:
-            raise InputError("is a pickle, but holds no network G, D or G_ema")
+            raise InputError("is a pickle, but has no network G, D or G_ema")
         return {name: _network(name, found[name]) for name in names}
     except InputError as error:
         raise InputError(f"'{path}' {error}") from error
 
 
 def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """NVIDIA's layout to this project's, as a view.
+    """Converts an array of `stylegan2.shapes` from NVIDIA's layout to this project's, as a view.
 
-    Args:
-      name: of the array; `stylegan2.shapes` has them.
-      array: [out, in, height, width], [out, in], a constant [channels, 4, 4], or noise [h, w].
-
-    Returns:
-      [height, width, in, out], [in, out], [1, 4, 4, channels], [1, h, w, 1]; others as they are.
+    [out, in, height, width] becomes [height, width, in, out], [out, in] [in, out], a constant
+    [channels, 4, 4] [1, 4, 4, channels], noise [h, w] [1, h, w, 1]; others stay as they are.
     """
     if name.endswith(".const") and array.ndim == 3:
         return array.transpose(1, 2, 0)[None]
@@ -96,7 +82,7 @@ def to_our_layout(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def to_their_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_our_layout`."""
+    """Does the inverse of `to_our_layout`."""
     if name.endswith(".const"):
         return array[0].transpose(2, 0, 1)
     if name.endswith(".noise_const"):
@@ -107,16 +93,7 @@ def to_their_layout(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def from_trees(config: Config, params: Mapping[str, Any], buffers: Mapping[str, Any]) -> Network:
-    """The inverse of `to_trees`.
-
-    Args:
-      config: of the network.
-      params: nested, in this project's layouts.
-      buffers: "noise" and "w_avg", of a generator.
-
-    Returns:
-      The network.
-    """
+    """Does the inverse of `to_trees`; a discriminator's buffers are empty."""
     arrays = {}
     for name in stylegan2.shapes(config):
         *blocks, last = name.split(".")
@@ -131,15 +108,11 @@ def from_trees(config: Config, params: Mapping[str, Any], buffers: Mapping[str, 
 
 
 def to_trees(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays of a network as `fer_jax.models.stylegan2` takes them.
+    """Returns a network's arrays as `fer_jax.models.stylegan2` takes them: (params, buffers).
 
-    Args:
-      network: a generator or a discriminator.
-
-    Returns:
-      (params, buffers). Params are nested by the dots in the names: "mapping" and "synthesis" of
-      a generator, "mapping", "b64", "b32", ... of a discriminator. Buffers are, of a generator
-      that has them, "w_avg" [w_dim] and "noise" with "b4_conv1" [1, 4, 4, 1] and so on.
+    Params are nested by the dots in the names: "mapping" and "synthesis" of a generator, "mapping",
+    "b64", "b32", ... of a discriminator. Buffers are, of a generator that has them, "w_avg" [w_dim]
+    and "noise" with "b4_conv1" [1, 4, 4, 1] and so on.
     """
     params: dict[str, Any] = {}
     buffers: dict[str, Any] = {"noise": {}}
@@ -151,10 +124,10 @@ def to_trees(network: Network) -> tuple[dict[str, Any], dict[str, Any]]:
         elif last == "noise_const":
             buffers["noise"]["_".join(blocks[1:])] = value
         else:
-            place = params
+            node = params
             for block in blocks:
-                place = place.setdefault(block, {})
-            place[last] = value
+                node = node.setdefault(block, {})
+            node[last] = value
     return params, buffers
 
 
@@ -175,23 +148,21 @@ def _networks(root: Any) -> dict[str, pickles.Object]:
 def _network(name: str, value: pickles.Object) -> Network:
     try:
         if value.name == pickles.PERSISTENT:
-            config, arrays = _from_torch(name, value)
-        elif value.name == pickles.NETWORK:
-            config, arrays = _from_tensorflow(name, value)
-        else:
-            raise InputError("is no network")
-        return checked(config, arrays)
+            return checked(*_from_torch(name, value))
+        if value.name == pickles.NETWORK:
+            return checked(*_from_tensorflow(name, value))
+        raise InputError("is no network")
     except InputError as error:
         raise InputError(f"({name}) {error}") from error
 
 
 def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
-    """A network of exactly the arrays that its config asks for, in its order, as float32.
+    """Returns a network of exactly the arrays that its config requires, in its order, as float32.
 
     Raises:
-      InputError: names the first array that is missing, too many, or of another shape.
+      InputError: names the first array that is missing, superfluous, or of another shape.
     """
-    arrays, wanted = dict(arrays), {}
+    arrays, found = dict(arrays), {}
     for name, shape in stylegan2.shapes(config).items():
         array = arrays.pop(name, None)
         if array is None:
@@ -203,46 +174,99 @@ def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
             )
         if array.dtype.kind != "f":
             raise InputError(f"has {name} of type {array.dtype}, not floating point")
-        wanted[name] = array
-    if len({id(array) for array in wanted.values()}) < len(wanted):
+        found[name] = array
+    if len({id(array) for array in found.values()}) < len(found):
         raise InputError("uses the same array for several parameters")
     for name in arrays:
         if not _IGNORED.fullmatch(name):
             raise InputError(f"has parameters that StyleGAN2 does not: {_shown(name)}")
-    return Network(config, {name: a.astype(np.float32, copy=False) for name, a in wanted.items()})
+    return Network(config, {name: a.astype(np.float32, copy=False) for name, a in found.items()})
+
+
+@dataclasses.dataclass
+class _Module:
+    kind: str
+    attributes: dict[str, Any]
+    arrays: dict[str, np.ndarray]
 
 
 class _Options:
-    """Options of a network that are taken one by one; what is left at the end is refused."""
+    """Options of a network that are taken one by one; what is left at the end is refused.
 
-    def __init__(self, options: Any, where: str):
+    The layers of a PyTorch network (`modules`) have attributes, which take precedence: the same
+    option had other defaults in later versions of NVIDIA's code, and every layer keeps its own.
+    """
+
+    def __init__(self, options: Any, where: str, modules: dict[str, _Module] | None = None):
         if not isinstance(options, dict):
             raise InputError(f"has no readable {where}")
         self.options = dict(options)
         self.where = where
+        self.modules = modules or {}
 
-    def take(self, name: str, default: Any, *kinds: type) -> Any:
-        """The value of an option, which must be of one of the kinds (default: the default's)."""
-        kinds = kinds or (type(default),)
-        return _typed(self.options.pop(name, default), f"{self.where} {name}", kinds)
+    def take(
+        self, name: str, default: Any, *kinds: type, layers: str = "", attribute: str = ""
+    ) -> Any:
+        """Returns an option of one of the kinds (default: the default's).
+
+        With `layers`, a pattern of paths, the attribute that these layers have in common
+        (default: of the option's name) is returned instead if there is one.
+        """
+        kinds, attribute = kinds or (type(default),), attribute or name
+        option = _typed(self.options.pop(name, default), f"{self.where} {name}", kinds)
+        values = [
+            _typed(module.attributes[attribute], f"layer {path}: {attribute}", kinds)
+            for path, module in self._layers(layers)
+            if attribute in module.attributes
+        ]
+        if any(value != values[0] for value in values):
+            raise InputError(f"has layers of different {attribute}, which is not supported")
+        return values[0] if values else option
+
+    def _layers(self, pattern: str) -> Iterator[tuple[str, _Module]]:
+        if pattern:
+            for path, module in self.modules.items():
+                if re.fullmatch(pattern, path):
+                    yield path, module
 
     def block(self, name: str) -> "_Options":
-        """Options within an option."""
-        return _Options(self.options.pop(name, {}), name)
+        """Returns the options within an option."""
+        return _Options(self.options.pop(name, {}), name, self.modules)
 
-    def filter(self, name: str, none: list[float]) -> stylegan2.Filter:
-        """A low-pass filter, and what it is where the file says None."""
+    def filter(self, name: str, none: list[float], layers: str = "") -> stylegan2.Filter:
+        """Returns the low-pass filter of the layers that resample, else of the option.
+
+        `none` is what None in the option means.
+        """
         value = self.options.pop(name, [1, 3, 3, 1])
         array = pickles.as_array(value)
-        return _filter(none if value is None else value if array is None else array)
+        option = _filter(none if value is None else value if array is None else array)
+        filters = [
+            module.arrays["resample_filter"]
+            for _, module in self._layers(layers)
+            if "resample_filter" in module.arrays
+        ]
+        if any(not np.array_equal(taps, filters[0]) for taps in filters):
+            raise InputError("has layers of different resample_filter, which is not supported")
+        return _filter(filters[0]) if filters else option
 
     def ignore(self, *names: str) -> None:
-        """Options that change no number in float32."""
+        """Drops options that change no number in float32."""
         for name in names:
             self.options.pop(name, None)
 
+    def square(self, resolution: int) -> None:
+        """Takes width and height, which some forks add; they must be the resolution."""
+        for name in ("resolution_w", "resolution_h"):
+            side = self.take(name, resolution)
+            if side != resolution:
+                raise InputError(
+                    f"has {self.where} {name}={side} beside the resolution {resolution}; images "
+                    "must be square"
+                )
+
     def finish(self) -> None:
-        """Refuses what nobody took."""
+        """Refuses options that were not taken."""
         for name, value in self.options.items():
             raise InputError(
                 f"has {self.where} {_shown(name)}={_shown(value)}, which StyleGAN2 does not have"
@@ -250,7 +274,7 @@ class _Options:
 
 
 def _typed(value: Any, what: str, kinds: tuple[type, ...]) -> Any:
-    """A value of one of the kinds; whole numbers and NumPy's are taken for Python's."""
+    """Returns a value of one of the kinds; NumPy's numbers and integral floats are converted."""
     if isinstance(value, (np.ndarray, pickles.Object)):
         array = pickles.as_array(value)
         if array is not None and array.ndim == 0:
@@ -261,16 +285,16 @@ def _typed(value: Any, what: str, kinds: tuple[type, ...]) -> Any:
         value = int(value)
     if type(value) not in kinds:
         words = {type(None): "None", str: "text", bool: "true or false"}
-        wanted = " or ".join(words.get(kind, kind.__name__) for kind in kinds)
-        raise InputError(f"has {what}={_shown(value)}, which should be {wanted}")
+        expected = " or ".join(words.get(kind, kind.__name__) for kind in kinds)
+        raise InputError(f"has {what}={_shown(value)}, which should be {expected}")
     return value
 
 
 def _filter(value: Any) -> stylegan2.Filter:
-    """Taps for both axes, or rows of a 2-d filter that is not the same along both."""
+    """Returns taps for both axes, or rows of a 2-d filter that is not the same along both."""
     limit = stylegan2.MAX_TAPS
     if isinstance(value, (list, tuple)):
-        # Measured before NumPy is asked: lists that hold each other can stand for anything.
+        # Measured before NumPy unfolds them: a few lists that contain each other can be huge.
         rows = [row if isinstance(row, (list, tuple)) else [row] for row in value[: limit + 1]]
         numbers = [type(tap) in (int, float) for row in rows for tap in row[: limit + 1]]
         if not all(numbers) or len(rows) > limit or any(len(row) > limit for row in rows):
@@ -291,7 +315,7 @@ def _filter(value: Any) -> stylegan2.Filter:
 
 
 def _shown(value: Any) -> str:
-    # It is the file's text: it may be long, and may hold line ends.
+    # Text of the file may be long and may have line ends.
     if isinstance(value, str):
         return repr(value[:80])
     return repr(value) if isinstance(value, (int, float)) else type(value).__name__
@@ -300,17 +324,8 @@ def _shown(value: Any) -> str:
 # PyTorch
 
 
-@dataclasses.dataclass
-class _Module:
-    """A module of the file: its class, its attributes, its arrays by name."""
-
-    kind: str
-    attributes: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-
 def _modules(root: pickles.Object) -> dict[str, _Module]:
-    """Every module by its dotted path; the network itself is ""."""
+    """Returns every module by its dotted path; the network itself is ""."""
     modules: dict[str, _Module] = {}
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
@@ -321,7 +336,7 @@ def _modules(root: pickles.Object) -> dict[str, _Module]:
         if not isinstance(kind, str) or not isinstance(state, dict):
             raise InputError(f"has a module {_shown(path)} without class_name or state")
         arrays = {}
-        # A layer that was frozen in training keeps its weights among the buffers.
+        # A layer that was frozen in training has its weights among the buffers.
         for group in ("_parameters", "_buffers"):
             for name, entry in _entries(state, group, path):
                 array = pickles.as_array(entry)
@@ -352,13 +367,10 @@ def _from_torch(name: str, value: pickles.Object) -> tuple[Config, dict[str, np.
     if _is_stylegan3(value):
         raise InputError("is a StyleGAN3 network; only StyleGAN2 can be read")
     modules = _modules(value)
-    wanted = "Discriminator" if name == "D" else "Generator"
-    if modules[""].kind != wanted:
-        raise InputError(f"is a {_shown(modules[''].kind)}, not StyleGAN2's {wanted}")
-    if name == "D":
-        config = _torch_discriminator(modules)
-    else:
-        config = _torch_generator(modules)
+    expected = "Discriminator" if name == "D" else "Generator"
+    if modules[""].kind != expected:
+        raise InputError(f"is a {_shown(modules[''].kind)}, not StyleGAN2's {expected}")
+    config = _torch_discriminator(modules) if name == "D" else _torch_generator(modules)
     arrays = {
         f"{path}.{name}" if path else name: array
         for path, module in modules.items()
@@ -368,23 +380,23 @@ def _from_torch(name: str, value: pickles.Object) -> tuple[Config, dict[str, np.
 
 
 def _is_stylegan3(value: pickles.Object) -> bool:
-    """By the text that the file carries (read, never run), or by the first module."""
-    place: Any = value
+    """Whether the source text in the file (read, never run) or its first module says so."""
+    node: Any = value
     for step in ("state", "_modules", "synthesis", "state", "_modules"):
-        meta = place.state if isinstance(place, pickles.Object) else place
+        meta = node.state if isinstance(node, pickles.Object) else node
         if not isinstance(meta, dict):
             return False
         text = meta.get("module_src")
         if isinstance(text, str) and "class SynthesisInput" in text:
             return True
-        place = meta.get(step)
-    return isinstance(place, dict) and "input" in place
+        node = meta.get(step)
+    return isinstance(node, dict) and "input" in node
 
 
 def _init_options(modules: dict[str, _Module], positional: tuple[str, ...]) -> _Options:
-    """What the network was built with; the first options may have been given without names."""
+    """Returns the network's constructor arguments; the first may have been given without names."""
     attributes = modules[""].attributes
-    options = _Options(attributes.get("_init_kwargs"), "option")
+    options = _Options(attributes.get("_init_kwargs"), "option", modules)
     arguments = attributes.get("_init_args", ())
     if not isinstance(arguments, (tuple, list)) or len(arguments) > len(positional):
         raise InputError("has _init_args that are not StyleGAN2's")
@@ -392,45 +404,11 @@ def _init_options(modules: dict[str, _Module], positional: tuple[str, ...]) -> _
     return options
 
 
-def _attribute(
-    modules: dict[str, _Module], pattern: str, name: str, default: Any, *kinds: type
-) -> Any:
-    """An attribute that layers have in common; it says more than the options' defaults.
-
-    The same option had other defaults in later versions of NVIDIA's code, and every layer keeps
-    what it was made with.
-    """
-    values = [
-        _typed(module.attributes[name], f"layer {path}: {name}", kinds)
-        for path, module in modules.items()
-        if re.fullmatch(pattern, path) and name in module.attributes
-    ]
-    if any(value != values[0] for value in values):
-        raise InputError(f"has layers of different {name}, which is not supported")
-    return values[0] if values else default
-
-
-def _torch_filter(
-    modules: dict[str, _Module], pattern: str, default: stylegan2.Filter
-) -> stylegan2.Filter:
-    """The filter of the layers that resample; None: there are only the options to go by."""
-    filters = [
-        module.arrays["resample_filter"]
-        for path, module in modules.items()
-        if re.fullmatch(pattern, path) and "resample_filter" in module.arrays
-    ]
-    if any(not np.array_equal(taps, filters[0]) for taps in filters):
-        raise InputError("has layers of different resample_filter, which is not supported")
-    return _filter(filters[0]) if filters else default
-
-
 def _torch_mapping(
-    modules: dict[str, _Module], options: _Options, z_dim: int, c_dim: int, w_dim: int
+    options: _Options, z_dim: int, c_dim: int, w_dim: int
 ) -> stylegan2.MappingConfig:
-    embed = options.take("embed_features", None, int, type(None))
-    hidden = options.take("layer_features", None, int, type(None))
-    activation = options.take("activation", "lrelu")
-    lr_multiplier = options.take("lr_multiplier", 0.01)
+    embed = options.take("embed_features", None, *_OPTIONAL_INT)
+    hidden = options.take("layer_features", None, *_OPTIONAL_INT)
     layers = r"mapping\.fc\d+"
     return stylegan2.MappingConfig(
         z_dim=z_dim,
@@ -439,8 +417,8 @@ def _torch_mapping(
         num_layers=options.take("num_layers", 8),
         embed_features=0 if not c_dim else w_dim if embed is None else embed,
         layer_features=w_dim if hidden is None else hidden,
-        activation=_attribute(modules, layers, "activation", activation, str),
-        lr_multiplier=_attribute(modules, layers, "bias_gain", lr_multiplier, float),
+        activation=options.take("activation", "lrelu", layers=layers),
+        lr_multiplier=options.take("lr_multiplier", 0.01, layers=layers, attribute="bias_gain"),
     )
 
 
@@ -451,29 +429,25 @@ def _torch_generator(modules: dict[str, _Module]) -> stylegan2.GeneratorConfig:
         options.take(name, None, int) for name in positional
     )
     mapping, synthesis = options.block("mapping_kwargs"), options.block("synthesis_kwargs")
-    # Files of StyleGAN3's code, which makes StyleGAN2 too, have these options one level up.
+    # Files of StyleGAN3's code, which writes StyleGAN2 too, have these options one level up.
     synthesis.options |= options.options
-    layers, convolutions = r"synthesis\.b\d+\.(conv\d|torgb)", r"synthesis\.b\d+\.conv\d"
-    architecture = synthesis.take("architecture", "skip")
-    activation = synthesis.take("activation", "lrelu")
-    conv_clamp = synthesis.take("conv_clamp", None, float, type(None))
-    use_noise = synthesis.take("use_noise", True)
-    w_avg_beta = mapping.take("w_avg_beta", 0.995, float, type(None))
-    taps = synthesis.filter("resample_filter", [1])
+    block = r"synthesis\.b\d+"
+    convolutions, layers = rf"{block}\.conv\d", rf"{block}\.(conv\d|torgb)"
     config = stylegan2.GeneratorConfig(
-        mapping=_torch_mapping(modules, mapping, z_dim, c_dim, w_dim),
-        w_avg_beta=_attribute(modules, "mapping", "w_avg_beta", w_avg_beta, float, type(None)),
+        w_avg_beta=mapping.take("w_avg_beta", 0.995, *_OPTIONAL_FLOAT, layers="mapping"),
+        mapping=_torch_mapping(mapping, z_dim, c_dim, w_dim),
         resolution=resolution,
         img_channels=img_channels,
         channel_base=synthesis.take("channel_base", 32768),
         channel_max=synthesis.take("channel_max", 512),
-        architecture=_attribute(modules, r"synthesis\.b\d+", "architecture", architecture, str),
-        activation=_attribute(modules, convolutions, "activation", activation, str),
-        conv_clamp=_attribute(modules, layers, "conv_clamp", conv_clamp, float, type(None)),
-        use_noise=_attribute(modules, convolutions, "use_noise", use_noise, bool),
-        resample_filter=_torch_filter(modules, r"synthesis\.b\d+(\.(conv0|skip))?", taps),
+        architecture=synthesis.take("architecture", "skip", layers=block),
+        activation=synthesis.take("activation", "lrelu", layers=convolutions),
+        conv_clamp=synthesis.take("conv_clamp", None, *_OPTIONAL_FLOAT, layers=layers),
+        use_noise=synthesis.take("use_noise", True, layers=convolutions),
+        resample_filter=synthesis.filter("resample_filter", [1], rf"{block}(\.(conv0|skip))?"),
     )
     mapping.finish()
+    synthesis.square(resolution)
     synthesis.ignore("num_fp16_res", "use_fp16", "fp16_channels_last", "channels_last")
     synthesis.ignore("fused_modconv_default")
     synthesis.finish()
@@ -492,58 +466,47 @@ def _torch_discriminator(modules: dict[str, _Module]) -> stylegan2.Discriminator
     c_dim, resolution, img_channels = (options.take(name, None, int) for name in named)
     channel_base = options.take("channel_base", 32768)
     channel_max = options.take("channel_max", 512)
-    cmap_dim = options.take("cmap_dim", None, int, type(None))
-    architecture = options.take("architecture", "resnet")
-    conv_clamp = options.take("conv_clamp", None, float, type(None))
+    cmap_dim = options.take("cmap_dim", None, *_OPTIONAL_INT)
     blocks, epilogue = options.block("block_kwargs"), options.block("epilogue_kwargs")
     mapping = options.block("mapping_kwargs")
-    options.ignore("num_fp16_res")
-    options.finish()
-    activation = blocks.take("activation", "lrelu")
-    taps = blocks.filter("resample_filter", [1])
-    blocks.ignore("freeze_layers", "use_fp16", "fp16_channels_last")
-    blocks.finish()
-    group_size = epilogue.take("mbstd_group_size", 4, int, type(None))
-    num_channels = epilogue.take("mbstd_num_channels", 1)
-    last_activation = epilogue.take("activation", "lrelu")
-    epilogue.finish()
-    convolutions = r"b\d+\.(conv\d|conv)"
+    convolutions, deviation = r"b\d+\.(conv\d|conv)", r"b4\.mbstd"
     if cmap_dim is None:
         cmap_dim = min(channel_base // 4, channel_max)
     projection = None
     if c_dim:
-        projection = _torch_mapping(modules, mapping, 0, c_dim, cmap_dim)
+        projection = _torch_mapping(mapping, 0, c_dim, cmap_dim)
         mapping.finish()
-    return stylegan2.DiscriminatorConfig(
+    config = stylegan2.DiscriminatorConfig(
         mapping=projection,
         resolution=resolution,
         img_channels=img_channels,
         channel_base=channel_base,
         channel_max=channel_max,
-        architecture=_attribute(modules, r"b\d+", "architecture", architecture, str),
-        activation=_attribute(modules, r"b\d+\.conv\d", "activation", activation, str),
-        conv_clamp=_attribute(modules, convolutions, "conv_clamp", conv_clamp, float, type(None)),
-        resample_filter=_torch_filter(modules, r"b\d+(\.(conv1|skip))?", taps),
-        epilogue_activation=_attribute(
-            modules, r"b4\.(conv|fc)", "activation", last_activation, str
+        architecture=options.take("architecture", "resnet", layers=r"b\d+"),
+        activation=blocks.take("activation", "lrelu", layers=r"b\d+\.conv\d"),
+        conv_clamp=options.take("conv_clamp", None, *_OPTIONAL_FLOAT, layers=convolutions),
+        resample_filter=blocks.filter("resample_filter", [1], r"b\d+(\.(conv1|skip))?"),
+        epilogue_activation=epilogue.take("activation", "lrelu", layers=r"b4\.(conv|fc)"),
+        mbstd_group_size=epilogue.take(
+            "mbstd_group_size", 4, *_OPTIONAL_INT, layers=deviation, attribute="group_size"
         ),
-        mbstd_group_size=_attribute(
-            modules, r"b4\.mbstd", "group_size", group_size, int, type(None)
+        mbstd_num_channels=epilogue.take(
+            "mbstd_num_channels", 1, layers=deviation, attribute="num_channels"
         ),
-        mbstd_num_channels=_attribute(modules, r"b4\.mbstd", "num_channels", num_channels, int),
     )
+    options.square(resolution)
+    options.ignore("num_fp16_res")
+    blocks.ignore("freeze_layers", "use_fp16", "fp16_channels_last")
+    for one in (options, blocks, epilogue):
+        one.finish()
+    return config
 
 
 # TensorFlow
 
 _LAYERS = {
-    "conv": "Conv",
-    "conv0": "Conv0",
-    "conv1": "Conv1",
-    "torgb": "ToRGB",
-    "fromrgb": "FromRGB",
-    "skip": "Skip",
-    "fc": "Dense0",
+    **{"conv": "Conv", "conv0": "Conv0", "conv1": "Conv1", "fc": "Dense0"},
+    **{"torgb": "ToRGB", "fromrgb": "FromRGB", "skip": "Skip"},
 }
 # Options that change nothing in what is computed here.
 _TF_IGNORED = (
@@ -560,11 +523,11 @@ def _from_tensorflow(name: str, value: pickles.Object) -> tuple[Config, dict[str
     variables = _tf_variables(state)
     if name == "D":
         options = _Options(state["static_kwargs"], "option")
-        config = _tf_discriminator(options, state)
+        config = _tf_discriminator(options, state["version"])
     else:
         for part in ("synthesis", "mapping"):
             component = _tf_state(state["components"].get(part), part)
-            # The parent's options are handed down; a component may have its own.
+            # A component has the network's options and perhaps its own.
             state["static_kwargs"] = state["static_kwargs"] | component["static_kwargs"]
             variables |= _tf_variables(component, f"{part}/")
         options = _Options(state["static_kwargs"], "option")
@@ -618,64 +581,61 @@ def _tf_variables(state: dict[str, Any], prefix: str = "") -> dict[str, np.ndarr
 
 
 def _tf_shared(options: _Options) -> dict[str, Any]:
-    """Options that generators and discriminators share, with the defaults of their time."""
+    """Takes the options of both networks, with the defaults of their time."""
+    resolution = options.take("resolution", 1024)
+    options.square(resolution)
     return {
-        "resolution": options.take("resolution", 1024),
+        "resolution": resolution,
         "img_channels": options.take("num_channels", 3),
         "channel_base": options.take("fmap_base", 16384) * 2,
         "channel_max": options.take("fmap_max", 512),
         "activation": options.take("nonlinearity", "lrelu"),
-        "conv_clamp": options.take("conv_clamp", None, float, type(None)),
+        "conv_clamp": options.take("conv_clamp", None, *_OPTIONAL_FLOAT),
         "resample_filter": options.filter("resample_kernel", [1, 1]),
     }
 
 
 def _tf_generator(options: _Options) -> stylegan2.GeneratorConfig:
     c_dim, w_dim = options.take("label_size", 0), options.take("dlatent_size", 512)
-    embed = options.take("label_fmaps", None, int, type(None))
-    hidden = options.take("mapping_fmaps", None, int, type(None))
-    config = stylegan2.GeneratorConfig(
+    embed = options.take("label_fmaps", None, *_OPTIONAL_INT)
+    hidden = options.take("mapping_fmaps", None, *_OPTIONAL_INT)
+    options.ignore("dlatent_broadcast")
+    mapping = stylegan2.MappingConfig(
+        z_dim=options.take("latent_size", 512),
+        c_dim=c_dim,
+        w_dim=w_dim,
+        num_layers=options.take("mapping_layers", 8),
+        embed_features=0 if not c_dim else w_dim if embed is None else embed,
+        layer_features=w_dim if hidden is None else hidden,
+        activation=options.take("mapping_nonlinearity", "lrelu"),
+        lr_multiplier=options.take("mapping_lrmul", 0.01),
+    )
+    return stylegan2.GeneratorConfig(
         **_tf_shared(options),
+        mapping=mapping,
         architecture=options.take("architecture", "skip"),
         use_noise=options.take("use_noise", True),
-        # Without a beta the mean stands still, but it is there.
-        w_avg_beta=options.take("dlatent_avg_beta", 0.995, float, type(None)) or 1.0,
-        mapping=stylegan2.MappingConfig(
-            z_dim=options.take("latent_size", 512),
-            c_dim=c_dim,
-            w_dim=w_dim,
-            num_layers=options.take("mapping_layers", 8),
-            embed_features=0 if not c_dim else w_dim if embed is None else embed,
-            layer_features=w_dim if hidden is None else hidden,
-            activation=options.take("mapping_nonlinearity", "lrelu"),
-            lr_multiplier=options.take("mapping_lrmul", 0.01),
-        ),
+        # Without a beta the mean exists, but does not move.
+        w_avg_beta=options.take("dlatent_avg_beta", 0.995, *_OPTIONAL_FLOAT) or 1.0,
     )
-    options.ignore("dlatent_broadcast")
-    return config
 
 
-def _tf_discriminator(options: _Options, state: dict[str, Any]) -> stylegan2.DiscriminatorConfig:
+def _tf_discriminator(options: _Options, version: int) -> stylegan2.DiscriminatorConfig:
     shared = _tf_shared(options)
     c_dim = options.take("label_size", 0)
-    features = options.take("mapping_fmaps", None, int, type(None))
+    features = options.take("mapping_fmaps", None, *_OPTIONAL_INT)
     if features is None:
         features = min(shared["channel_base"] // 4, shared["channel_max"])
     num_layers = options.take("mapping_layers", 0)
     lr_multiplier = options.take("mapping_lrmul", 0.1)
     # From version 5 on the whole batch is one group, unless the options say otherwise.
-    group_size = 4 if state["version"] < 5 else None
-    group_size = options.take("mbstd_group_size", group_size, int, type(None))
+    group_size = options.take("mbstd_group_size", 4 if version < 5 else None, *_OPTIONAL_INT)
     num_channels = options.take("mbstd_num_features", 1)
-    if group_size is not None and group_size < 2 and state["version"] < 5:
+    if group_size is not None and group_size < 2 and version < 5:
         group_size, num_channels = None, 0
-    return stylegan2.DiscriminatorConfig(
-        **shared,
-        architecture=options.take("architecture", "resnet"),
-        epilogue_activation=shared["activation"],
-        mbstd_group_size=group_size,
-        mbstd_num_channels=num_channels,
-        mapping=stylegan2.MappingConfig(
+    mapping = None
+    if c_dim:
+        mapping = stylegan2.MappingConfig(
             z_dim=0,
             c_dim=c_dim,
             w_dim=features,
@@ -685,44 +645,41 @@ def _tf_discriminator(options: _Options, state: dict[str, Any]) -> stylegan2.Dis
             activation=shared["activation"],
             lr_multiplier=lr_multiplier,
         )
-        if c_dim
-        else None,
+    return stylegan2.DiscriminatorConfig(
+        **shared,
+        mapping=mapping,
+        architecture=options.take("architecture", "resnet"),
+        epilogue_activation=shared["activation"],
+        mbstd_group_size=group_size,
+        mbstd_num_channels=num_channels,
     )
 
 
 def _tf_name(published: str, discriminator: bool) -> str:
-    """The TensorFlow variable behind one of the published PyTorch names."""
     if published == "mapping.w_avg":
         return "dlatent_avg"
     *blocks, layer, field = published.split(".")
+    mapping, synthesis = ("", "") if discriminator else ("mapping/", "synthesis/")
     if blocks == ["mapping"]:
-        part = "" if discriminator else "mapping/"
         dense = "Mapping" if discriminator else "Dense"
         name = "LabelEmbed" if layer == "embed" else layer.replace("fc", dense)
-        return f"{part}{name}/{field}"
-    if layer == "affine":
-        return _tf_name(".".join([*blocks, f"mod_{field}"]), discriminator)
+        return f"{mapping}{name}/{field}"
     if layer == "out":
         return f"Output/{field}"
     if layer == "b4" and field == "const":
         return "synthesis/4x4/Const/const"
+    if layer == "affine":
+        layer, field = blocks.pop(), f"mod_{field}"
     size = int(blocks[-1][1:])
-    part = "" if discriminator else "synthesis/"
     if field == "noise_const":
         power = size.bit_length() - 1
-        return f"{part}noise{2 * power - (5 if layer == 'conv0' else 4)}"
-    name = _LAYERS[layer]
-    if discriminator and layer == "conv1":
-        name = "Conv1_down"
-    elif not discriminator and layer == "conv0":
-        name = "Conv0_up"
-    elif not discriminator and layer == "conv1" and size == 4:
-        name = "Conv"
-    return f"{part}{size}x{size}/{name}/{field}"
+        return f"{synthesis}noise{2 * power - (5 if layer == 'conv0' else 4)}"
+    names = _LAYERS | ({"conv1": "Conv1_down"} if discriminator else {"conv0": "Conv0_up"})
+    name = "Conv" if (layer, size, discriminator) == ("conv1", 4, False) else names[layer]
+    return f"{synthesis}{size}x{size}/{name}/{field}"
 
 
 def _tf_array(published: str, source: str, array: np.ndarray) -> np.ndarray:
-    """A variable in the layout and convention of the PyTorch family."""
     if published.endswith(".affine.bias"):
         return array + np.float32(1)  # TensorFlow's layers add the 1 themselves
     if published.endswith(".const") and array.ndim == 4:

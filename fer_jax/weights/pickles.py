@@ -1,9 +1,9 @@
-"""A pickle read as data: an interpreter that builds containers and arrays, and runs nothing.
+"""Reads a pickle as data: an interpreter that builds containers and arrays, and runs nothing.
 
-A pickle is a program for a stack machine, and Python's own reader runs whatever it names. Here a
-global is only a word; the few that stand for containers and arrays (of PyTorch, NumPy and
-NVIDIA's own libraries) are interpreted below, and a call of any other ends the reading. Nothing
-that is built is larger than the file that asks for it.
+A pickle is a program for a stack machine, and Python's own reader imports and calls what it names.
+Here a global is only a name; a few stand for containers and arrays (of PyTorch, NumPy and NVIDIA's
+libraries) and are interpreted below, and a call of any other ends the reading. What is built is
+never larger than the file.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _BEGINNINGS = {
     b"\x1f\x8b": "is gzip-ed; unpack it first (gunzip)",
     b"PK\x03\x04": "is a zip archive (PyTorch's newer format?), not one of NVIDIA's pickles",
     b"\x89HDF": "is an HDF5 file, not one of NVIDIA's pickles",
-    b"<": "is an HTML page, not a network: the server answered the download with a text",
+    b"<": "is an HTML page, not a network: the server sent a page instead of the file",
     b"version https://git-lfs": "is a Git LFS pointer, not the file that it points to",
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9": "is a PyTorch checkpoint, not one of NVIDIA's pickles",
 }
@@ -65,14 +65,14 @@ _TRUNCATED = "ends in the middle: it was not downloaded completely"
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A global of the pickle: a word, which nobody looks up."""
+    """A global of the pickle, which is never looked up."""
 
     dotted: str
 
 
 @dataclasses.dataclass(eq=False)
 class Object:
-    """An instance: the word for its class, and its state as data."""
+    """An instance: the name of its class, and its state as data."""
 
     name: str
     state: Any = None
@@ -85,9 +85,6 @@ class _Refused(Exception):
 def read_pickle(path: Path) -> Any:
     """Reads a pickle of protocol 2 to 5, as NVIDIA's network files are.
 
-    Args:
-      path: of the file.
-
     Returns:
       Python's dicts, lists, tuples, sets, strings, bytes, numbers and None. PyTorch's tensors
       are read-only `np.ndarray`, NumPy's arrays too after `as_array`, neither of them copied.
@@ -95,8 +92,8 @@ def read_pickle(path: Path) -> Any:
       modules) or `NETWORK` (with the state of a TensorFlow network); classes are `Name`.
 
     Raises:
-      InputError: no such file, no pickle, a damaged one, or one that asks for anything else:
-        one line that says what and where.
+      InputError: no such file, another kind of file, or a pickle that is damaged or asks for
+        anything else: one line with the byte.
     """
     if not path.is_file():
         raise InputError(f"no network file '{path}'")
@@ -121,7 +118,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """A tensor, a NumPy array or a number of the pickle as an array; None for anything else."""
+    """Returns a tensor, a NumPy array or a number of the pickle as an array, else None."""
     if isinstance(value, Object) and value.name == "numpy.ndarray":
         value = value.state
     if isinstance(value, (int, float)):
@@ -130,7 +127,7 @@ def as_array(value: Any) -> np.ndarray | None:
 
 
 class _Bounded:
-    """A file that refuses to read, and so to allocate, more than it has."""
+    """A file of `size` bytes; reading more, and so allocating it, is refused."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file = file
@@ -150,21 +147,21 @@ class _Bounded:
 
 
 class _Machine:
-    """The stack machine. `position` is the byte at which it stands."""
+    """The stack machine; `position` is the byte of the current instruction."""
 
     def __init__(self, size: int):
         self.position = 0
         self.instructions_left = MAX_INSTRUCTIONS
-        self.left = {"arrays": size, "copies": size}  # bytes that may still be made
+        self.left = {"arrays": size, "copies": size}  # bytes that may still be built
         self.calls: dict[str, Callable[..., Any]] = {
-            "collections.OrderedDict": _ordered_dict,
+            "collections.OrderedDict": lambda: {},
             "builtins.set": self._set,
-            "builtins.bytes": _no_bytes,
+            "builtins.bytes": lambda: b"",
             "_codecs.encode": self._encoded,
             PERSISTENT: _persistent,
             "numpy.dtype": _dtype,
             "numpy.core.multiarray._reconstruct": _unfinished_array,
-            "numpy.core.multiarray.scalar": self._scalar,
+            "numpy.core.multiarray.scalar": lambda dtype, data: self._array(data, dtype, (), "C"),
             "numpy.core.numeric._frombuffer": self._buffered_array,
             "torch.storage._load_from_bytes": self._storage,
             "torch._utils._rebuild_tensor_v2": self._tensor,
@@ -172,7 +169,7 @@ class _Machine:
         }
 
     def run(self, file: Any, persistent: Callable[[Any], Any] | None = None) -> Any:
-        """Interprets one pickle up to its STOP; `persistent` answers persistent ids."""
+        """Interprets one pickle up to its STOP; `persistent` resolves persistent ids."""
         stack: list[Any] = []
         marked: list[list[Any]] = []
         memo: dict[int, Any] = {}
@@ -291,15 +288,12 @@ class _Machine:
     def _buffered_array(
         self, data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
     ) -> np.ndarray:
-        # How protocol 5 writes arrays; the axes are given where they are neither C's nor Fortran's.
+        # How protocol 5 writes arrays, with axes if their order is neither C's nor Fortran's.
         array = self._array(data, dtype, shape, order)
         return array if axes is None else array.transpose(axes)
 
-    def _scalar(self, dtype: Any, data: Any) -> np.ndarray:
-        return self._array(data, dtype, (), "C")
-
     def _set(self, items: Any) -> set[Any]:
-        # The same list may be asked for again and again: it counts each time.
+        # The same list may be used many times: it counts each time.
         _require(isinstance(items, list))
         self.instructions_left -= len(items)
         return set(map(_key, items))
@@ -311,7 +305,7 @@ class _Machine:
         return text.encode("latin1")
 
     def _storage(self, data: Any) -> np.ndarray:
-        """A storage as PyTorch saved it before 2020: five pickles, a count, the elements."""
+        """Reads a storage as PyTorch saved it before 2020: five pickles, a count, the elements."""
         _require(isinstance(data, bytes))
         file = io.BytesIO(data)
         bounded = _Bounded(file, len(data))
@@ -364,7 +358,7 @@ def _asks_for(name: Name) -> _Refused:
 
 
 def _shown(name: Name) -> str:
-    # It is the file's text: it may be long, and may hold line ends.
+    # Text of the file may be long and may have line ends.
     return repr(name.dotted[:100])
 
 
@@ -377,7 +371,7 @@ def _interpreted(name: str, interpret: Callable[..., Any], *arguments: Any) -> A
     try:
         return interpret(*arguments)
     except (TypeError, ValueError) as error:
-        # What is interpreted is checked as it is used; anything may stand in its place.
+        # The arguments can be anything, and are checked as they are used.
         raise _Refused(f"has wrong arguments for {_shown(Name(name))}") from error
 
 
@@ -394,7 +388,7 @@ def _name(module: Any, name: Any = None) -> Name:
         raise _Refused("is a damaged pickle: a name is not text")
     if len(module) + len(name) > MAX_NAME:
         raise _Refused(f"has a name of more than {MAX_NAME} letters: {(module + name)[:40]!r}")
-    # What moved or was renamed between versions of Python and NumPy.
+    # Renamed between versions of Python and NumPy.
     module = "builtins" if module == "__builtin__" else module
     return Name(f"{module}.{name}".replace("numpy._core.", "numpy.core.", 1))
 
@@ -430,14 +424,6 @@ def _key(value: Any) -> Any:
     return value
 
 
-def _ordered_dict() -> dict[Any, Any]:
-    return {}
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
 def _persistent(meta: Any) -> Object:
     _require(isinstance(meta, dict))
     return Object(PERSISTENT, meta)
@@ -459,7 +445,7 @@ def _parameter(data: Any, *_: Any) -> np.ndarray:
 
 
 def _check_depth(root: Any) -> None:
-    """Refuses what contains itself and what nests too deep, so that others may recurse."""
+    """Refuses what contains itself or nests too deep, so that the readers may recurse."""
     heights: dict[int, int] = {}
     unfinished: set[int] = set()
     stack = [(root, False)]

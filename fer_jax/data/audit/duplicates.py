@@ -1,10 +1,11 @@
-"""Images that are the same picture: perceptual hashes, their neighbours, and a look at the pixels.
+"""Finds near-duplicate images: perceptual hashes propose pairs, the pixels confirm them.
 
-A picture has a hash of its own and more of windows in it that are shifted, cropped and mirrored, so
-that copies made that way are candidates too. Tight crops of faces are so alike that most candidates
-are strangers, so every one of them is compared on its pixels.
+An image has a hash of its own and hashes of shifted, cropped and mirrored windows, so that copies
+made that way are candidates, too. Hashes of tight face crops are so similar that most candidates
+are different people, so the pixels of every candidate are compared.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,174 +17,232 @@ import numpy as np
 from tqdm import tqdm
 
 THUMBNAIL_SIZE = 48
-# Bits of 64 in which hashes of one picture may differ. Of FER2013's and lfw_gray's pictures 98 in
-# 100 copies and more are within 8 bits when shifted or cropped by 1 or 2 of 48 pixels, 93 when
-# turned by 3 degrees, all when encoded again; of pairs of aligned strangers 1 in 40,000.
-MAX_DISTANCE = 8
-# Two pictures are the same from this likeness on. Copies reach 0.99 at JPEG quality 40, 0.95 (drawn
-# faces: 0.91) through half the size, 0.97 shifted or cropped by 2 of 48 pixels, 0.99 turned by 3
-# degrees. Two people reach 0.90 in jaffe, 0.92 in ck48 and yale, 0.79 in lfw_gray. In FER2013 all
-# 66 pairs from 0.93 to 0.96 were copies by eye, and so were most of the 34 from 0.82 to 0.93.
-SAME_LIKENESS = 0.93
-BLANK = 2.0  # a standard deviation below so many grey levels shows nothing
+MAX_DISTANCE = 8  # bits of 64 in which hashes of one image may differ
+# Two images are near-duplicates from this similarity on. Chosen on 60 images of each of eight sets
+# of photographs (README.md): copies reach 0.94, even at gamma 2 or a tenth of each side cut off; of
+# all pairs of different people in jaffe, ck48, ckseq and lfw_gray none reaches 0.89, in yale one
+# 0.906. By eye the 48 least similar of 2,608 pairs in FER2013 are copies.
+MIN_SIMILARITY = 0.93
+BLANK = 2.0  # an image whose grey levels have a lower standard deviation has no content
 
 _NUM_BITS = 64
 _FREQUENCIES = 12
-_WINDOW, _ZOOMS = 42, (38, 46)  # pixels of a thumbnail
-_CORE, _CORE_ZOOMS = 40, (36, 38, 40, 42, 44)
+_CENTRE = (THUMBNAIL_SIZE - 1) / 2  # pixels of a thumbnail, as all below
+_SPECTRUM = 16  # frequencies a side that are kept of an image; those of a hash are lower
+_RANKS = 0.7  # the weight of ranks beside grey levels in a hash
+_RANK_SPREAD = 2 * 255 / math.sqrt(12)  # the standard deviation of ranks from -255 to 255
+_OWN = 42  # the side of the window that an image's own hash is of
+# (right, down, side, degrees) of the windows, the own one first, and how many of them are mirrored,
+# too. A turn and its opposite are one, for the hashes of both images are compared with the other's.
+_WINDOWS = (
+    (0, 0, _OWN, 0),
+    *((x, y, _OWN, 0) for x, y in ((2, 0), (-2, 0), (0, 2), (0, -2))),
+    *((x, y, _OWN, 0) for x, y in ((1.2, 1.2), (-1.2, 1.2))),
+    *((x, y, _OWN, 0) for x in (-2.2, 2.2) for y in (-2.2, 2.2)),
+    *((x, y, 38, 0) for x in (0, -1.7, 1.7) for y in (0, -1.7, 1.7)),
+    (0, 0, 34, 0),
+    *((0, 0, _OWN, degrees) for degrees in (5, -5, 10, -10)),
+)
+_NUM_MIRRORED = 21
+# Below so many images the median of a coefficient is not used, and hashes may differ in a bit more,
+# which takes little time then.
 _FEW = 1000
-_LEAST_SPREAD = 0.03  # of a coefficient, between quartiles; encoding again moves it by 0.01
-_WORTH_ALIGNING = 0.8
-_MOST_STRETCH, _MOST_DRIFT, _LEAST_OVERLAP = 0.2, 6, 0.7  # of an alignment, from where it starts
-_BLOCK = 1024  # thumbnails or pairs that are worked on at once
+_MIN_SPREAD = 0.05  # of a coefficient, between quartiles; encoding again moves it by 0.01
+_EDGE = 5  # pixels around the core that is laid over the other image
+_NEIGHBOURHOOD = 9
+_FLAT = 0.05  # of the variance of all neighbourhoods
+_WORTH_ALIGNING, _ALIGNED = 0.6, 0.99  # correlations
+# The largest motion of an alignment from its start, and the least share of pixels in common.
+_MAX_STRETCH, _MAX_DRIFT, _MIN_OVERLAP = 0.2, 6, 0.7
+_WARP = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+_BLOCK = 1024  # thumbnails or pairs that are processed at once
 _CHUNK = 2**19  # pairs of hashes likewise
 _MAX_BAND = 22  # bits; the table of a band has an entry for every key
 
-# (items [p], items [p], bits between them [p]) -> bool [p]
-Wanted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-# (items [p], items [p]) -> float [p]
-Needed = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# (indices [p], indices [p], Hamming distance [p]) -> bool [p]
+IsCandidate = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-class SamePictures(NamedTuple):
-    """What `same_pictures` found.
+class Candidates(NamedTuple):
+    """The pairs that the hashes propose, compared: the result of `find_near_duplicates`."""
 
-    Attributes:
-      pairs: (i, j, likeness) with i < j, the most alike first.
-      num_candidates: pairs that the hashes proposed.
-      num_blank: pictures that show nothing and were not compared.
-    """
+    i: np.ndarray  # int64 [p], i < j
+    j: np.ndarray  # int64 [p]
+    similarity: np.ndarray  # float64 [p]
+    num_blank: int  # images without content, which were not compared
 
-    pairs: list[tuple[int, int, float]]
-    num_candidates: int
-    num_blank: int
+    def pairs(self, enough: float | np.ndarray = MIN_SIMILARITY) -> list[tuple[int, int, float]]:
+        """Returns (i, j, similarity) of pairs that are similar `enough`, the most similar first."""
+        same = np.flatnonzero(self.similarity >= enough)
+        same = same[np.argsort(-self.similarity[same], kind="stable")]
+        return [
+            (int(self.i[pair]), int(self.j[pair]), float(self.similarity[pair])) for pair in same
+        ]
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """What hashes and comparisons look at: uint8 [48, 48] grey of an RGB image of any size."""
+    """Reduces an RGB image of any size to the uint8 grey [48, 48] that is hashed and compared."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
-    """Hashes of pictures, of windows in them, and of their mirror images.
+    """Hashes images, windows of them, and their mirror images.
 
     A bit says whether one of the 64 lowest coefficients of the cosine transform, without the
-    constant one, is above its usual value (after the scheme known as pHash).
+    constant one, is above its median (after the scheme known as pHash).
 
     Args:
       thumbnails: uint8 [n, 48, 48].
 
     Returns:
-      uint64 [n, 30]: the picture's own, those of its twelve shifted and two zoomed windows, and
-      the same fifteen of the mirror image.
+      uint64 [n, 46]: the hash of the image, of its moved, smaller and turned windows, and of the
+      mirror images of all but the turned ones.
     """
-    down, across = _lowest_frequencies()
-    windows = _windows()
-    blocks = [thumbnails[first : first + _BLOCK] for first in range(0, len(thumbnails), _BLOCK)]
+    bases = _bases()
+    blocks = [
+        _spectra(thumbnails[first : first + _BLOCK]) for first in range(0, len(thumbnails), _BLOCK)
+    ]
     if not blocks:
-        return np.empty((0, 2 * len(windows)), np.uint64)
-    usual = _usual(np.concatenate([_waves(block, windows[0]) for block in blocks]))
-    hashes = np.empty((len(thumbnails), 2 * len(windows)), np.uint64)
-    # Left and right exchanged: the waves that are odd across the width change their sign.
-    mirror = np.where(across % 2, -1, 1).astype(np.float32)
-    for number, block in enumerate(blocks):
-        rows = slice(number * _BLOCK, number * _BLOCK + len(block))
-        for column, window in enumerate(windows):
-            waves = _waves(block, window)
-            hashes[rows, column] = _packed(waves > usual)
-            hashes[rows, column + len(windows)] = _packed(waves * mirror > usual)
-    return hashes
+        return np.empty((0, len(bases) + _NUM_MIRRORED), np.uint64)
+    own = np.concatenate([_dct_coefficients(block, bases[:1])[:, 0] for block in blocks])
+    medians = _median_coefficients(own)
+    # Mirroring changes the sign of the coefficients that are odd across the width.
+    mirror = np.where(_lowest_frequencies()[1] % 2, -1, 1).astype(np.float32)
+
+    def hash_block(block: np.ndarray) -> np.ndarray:
+        coefficients = _dct_coefficients(block, bases)
+        mirrored = coefficients[:, :_NUM_MIRRORED] * mirror
+        bits = np.concatenate([coefficients > medians, mirrored > medians], axis=1)
+        return np.packbits(bits, axis=2).view(np.uint64)[..., 0]
+
+    return np.concatenate([hash_block(block) for block in blocks])
+
+
+def _spectra(thumbnails: np.ndarray) -> np.ndarray:
+    """Returns what hashes are computed from: uint8 [n, 48, 48] to float32 [n, 256].
+
+    Mostly the ranks of the pixels, so that gamma does not matter. Ranks alone would make much of
+    the details of a white background, which are gone in a brighter copy.
+    """
+    levels = thumbnails.astype(np.float32)
+    levels -= levels.mean((1, 2), keepdims=True)
+    levels /= np.maximum(np.sqrt(np.square(levels).mean((1, 2), keepdims=True)), 1)
+    ranks = np.empty(thumbnails.shape, np.float32)
+    for image, out in zip(thumbnails, ranks, strict=True):
+        # Of equal pixels the upper and the lower rank: saturated ones are between the two.
+        upper, lower = cv2.equalizeHist(image), cv2.equalizeHist(255 - image)
+        cv2.subtract(upper, lower, dst=out, dtype=cv2.CV_32F)
+    return _spectrum(_RANKS * ranks / _RANK_SPREAD + (1 - _RANKS) * levels)
+
+
+def _spectrum(images: np.ndarray) -> np.ndarray:
+    """Returns the lowest coefficients of the cosine transform, [n, 48, 48] to float32 [n, 256]."""
+    positions = np.pi * (2 * np.arange(THUMBNAIL_SIZE) + 1) / (2 * THUMBNAIL_SIZE)
+    cosines = np.cos(np.arange(_SPECTRUM)[:, None] * positions)
+    cosines /= np.linalg.norm(cosines, axis=1, keepdims=True)
+    cosines = cosines.astype(np.float32)
+    return (cosines @ images.astype(np.float32) @ cosines.T).reshape(len(images), -1)
 
 
 def _lowest_frequencies() -> tuple[np.ndarray, np.ndarray]:
-    """(row, column) frequencies of the bits: int64 [64] each."""
-    down, across = np.indices((_FREQUENCIES, _FREQUENCIES)).reshape(2, -1)
-    lowest = np.argsort(down**2 + across**2, kind="stable")[1 : _NUM_BITS + 1]
-    return down[lowest], across[lowest]
+    """Returns the (row, column) frequency of each bit, int64 [64] each."""
+    rows, columns = np.indices((_FREQUENCIES, _FREQUENCIES)).reshape(2, -1)
+    lowest = np.argsort(rows**2 + columns**2, kind="stable")[1 : _NUM_BITS + 1]
+    return rows[lowest], columns[lowest]
 
 
-def _waves(thumbnails: np.ndarray, window: tuple[int, int, int]) -> np.ndarray:
-    """float32 [n, 64]: coefficients of the cosine transform, of length 1 whatever the contrast."""
-    top, left, side = window
-    positions = np.pi * (2 * np.arange(side) + 1) / (2 * side)
-    basis = np.cos(np.arange(_FREQUENCIES)[:, None] * positions).astype(np.float32)
-    down, across = _lowest_frequencies()
-    pixels = thumbnails[:, top : top + side, left : left + side].astype(np.float32)
-    waves = (basis @ pixels @ basis.T)[:, down, across]
-    return waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), 1e-6)
+@functools.cache
+def _bases() -> np.ndarray:
+    """Returns what each window's bits are the signs of: float32 [windows, 64, 256].
 
-
-def _usual(waves: np.ndarray) -> np.ndarray:
-    """float32 [64]: the median of each coefficient, of float32 [n, 64].
-
-    Aligned faces have much in common; a bit that is the same for nearly all of them would tell
-    none from another. Where there are few pictures, or they hardly differ, it is zero instead:
-    copies of one picture must not be told apart by their noise.
+    The inner product with an image's spectrum is a coefficient of the window's cosine transform.
     """
-    if len(waves) < _FEW:
+    pixels = np.mgrid[:THUMBNAIL_SIZE, :THUMBNAIL_SIZE].reshape(2, -1)[::-1]
+    rows, columns = _lowest_frequencies()
+    bases = []
+    for window in _WINDOWS:
+        motion = cv2.invertAffineTransform(_motion(window))
+        place = motion[:, :2] @ pixels + motion[:, 2:] - _CENTRE
+        # Within the own window, whose size all are brought to: 0 to _OWN.
+        x, y = place + _OWN / 2
+        inside = np.clip(_OWN / 2 - np.abs(place).max(axis=0) + 0.5, 0, 1)
+        cosines = np.cos(np.pi / _OWN * np.outer(columns, x)) * inside
+        basis = cosines * np.cos(np.pi / _OWN * np.outer(rows, y))
+        bases.append(_spectrum(basis.reshape(_NUM_BITS, THUMBNAIL_SIZE, THUMBNAIL_SIZE)))
+    return np.stack(bases)
+
+
+def _motion(window: tuple[float, float, float, float]) -> np.ndarray:
+    """Returns the affine map from pixels of the own window to those of another: float64 [2, 3]."""
+    right, down, side, degrees = window
+    zoom, angle = side / _OWN, np.deg2rad(degrees)
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    moved = np.array([right, down]) + _CENTRE - turn @ np.full(2, _CENTRE)
+    return np.column_stack([turn, moved])
+
+
+def _dct_coefficients(spectra: np.ndarray, bases: np.ndarray) -> np.ndarray:
+    """Returns float32 [n, windows, 64], each scaled to length 1: contrast does not matter."""
+    coefficients = (spectra @ bases.reshape(-1, spectra.shape[1]).T).reshape(
+        len(spectra), -1, _NUM_BITS
+    )
+    lengths = np.sqrt(np.einsum("nwb,nwb->nw", coefficients, coefficients))
+    return coefficients / np.maximum(lengths, 1e-6)[..., None]
+
+
+def _median_coefficients(coefficients: np.ndarray) -> np.ndarray:
+    """Returns the median of each coefficient: float32 [n, 64] to [64].
+
+    Aligned faces have much in common, and a bit that is the same for nearly all of them would
+    distinguish none. With few images, or images that hardly differ, it is 0 instead: noise must
+    not give the copies of one image different bits.
+    """
+    if len(coefficients) < _FEW:
         return np.zeros(_NUM_BITS, np.float32)
-    low, middle, high = np.quantile(waves, [0.25, 0.5, 0.75], axis=0)
-    return np.where(high - low > _LEAST_SPREAD, middle, 0).astype(np.float32)
-
-
-def _windows() -> list[tuple[int, int, int]]:
-    """(top, left, side), the picture's own first."""
-    moves = [(y, x) for y in (0, -2, 2) for x in (0, -2, 2)]
-    moves += [(y, x) for y in (-1, 1) for x in (-1, 1)]
-    middle = (THUMBNAIL_SIZE - _WINDOW) // 2
-    shifted = [(middle + y, middle + x, _WINDOW) for y, x in moves]
-    edges = [(THUMBNAIL_SIZE - side) // 2 for side in _ZOOMS]
-    return shifted + [(edge, edge, side) for edge, side in zip(edges, _ZOOMS, strict=True)]
-
-
-def _packed(bits: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64)[:, 0]
+    low, middle, high = np.quantile(coefficients, [0.25, 0.5, 0.75], axis=0)
+    return np.where(high - low > _MIN_SPREAD, middle, 0).astype(np.float32)
 
 
 def neighbours(
-    hashes: np.ndarray, distance: int = MAX_DISTANCE, wanted: Wanted | None = None
+    hashes: np.ndarray, distance: int = MAX_DISTANCE, is_candidate: IsCandidate | None = None
 ) -> np.ndarray:
-    """All pairs of items of which one has a hash close to the other's own.
+    """Finds all pairs of items of which one has a hash close to the other's own.
 
-    Exact, without looking at all pairs: where two hashes differ in d bits, one of b bands of
-    their bits differs in at most d // b, so in each band only keys within that radius are looked
-    up (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing",
-    2012).
+    Exact without comparing all pairs: if two hashes differ in d bits, one of b bands of their bits
+    differs in at most d // b, so in each band only keys within that radius are looked up
+    (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012).
 
     Args:
       hashes: uint64 [n, v]; column 0 is an item's own.
       distance: in bits.
-      wanted: which pairs to keep; None: all.
+      is_candidate: which pairs to keep; None: all.
 
     Returns:
-      int64 [pairs, 4], sorted: the items i < j, their distance, and the column that was closest
-      (of i's hashes to j's own, or of j's to i's own).
+      int64 [pairs, 3], sorted: the items i < j and their distance.
     """
-    n, num_columns = hashes.shape
+    n = len(hashes)
     if n < 2:
-        return np.empty((0, 4), np.int64)
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(
-            lambda band: _search_band(hashes, band, distance, wanted), _bands(distance, n)
+        return np.empty((0, 3), np.int64)
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(
+            lambda band: _search_band(hashes, band, distance, is_candidate), _bands(distance, n)
         )
         coded = np.unique(np.concatenate(list(found)))
     # Sorted, so the smallest distance of a pair comes first.
-    pair, rest = np.divmod(coded, (_NUM_BITS + 1) * num_columns)
+    pair, bits = np.divmod(coded, _NUM_BITS + 1)
     first = np.flatnonzero(np.diff(pair, prepend=-1))
-    return np.stack(
-        [*np.divmod(pair[first], n), *np.divmod(rest[first], num_columns)], axis=1
-    ).astype(np.int64)
+    return np.stack([*np.divmod(pair[first], n), bits[first]], axis=1).astype(np.int64)
 
 
 def _bands(distance: int, n: int) -> list[tuple[int, int, int]]:
-    """(shift, width, radius) of each band, for as many bands as cost least."""
+    """Returns (shift, width, radius) of each band, for the cheapest number of bands."""
 
     def cost(count: int) -> float:
         width, radius = -(-_NUM_BITS // count), distance // count
         keys = sum(math.comb(width, size) for size in range(radius + 1))
-        # Comparing a pair costs several lookups, and real pictures fill the keys unevenly.
+        # Comparing a pair costs several lookups, and real images fill the keys unevenly.
         return count * keys * (1 + 8 * n / 2**width)
 
     fewest = -(-_NUM_BITS // _MAX_BAND)
@@ -196,9 +255,9 @@ def _bands(distance: int, n: int) -> list[tuple[int, int, int]]:
 
 
 def _search_band(
-    hashes: np.ndarray, band: tuple[int, int, int], distance: int, wanted: Wanted | None
+    hashes: np.ndarray, band: tuple[int, int, int], distance: int, is_candidate: IsCandidate | None
 ) -> np.ndarray:
-    """Sorted int64 numbers, each (pair, distance, column), of what one band finds."""
+    """Returns what one band finds as sorted int64 codes of (pair, distance)."""
     shift, width, radius = band
     n, num_columns = hashes.shape
     own, every = np.ascontiguousarray(hashes[:, 0]), hashes.ravel()
@@ -212,34 +271,31 @@ def _search_band(
     starts = np.cumsum(counts, dtype=np.int32) - counts
     occupied = counts > 0
     every_order = np.argsort(every_keys, kind="stable")
-    asked, asked_starts, asked_counts = np.unique(
+    queries, query_starts, query_counts = np.unique(
         every_keys[every_order], return_index=True, return_counts=True
     )
     found = [np.empty(0, np.int64)]
     for change in _changes(width, radius):
-        near = asked ^ change
+        near = queries ^ change
         hits = np.flatnonzero(occupied[near])
         for query, item in _products(
-            asked_starts[hits], asked_counts[hits], starts[near[hits]], counts[near[hits]]
+            query_starts[hits], query_counts[hits], starts[near[hits]], counts[near[hits]]
         ):
             query, item = every_order[query], own_order[item]
-            apart = np.bitwise_count(every[query] ^ own[item])
-            close = np.flatnonzero(apart <= distance)
-            (one, column), other, apart = (
-                np.divmod(query[close], num_columns),
-                item[close],
-                apart[close].astype(np.int64),
-            )
+            hamming_distance = np.bitwise_count(every[query] ^ own[item])
+            close = np.flatnonzero(hamming_distance <= distance)
+            one = query[close] // num_columns
+            other, bits = item[close], hamming_distance[close].astype(np.int64)
             kept = one != other
-            if wanted is not None:
-                kept &= wanted(one, other, apart)
+            if is_candidate is not None:
+                kept &= is_candidate(one, other, bits)
             pair = np.minimum(one, other) * n + np.maximum(one, other)
-            found.append(((pair * (_NUM_BITS + 1) + apart) * num_columns + column)[kept])
+            found.append((pair * (_NUM_BITS + 1) + bits)[kept])
     return np.unique(np.concatenate(found))
 
 
 def _changes(width: int, radius: int) -> Iterator[int]:
-    """Every number of `width` bits with at most `radius` of them set."""
+    """Yields every number of `width` bits with at most `radius` of them set."""
     for size in range(radius + 1):
         for chosen in combinations(range(width), size):
             yield sum(1 << bit for bit in chosen)
@@ -248,7 +304,7 @@ def _changes(width: int, radius: int) -> Iterator[int]:
 def _products(
     starts: np.ndarray, counts: np.ndarray, other_starts: np.ndarray, other_counts: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Everything in each range with everything in the range opposite, a chunk at a time."""
+    """Yields each range times the range at the same position, a chunk of pairs at a time."""
     sizes = counts * other_counts.astype(np.int64)
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
@@ -259,130 +315,202 @@ def _products(
         yield starts[which] + one, other_starts[which] + other
 
 
-def likeness(thumbnail: np.ndarray, other: np.ndarray) -> float:
-    """How alike the details of two pictures are, whatever their brightness and contrast.
-
-    The middle of one, at five sizes, is laid over the other where it correlates best, and then,
-    if it nearly fits, aligned by a small affine motion (Evangelidis and Psarakis, "Parametric
-    Image Alignment Using Enhanced Correlation Coefficient Maximization", 2008). Both are
-    band-passed first: what is coarser is common to all tight crops, what is finer does not
-    survive encoding.
-
-    Args:
-      thumbnail: uint8 [48, 48].
-      other: the same.
+def closest_windows(
+    hashes: np.ndarray, others: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compares hashes of pairs, uint64 [p, v] each, as `neighbours` does.
 
     Returns:
-      Their normalised correlation there, -1 to 1.
+      (the distance, uint8 [p]; the column of the closest window; whether that is the other's).
     """
-    return _likeness(_details(thumbnail), _details(other), SAME_LIKENESS)
+    distances = np.stack(
+        [
+            np.bitwise_count(hashes ^ others[:, :1]),
+            np.bitwise_count(others ^ hashes[:, :1]),
+        ],
+        axis=1,
+    ).reshape(len(hashes), -1)
+    best = distances.argmin(axis=1)
+    swapped, column = np.divmod(best, hashes.shape[1])
+    return np.take_along_axis(distances, best[:, None], 1)[:, 0], column, swapped == 1
 
 
-def _details(thumbnail: np.ndarray) -> np.ndarray:
+def similarity(thumbnail: np.ndarray, other: np.ndarray, column: int = 0) -> float:
+    """Compares the details of two uint8 [48, 48] images, whatever their brightness and contrast.
+
+    The centre of one is laid over a window of the other where it correlates best, and aligned by
+    an affine motion (Evangelidis and Psarakis, "Parametric Image Alignment Using Enhanced
+    Correlation Coefficient Maximization", 2008). Both are band-passed first: coarse structure is
+    common to all tight crops, fine structure does not survive encoding.
+
+    Args:
+      thumbnail: one image.
+      other: the other image.
+      column: of `perceptual_hashes`: the window of `thumbnail` that is like `other`.
+
+    Returns:
+      The correlation, -1 to 1, that two thirds of the neighbourhoods exceed: text over a third of a
+      copy does not matter. Of images that do not nearly fit, the correlation where they fit best.
+    """
+    return _similarity((thumbnail, _details(thumbnail)), (other, _details(other)), column)
+
+
+def correlation(thumbnail: np.ndarray, other: np.ndarray) -> float:
+    """Correlates the details of all of two aligned uint8 [48, 48] images, or of one's mirror image.
+
+    Unlike `similarity` it tells two expressions of one face from a copy.
+    """
+    one, two = ((image, _details(image)) for image in (thumbnail, other))
+    found = []
+    for column in (0, len(_WINDOWS)):
+        motion, score = _fit(one[1], two[1], column)
+        overlap = None if motion is None else _overlap(thumbnail, other, motion)
+        if overlap is not None:
+            x, y, inside = overlap
+            score = float(np.mean(x[inside] * y[inside]))
+        found.append(score)
+    return max(found)
+
+
+def _band_pass(thumbnail: np.ndarray) -> np.ndarray:
     x = thumbnail.astype(np.float32)
     return cv2.GaussianBlur(x, (0, 0), 1.0) - cv2.GaussianBlur(x, (0, 0), 2.5)
 
 
-def _likeness(details: np.ndarray, other: np.ndarray, enough: float) -> float:
-    """`likeness`; not aligned further once it is `enough`."""
-    best, best_side, left, top = -1.0, _CORE, 0, 0
-    for side in _CORE_ZOOMS:
-        edge = (THUMBNAIL_SIZE - side) // 2
-        core = cv2.resize(details[edge : edge + side, edge : edge + side], (_CORE, _CORE))
-        _, fits, _, place = cv2.minMaxLoc(cv2.matchTemplate(other, core, cv2.TM_CCOEFF_NORMED))
-        if fits > best:
-            best, best_side, (left, top) = fits, side, place
-    if not _WORTH_ALIGNING <= best < enough:
-        return best
-    return max(best, _aligned_likeness(details, other, _CORE / best_side, left, top))
+def _details(thumbnail: np.ndarray) -> np.ndarray:
+    """Returns what is aligned: float32 [48, 48], of about the same contrast everywhere."""
+    x = _band_pass(thumbnail)
+    return x / (np.sqrt(cv2.GaussianBlur(x * x, (0, 0), 4.0)) + 0.5)
 
 
-def _aligned_likeness(
-    details: np.ndarray, other: np.ndarray, zoom: float, left: int, top: int
+def _similarity(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], column: int
 ) -> float:
-    """Correlation after the affine motion that maximizes it; -1 where there is no small one."""
-    edge = (THUMBNAIL_SIZE - _CORE) // 2
-    core = np.ascontiguousarray(details[edge:-edge, edge:-edge])
-    # Where the core's corner lies in the other picture, pixels taken by their centres.
-    corner = zoom * (edge - (THUMBNAIL_SIZE - _CORE / zoom) / 2 + 0.5) - 0.5
-    start = np.asarray([[zoom, 0, corner + left], [0, zoom, corner + top]], np.float32)
-    steps = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 15, 1e-4)
-    nothing = np.full_like(other, 255, np.uint8)
+    """As `similarity`, of (thumbnail, `_details` of it) pairs."""
+    motion, score = _fit(one[1], other[1], column)
+    return score if motion is None else _lower_third(one[0], other[0], motion)
+
+
+def _fit(details: np.ndarray, other: np.ndarray, column: int) -> tuple[np.ndarray | None, float]:
+    """Returns the motion from the other's pixels to the image's, None if it does not nearly fit.
+
+    And the correlation before the alignment.
+    """
+    motion = _motion(_WINDOWS[column % len(_WINDOWS)])
+    if column >= len(_WINDOWS):
+        # What is like the other is the window's mirror image.
+        motion = motion @ [[-1, 0, 2 * _CENTRE], [0, 1, 0], [0, 0, 1]]
+    moved = cv2.warpAffine(details, motion, details.shape, flags=_WARP)
+    core = np.ascontiguousarray(other[_EDGE:-_EDGE, _EDGE:-_EDGE])
+    fits = cv2.matchTemplate(moved, core, cv2.TM_CCOEFF_NORMED)
+    _, score, _, place = cv2.minMaxLoc(fits)
+    if score < _WORTH_ALIGNING:
+        return None, score
+    # The core's corner lies at `place`, and its pixels are counted from there.
+    motion[:, 2] += motion[:, :2] @ place
+    if score < _ALIGNED:
+        motion = _aligned(core, details, motion.astype(np.float32))
+    motion[:, 2] -= motion[:, :2] @ (_EDGE, _EDGE)
+    return motion, score
+
+
+def _aligned(core: np.ndarray, details: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Returns the motion that maximizes the correlation; `start` if none or a large one does."""
+    steps = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 20, 1e-4)
+    everywhere = np.full(details.shape, 255, np.uint8)
     try:
         _, motion = cv2.findTransformECC(
-            core, other, start.copy(), cv2.MOTION_AFFINE, steps, nothing, 1
+            core, details, start.copy(), cv2.MOTION_AFFINE, steps, everywhere, 1
         )
     except cv2.error:  # it did not converge
-        return -1.0
+        return start
     drift = np.abs(motion - start)
-    if drift[:, :2].max() > _MOST_STRETCH or drift[:, 2].max() > _MOST_DRIFT:
+    large = drift[:, :2].max() > _MAX_STRETCH or drift[:, 2].max() > _MAX_DRIFT
+    return start if large else motion
+
+
+def _overlap(
+    image: np.ndarray, other: np.ndarray, motion: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Returns the details of both, standardized, and where they overlap; None if hardly."""
+    moved = cv2.warpAffine(image, motion, image.shape, flags=_WARP, borderMode=cv2.BORDER_REPLICATE)
+    everywhere = np.full(image.shape, 255, np.uint8)
+    inside = cv2.warpAffine(everywhere, motion, image.shape, flags=_WARP) == 255
+    inside[:_EDGE] = inside[-_EDGE:] = inside[:, :_EDGE] = inside[:, -_EDGE:] = False
+    if inside.sum() < _MIN_OVERLAP * (THUMBNAIL_SIZE - 2 * _EDGE) ** 2:
+        return None
+    x, y = map(_band_pass, (moved, other))
+    for values in (x, y):
+        known = values[inside]
+        values -= known.mean()
+        values /= known.std() + 1e-3
+    return x, y, inside
+
+
+def _lower_third(image: np.ndarray, other: np.ndarray, motion: np.ndarray) -> float:
+    """Returns the lower third of the correlations of neighbourhoods; -1 without an overlap."""
+    overlap = _overlap(image, other, motion)
+    if overlap is None:
         return -1.0
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved, inside = (
-        cv2.warpAffine(x, motion, (_CORE, _CORE), flags=flags) for x in (other, nothing)
+    x, y, inside = overlap
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (_NEIGHBOURHOOD, _NEIGHBOURHOOD))
+
+    mean_x, mean_y = mean(x), mean(y)
+    variances = (mean(x * x) - mean_x**2) * (mean(y * y) - mean_y**2)
+    # Where both are flat they are alike.
+    correlations = (mean(x * y) - mean_x * mean_y + _FLAT) / (
+        np.sqrt(np.maximum(variances, 0)) + _FLAT
     )
-    one, two = core[inside == 255], moved[inside == 255]
-    if len(one) < _LEAST_OVERLAP * core.size:
-        return -1.0
-    return float(np.corrcoef(one, two)[0, 1])
+    return float(np.quantile(correlations[inside], 1 / 3))
 
 
-def same_pictures(
-    thumbnails: np.ndarray, wanted: Wanted | None = None, needed: Needed | None = None
-) -> SamePictures:
-    """Pairs of images that are one picture: encoded again, shifted, cropped, or mirrored.
+def find_near_duplicates(
+    thumbnails: np.ndarray, is_candidate: IsCandidate | None = None
+) -> Candidates:
+    """Finds pairs of near-duplicates among uint8 [n, 48, 48] and compares them.
 
     Args:
-      thumbnails: uint8 [n, 48, 48].
-      wanted: which pairs are looked for; None: all.
-      needed: from which likeness on two are the same; None: `SAME_LIKENESS`.
+      thumbnails: see `thumbnail`.
+      is_candidate: which pairs are compared; None: all.
     """
     blocks = [thumbnails[first : first + _BLOCK] for first in range(0, len(thumbnails), _BLOCK)]
     shown = np.flatnonzero([spread >= BLANK for block in blocks for spread in block.std((1, 2))])
     hashes = perceptual_hashes(thumbnails[shown])
     near = neighbours(
         hashes,
-        wanted=wanted and (lambda i, j, apart: wanted(shown[i], shown[j], apart)),
+        MAX_DISTANCE + (len(shown) < _FEW),
+        is_candidate=is_candidate
+        and (lambda i, j, distance: is_candidate(shown[i], shown[j], distance)),
     )
-    i, j, mirrored = shown[near[:, 0]], shown[near[:, 1]], near[:, 3] >= hashes.shape[1] // 2
-    enough = needed(i, j) if needed is not None else np.full(len(i), SAME_LIKENESS)
-    alike = _likenesses(thumbnails, i, j, mirrored, enough)
-    same = np.flatnonzero(alike >= enough)
-    same = same[np.argsort(-alike[same], kind="stable")]
-    return SamePictures(
-        list(zip(i[same].tolist(), j[same].tolist(), alike[same].tolist(), strict=True)),
-        num_candidates=len(near),
-        num_blank=len(thumbnails) - len(shown),
-    )
+    i, j = near[:, 0], near[:, 1]
+    similarities = _similarities(thumbnails[shown], hashes, i, j)
+    return Candidates(shown[i], shown[j], similarities, len(thumbnails) - len(shown))
 
 
-def _likenesses(
-    thumbnails: np.ndarray, i: np.ndarray, j: np.ndarray, mirrored: np.ndarray, enough: np.ndarray
+def _similarities(
+    thumbnails: np.ndarray, hashes: np.ndarray, i: np.ndarray, j: np.ndarray
 ) -> np.ndarray:
-    """float64 [pairs]: `likeness` of i and j, or of i and j's mirror image."""
+    """Returns float64 [pairs], the `similarity` of i and j."""
 
     def compare(first: int) -> list[float]:
-        block = slice(first, first + _BLOCK)
-        rows = np.unique([i[block], j[block]]).tolist()
-        details = {row: _details(thumbnails[row]) for row in rows}
-        columns = (i, j, mirrored, enough)
+        a, b = i[first : first + _BLOCK], j[first : first + _BLOCK]
+        _, columns, swapped = closest_windows(hashes[a], hashes[b])
+        a, b = np.where(swapped, b, a), np.where(swapped, a, b)
+        rows = {row: thumbnails[row] for row in {*a.tolist(), *b.tolist()}}
+        prepared = {row: (image, _details(image)) for row, image in rows.items()}
         return [
-            _likeness(
-                details[one],
-                np.ascontiguousarray(details[other][:, ::-1]) if turned else details[other],
-                least,
-            )
-            for one, other, turned, least in zip(
-                *(column[block].tolist() for column in columns), strict=True
-            )
+            _similarity(prepared[one], prepared[other], column)
+            for one, other, column in zip(a.tolist(), b.tolist(), columns.tolist(), strict=True)
         ]
 
     found: list[float] = []
     with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(i), desc="compare", unit="pair", disable=None) as progress,
+        ThreadPoolExecutor() as threads,
+        tqdm(total=len(i), desc="comparing", unit="pair", disable=None) as progress,
     ):
-        for scores in pool.map(compare, range(0, len(i), _BLOCK)):
+        for scores in threads.map(compare, range(0, len(i), _BLOCK)):
             found += scores
             progress.update(len(scores))
     return np.asarray(found, np.float64)

@@ -1,6 +1,5 @@
-"""The records to leave out of training and validation so that nothing leaks."""
+"""Lists the records to leave out of training and validation so that nothing leaks."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,79 +14,66 @@ from fer_jax.data.audit.findings import (
     image_findings,
     rank,
 )
+from fer_jax.storage import write_table
 
 
-def exclusions(everything: Pool, findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
-    """The records to leave out so that nothing leaks: (dataset, record_id, reason).
+def exclusions(pool: Pool, findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
+    """Returns (dataset, record_id, reason) of the records to leave out so that nothing leaks.
 
-    Of two sides the one nearer to the test gives nothing up; of folds, the later one. A seed
-    under two labels goes as a whole, but for what is in a test.
+    Of two splits the one closer to the test data keeps its records; of folds, the later one. Of a
+    seed with two labels only test records stay.
     """
-    left_out: dict[int, str] = {}
+    excluded: dict[int, str] = {}
     for finding in findings:
         if finding.kind not in LEAKS:
             continue
-        sides = [str(everything.side[row]) for row in finding.rows]
-        stays = max(rank(side) for side in sides)
-        for row, side in zip(finding.rows, sides, strict=True):
-            if rank(side) < stays or (finding.kind == "seed_labels" and side != PRIORITY[-1]):
-                left_out.setdefault(row, finding.kind)
-    datasets, ids = everything.columns["dataset"], everything.columns["record_id"]
-    return sorted({(str(datasets[row]), str(ids[row]), reason) for row, reason in left_out.items()})
+        splits = [str(pool.split[row]) for row in finding.rows]
+        kept = max(rank(split) for split in splits)
+        for row, split in zip(finding.rows, splits, strict=True):
+            if rank(split) < kept or (finding.kind == "seed_labels" and split != PRIORITY[-1]):
+                excluded.setdefault(row, finding.kind)
+    datasets, ids = pool.columns["dataset"], pool.columns["record_id"]
+    return sorted({(str(datasets[row]), str(ids[row]), reason) for row, reason in excluded.items()})
 
 
 def exclusions_to_fixed_point(
-    everything: Pool, findings: Iterable[Finding]
+    pool: Pool, findings: Iterable[Finding]
 ) -> list[tuple[str, str, str]]:
-    """`exclusions`, and those of the audit of what then remains, until nothing is added.
+    """Repeats the audit without the excluded records until it excludes no more.
 
-    What is usual among the pictures, by which their hashes are made, changes with every record
-    that is left out: a pair at the very edge of likeness may be found only then.
+    The thresholds of the image hashes are medians over all images, so a pair just below the
+    required similarity may be found only after other records are left out.
     """
-    left_out = exclusions(everything, findings)
-    added = left_out
+    excluded = added = exclusions(pool, findings)
     while added:
         names = {(dataset.split("/")[0], record_id) for dataset, record_id, _ in added}
-        everything = _without(everything, names)
-        if not len(everything):
+        pool = _without(pool, names)
+        if not len(pool):
             break
-        print(f"looking again without {len(left_out)} records")
-        findings = identity_findings(everything) + image_findings(everything)[0]
-        added = [row for row in exclusions(everything, findings) if row not in left_out]
-        left_out = left_out + added
-    return sorted(left_out)
+        print(f"repeating the audit without {len(excluded)} records")
+        findings = identity_findings(pool) + image_findings(pool)[0]
+        added = [row for row in exclusions(pool, findings) if row not in excluded]
+        excluded = excluded + added
+    return sorted(excluded)
 
 
 def write_exclusions(
     file: Path, rows: Sequence[tuple[str, str, str]], before: Iterable[tuple[str, str]]
 ) -> int:
-    """Writes what `config.exclusions` reads.
+    """Writes the CSV for `config.exclusions`; returns the number of records it lists.
 
-    Args:
-      file: the CSV.
-      rows: from `exclusions`.
-      before: what was left out already, from `read_exclusions`.
-
-    Returns:
-      How many records it lists.
+    Records that were excluded `before` the audit (from `read_exclusions`) are listed, too, so that
+    the new file can replace the old one.
     """
-    # A list that replaces another goes on leaving out what that one did.
+    columns = ("dataset", "record_id", "reason")
     listed = [*rows, *((*pair, "excluded before") for pair in sorted(before))]
-    with file.open("w", newline="", encoding="utf-8") as text:
-        csv.writer(text).writerows([("dataset", "record_id", "reason"), *listed])
+    write_table(file, columns, [dict(zip(columns, row, strict=True)) for row in listed])
     return len(listed)
 
 
-def _without(everything: Pool, names: set[tuple[str, str]]) -> Pool:
-    """What remains when records are left out: (dataset without its config, record_id) pairs."""
-    columns = everything.columns
-    datasets = [dataset.split("/")[0] for dataset in columns["dataset"].tolist()]
-    listed = [pair in names for pair in zip(datasets, columns["record_id"].tolist(), strict=True)]
-    kept = np.flatnonzero((everything.side == PRIORITY[-1]) | ~np.asarray(listed))
-    return Pool(
-        records=everything.records,
-        part=everything.part[kept],
-        row=everything.row[kept],
-        side=everything.side[kept],
-        columns={name: values[kept] for name, values in columns.items()},
-    )
+def _without(pool: Pool, names: set[tuple[str, str]]) -> Pool:
+    """Removes (dataset without its config, record_id) pairs, but for test records."""
+    datasets = [dataset.split("/")[0] for dataset in pool.columns["dataset"].tolist()]
+    ids = pool.columns["record_id"].tolist()
+    listed = np.asarray([pair in names for pair in zip(datasets, ids, strict=True)])
+    return pool.select(np.flatnonzero((pool.split == PRIORITY[-1]) | ~listed))
