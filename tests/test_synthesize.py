@@ -271,8 +271,10 @@ def test_a_teachers_labels_are_balanced_by_rejection_for_every_batch_size(tmp_pa
             row | {"confidence": ""} for row in refused
         ]
         # Images agree within 1e-5, so that a pixel may be rounded to the next level.
-        confidences = [[float(row["confidence"]) for row in table] for table in (found, refused)]
-        np.testing.assert_allclose(*confidences, atol=1e-4)
+        confidence, expected = (
+            [float(row["confidence"]) for row in table] for table in (found, refused)
+        )
+        np.testing.assert_allclose(confidence, expected, atol=1e-4)
 
 
 def test_a_teacher_confirms_the_labels_of_classes(tmp_path: Path):
