@@ -26,15 +26,11 @@ def load(
 ) -> "Recognizer":
     """Loads a trained model; `load(path).predict(image)` returns the faces and their emotions.
 
-    Args:
-      path: a run's workdir, one of its checkpoints (WORKDIR/checkpoints/STEP), a folder that
-        `fer-jax export` wrote, or a file in it.
-      engine: "jax", "onnxruntime" or "openvino"; "" chooses by the kind of file.
-      detector_model: the file of the YuNet face detector; "" for the one in ~/.cache/fer_jax,
-        which is downloaded when it is first needed.
-
-    Raises:
-      InputError: `path` has no trained model, or it cannot be read.
+    `path` is a run's workdir, one of its checkpoints (WORKDIR/checkpoints/STEP), a folder that
+    `fer-jax export` wrote, or a file in it. `engine` is "jax", "onnxruntime" or "openvino"; ""
+    chooses by the kind of file. `detector_model` is the file of the YuNet face detector; "" for the
+    one in ~/.cache/fer_jax, which is downloaded when it is first needed. Raises InputError if
+    `path` has no trained model, or it cannot be read.
     """
     # Imported here, so that commands without a network start without JAX.
     from fer_jax.inference import recognizer

@@ -288,11 +288,8 @@ def restore_network(workdir: Path, which: str, network: Any, metric: str) -> tup
     """Restores (step, network) of a finished or running training into shapes with shardings.
 
     `which` is "best" by `metric` (the last if the network is an average over the trajectory),
-    "last", or a step's number.
-
-    Raises:
-      InputError: there is no such step, or it is corrupted or of another architecture. Nothing is
-        moved, and no other step is restored instead.
+    "last", or a step's number. Raises InputError if there is no such step, or it is corrupted or of
+    another architecture. Nothing is moved, and no other step is restored instead.
     """
     if not (workdir / FOLDER).is_dir():
         raise InputError(f"'{workdir}' holds no checkpoints; train first")

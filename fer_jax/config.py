@@ -91,11 +91,8 @@ def default_data_dir() -> Path:
 def load_config(path_and_variant: str, check: Callable[[Config], Config] | None = None) -> Config:
     """Loads `configs/x.py`, `configs/x.py:variant` or a workdir's config.json, and checks it.
 
-    `check` is `check_config` by default.
-
-    Raises:
-      InputError: no such file, no `get_config` in it, or a field or value that is not allowed; the
-        message names the line where it is known.
+    `check` is `check_config` by default. Raises InputError: no such file, no `get_config` in it, or
+    a field or value that is not allowed; the message names the line where it is known.
     """
     path, _, variant = path_and_variant.partition(":")
     file = Path(path)
@@ -191,10 +188,7 @@ def override(config: Config, field: str, text: str | None) -> None:
     """Sets one field, such as "optimizer.learning_rate", in place, with the type of its value.
 
     `text` is the value as typed; tuples are written with commas. None sets a true/false field to
-    true.
-
-    Raises:
-      InputError: the field does not exist, or the text does not read as its type.
+    true. Raises InputError if the field does not exist, or the text does not read as its type.
     """
     *blocks, last = field.split(".")
     value: Any = config
@@ -366,9 +360,8 @@ def from_json(text: str) -> Config:
 def read_config(workdir: Path, *, of_generator: bool = False) -> Config:
     """Returns the config of a run; fields that were added since have their defaults.
 
-    Raises:
-      InputError: the folder holds no run, or one of the other kind (`of_generator`), its
-        config.json is damaged, or a link leads out of it.
+    Raises InputError if the folder holds no run, or one of the other kind (`of_generator`), its
+    config.json is damaged, or a link leads out of it.
     """
     storage.check_links(workdir)
     file = workdir / "config.json"
@@ -439,10 +432,7 @@ def parse_with_config(
     """Parses a verb's options, loads its config file, applies the overrides and checks the result.
 
     `parser` has the verb's own options; `--config` is added. `--help` lists the fields of the
-    config that is named, else of `defaults`.
-
-    Raises:
-      InputError: an unknown option, or anything that `load_config` and `override` refuse.
+    config that is named, else of `defaults`. Raises what `load_config` and `override` raise.
     """
     parser.add_argument("--config", metavar="FILE[:VARIANT]", required=True)
     argv, overrides = _split_overrides(argv)

@@ -70,11 +70,9 @@ def initialize() -> None:
     """Connects the processes that the launcher started; a single one does nothing.
 
     Only the first process prints from then on, except errors. A process that fails ends at once
-    instead of waiting for the others, which then end too.
-
-    Raises:
-      InputError: the environment is invalid, the coordinator's port is taken or cannot be reached,
-        or another number of processes connected.
+    instead of waiting for the others, which then end too. Raises InputError if the environment is
+    invalid, the coordinator's port is taken or cannot be reached, or another number of processes
+    connected.
     """
     info = process_info_from_env(os.environ)
     if info.processes == 1:

@@ -111,10 +111,8 @@ def chart(
 ) -> "Figure":
     """Draws a line chart from 0 to `x_end` and `y_end`; None: to the highest value.
 
-    Args:
-      diagonal: the legend of a dotted line from corner to corner.
-      bars: (legend, float [n]), n equal bars over the width.
-      vertical: (legend, x) of a dashed vertical line.
+    `diagonal` is the legend of a dotted line from corner to corner, `bars` (legend, float [n]) are
+    n equal bars over the width, `vertical` is (legend, x) of a dashed line.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -343,11 +341,7 @@ def save(figure: "Figure", file: Path, dpi: int = 300) -> None:
 
 @_style()
 def svg(figure: "Figure", *, standalone: bool = False) -> Markup:
-    """Returns a figure as SVG whose colours follow the page's CSS variables.
-
-    Args:
-      standalone: for a file of its own, which defines the variables itself.
-    """
+    """Returns a figure as SVG that follows a page's CSS variables (`standalone`: has its own)."""
     buffer = io.StringIO()
     _fix_layout(figure)
     figure.savefig(buffer, format="svg", metadata={"Date": None})

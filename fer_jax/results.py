@@ -40,8 +40,7 @@ def write(workdir: Path, content: dict[str, Any]) -> Path:
 def read(workdir: Path) -> dict[str, Any] | None:
     """Returns what workdir/results.json says; None without the file.
 
-    Raises:
-      InputError: it is damaged or was written by another version.
+    Raises InputError if it is damaged or was written by another version.
     """
     file = workdir / FILE
     if not file.is_file():

@@ -135,15 +135,11 @@ def canonical_url(url: str) -> str:
 def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[str, Any]:
     """Returns a record with every feature; those not given are unknown.
 
-    Args:
-      record_id: unique in its dataset and the same at every rebuild.
-      source: one of `SOURCES`, or the name of the collection.
-      image: the face as JPEG bytes, 3 channels, at most `MAX_IMAGE_SIZE` px a side.
-      **known: any other of `features`. `box` is (x, y, width, height) in pixels of the original
-        frame, `timestamp` in seconds, `age` in years.
-
-    Raises:
-      InputError: an unknown field or label.
+    `record_id` is unique in its dataset and the same at every rebuild; `source` is one of
+    `SOURCES`, or the name of the collection; `image` is the face as JPEG bytes, 3 channels, at most
+    `MAX_IMAGE_SIZE` px a side; `known` has any other of `features`: `box` is (x, y, width, height)
+    in pixels of the original frame, `timestamp` in seconds, `age` in years. InputError for an
+    unknown field or label.
     """
     row: dict[str, Any] = {
         "image": image,

@@ -28,10 +28,8 @@ def normalize(images: jax.Array) -> jax.Array:
 class Augmentation:
     """What `augment` does; the defaults are the published protocol's, 0 disables an operation.
 
-    If mixup and cutmix are both on, each batch uses one of the two at random.
-
-    Raises:
-      InputError: a negative value, a zoom of 1 or more, or another value above its maximum of 1.
+    If mixup and cutmix are both on, each batch uses one of the two at random. Raises InputError for
+    a negative value, a zoom of 1 or more, or another value above its maximum of 1.
     """
 
     rotation_degrees: float = 30.0  # uniform in +-this
@@ -118,17 +116,10 @@ def affine_matrix(
 ) -> jax.Array:
     """Returns the map from an output pixel to its input pixel, about the image's centre.
 
-    The image is mirrored, zoomed, sheared, rotated and shifted, in this order.
-
-    Args:
-      rotation: radians, counter-clockwise on the screen.
-      shift: (right, down) in pixels.
-      shear: pixels to the right per pixel downwards.
-      zoom: (horizontal, vertical) factors; above 1 enlarges.
-      flip: mirrors left and right.
-
-    Returns:
-      float32 [2, 3]: (x, y) in = matrix @ (x, y, 1) out, from the centre.
+    The image is mirrored, zoomed, sheared, rotated and shifted, in this order: `rotation` in
+    radians, counter-clockwise on the screen, `shift` (right, down) in pixels, `shear` pixels to the
+    right per pixel downwards, `zoom` (horizontal, vertical), above 1 enlarges. float32 [2, 3]: (x,
+    y) in = matrix @ (x, y, 1) out, from the centre.
     """
     cosine, sine = jnp.cos(rotation), jnp.sin(rotation)
     # y points down, so a counter-clockwise rotation has the opposite sign of sine.

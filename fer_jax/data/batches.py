@@ -56,8 +56,7 @@ class Mixture:
     ) -> np.ndarray:
         """Decodes images to uint8 RGB [len(indices), image_size, image_size, 3], in `out` if given.
 
-        Raises:
-          InputError: a record cannot be read or decoded; names it.
+        Raises InputError if a record cannot be read or decoded; names it.
         """
         if out is None:
             out = np.empty((len(indices), image_size, image_size, 3), np.uint8)
@@ -82,16 +81,10 @@ def mix(
 ) -> Mixture:
     """Mixes the labelled images of several datasets.
 
-    Args:
-      records: the training part of each dataset.
-      task: whose labels are used; images without one are left out.
-      weights: how often each dataset is sampled; 0 means as often as it has images.
-      soft_labels: targets are the annotators' votes where there are any.
-      balance_sources: samples every dataset equally often, whatever its size and weight.
-      balance_classes: samples all classes that a dataset has equally often.
-
-    Raises:
-      InputError: a dataset has no labelled image, or a target is not finite.
+    `weights` is how often each dataset is sampled; 0 means as often as it has images. With
+    `soft_labels` targets are the annotators' votes where there are any; `balance_sources` samples
+    every dataset equally often, whatever its size and weight, `balance_classes` all classes that a
+    dataset has. Raises InputError if a dataset has no labelled image, or a target is not finite.
     """
     rows = [labelled_rows(part, task) for part in records]
     targets = [
@@ -186,20 +179,12 @@ def train_batches(
     num_steps: int,
     seed: int,
 ) -> grain.DatasetIterator:
-    """Yields this process's part of the training batches.
+    """Returns a Grain iterator of this process's part of the training batches.
 
-    {"image": what `read` returns, "target": float32 [b, classes], "domain": int32 [b]}; the domain
-    is the index of the dataset that an image comes from.
-
-    Args:
-      mixture: what is sampled.
-      read: turns the indices of b images, int64 [b], into the images, such as `Mixture.images`.
-      batch_size: over all processes; this one reads b = batch_size / processes of it.
-      num_steps: the number of batches.
-      seed: of the order.
-
-    Returns:
-      A Grain iterator; `get_state` and `set_state` resume it exactly.
+    A batch is {"image": what `read` returns for the indices of b images, int64 [b], "target":
+    float32 [b, classes], "domain": int32 [b]}; the domain is the index of the dataset that an image
+    comes from. `batch_size` is over all processes; this one reads b = batch_size / processes of it.
+    `get_state` and `set_state` resume it exactly.
     """
     steps = steps_per_epoch(mixture, batch_size)
     local = batch_size // jax.process_count()
@@ -222,16 +207,10 @@ def train_batches(
 def evaluation_batches(
     records: Records, rows: np.ndarray, *, batch_size: int, image_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields this process's part of every row's image once, in order.
+    """Yields this process's part of every row's image once, in order: uint8 [b, s, s, 3].
 
-    Args:
-      records: of the images.
-      rows: int64 [n], which of them.
-      batch_size: over all processes; this one decodes b = batch_size / processes of it.
-      image_size: s, pixels a side.
-
-    Yields:
-      uint8 [b, s, s, 3]; black images fill up the last batch.
+    `rows` are int64 [n]; `batch_size` is over all processes, of which this one decodes b =
+    batch_size / processes. Black images fill up the last batch.
     """
     local = batch_size // jax.process_count()
     offset = jax.process_index() * local
@@ -254,10 +233,8 @@ def _in_threads(load: Callable[[int], object], num_batches: int) -> grain.IterDa
 def decode_all(mixture: Mixture, image_size: int, indices: range, out: np.ndarray) -> None:
     """Decodes consecutive images into `out`, uint8 [len(indices), s, s, 3], with all cores.
 
-    Indices past the end of the mixture are skipped.
-
-    Raises:
-      InputError: a record cannot be read or decoded.
+    Indices past the end of the mixture are skipped. Raises InputError if a record cannot be
+    decoded.
     """
     stop = min(indices.stop, len(mixture))
     starts = range(indices.start, stop, IMAGES_PER_THREAD)
@@ -274,23 +251,13 @@ def decode_all(mixture: Mixture, image_size: int, indices: range, out: np.ndarra
 def memory_map(
     mixture: Mixture, image_size: int, folder: Path, *, writes: bool, written: Callable[[], None]
 ) -> np.ndarray:
-    """Decodes the images of a mixture once into a memory-mapped file.
+    """Decodes the images of a mixture once into a memory-mapped file: uint8 [n, s, s, 3].
 
     Compared with the records' JPEGs it takes ten times the room and a tenth of the time. The file
-    is named by its content, so that data that were built again are decoded again.
-
-    Args:
-      mixture: of the images.
-      image_size: s, pixels a side.
-      folder: for this file alone; another mixture's file in it is deleted.
-      writes: whether this process writes it, one of those that share the folder.
-      written: called by every process; returns once the file is complete.
-
-    Returns:
-      uint8 [n, s, s, 3], read-only.
-
-    Raises:
-      InputError: the disk is full, or a record cannot be read or decoded.
+    is named by its content, so that data that were built again are decoded again; another mixture's
+    file in `folder` is deleted. `writes` says whether this process writes it, one of those that
+    share the folder; `written` is called by every process and returns once the file is complete.
+    Raises InputError if the disk is full, or a record cannot be decoded.
     """
     file = folder / f"{_digest(mixture, image_size)}.npy"
     if writes and not file.is_file():

@@ -45,16 +45,9 @@ def builder_names() -> list[str]:
 def build(builder_and_config: str, *, data_dir: Path, **flags: Any) -> list[Path]:
     """Builds one config of a builder, or all of them if they are not split protocols.
 
-    Args:
-      builder_and_config: "demo", "demo/controlled", "face_folder/grouped".
-      data_dir: receives name/config/version/.
-      **flags: as for `build_config`.
-
-    Returns:
-      The folders of the datasets.
-
-    Raises:
-      InputError: there is no such builder or config, or `build_config` refuses it.
+    `builder_and_config` is "demo", "demo/controlled", "face_folder/grouped"; `flags` are those of
+    `build_config`. Returns the folders of the datasets. Raises InputError if there is no such
+    builder or config, or `build_config` refuses it.
     """
     name, _, config = builder_and_config.partition("/")
     builder = find_builder(name)
@@ -82,24 +75,12 @@ def build_config(
 ) -> Path:
     """Builds one config: array_record shards with ledger.csv and build.json beside them.
 
-    The dataset is written to a temporary folder and renamed when it is complete. The faces of
-    finished clips stay in data_dir/.clips, so that a build that is repeated, or uses another
-    split, does not decode them again.
-
-    Args:
-      builder_class: of the builder.
-      config: one of its configs.
-      data_dir: receives name/config/version/.
-      options: the parsed options of the builder; None: their defaults.
-      dry_run: prints what would be built and writes nothing.
-      overwrite: replaces an existing dataset.
-
-    Returns:
-      The folder of the dataset.
-
-    Raises:
-      InputError: `data_dir` is a file, there is nothing to build, an id occurs twice, or another
-        dataset is there.
+    The dataset is written to a temporary folder and renamed to data_dir/name/config/version when it
+    is complete. The faces of finished clips stay in data_dir/.clips, so that a build that is
+    repeated, or uses another split, does not decode them again. Without `options` they have their
+    defaults. `dry_run` prints what would be built and writes nothing. Raises InputError if
+    `data_dir` is a file, there is nothing to build, an id occurs twice, or another dataset is there
+    and not to `overwrite`.
     """
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"--data_dir '{data_dir}' is a file; name a folder")

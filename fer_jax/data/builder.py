@@ -98,12 +98,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> None:
         """Takes the arguments of a TFDS builder, and two more.
 
-        Args:
-          options: the parsed options of `add_arguments`; None: their defaults, and `--manual_dir`
-            of `tfds build` is the source.
-          clip_folder: for the faces of finished clips; None: .clips in the data folder.
-          file_format: as in TFDS.
-          **rest: data_dir, config and version, as in TFDS.
+        `options` are the parsed ones of `add_arguments`; None: their defaults, and `--manual_dir`
+        of `tfds build` is the source. `clip_folder` is for the faces of finished clips; None:
+        .clips in the data folder.
         """
         if options is None:
             parser = argparse.ArgumentParser()
@@ -156,8 +153,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def list_inputs(self) -> Inputs:
         """Lists the inputs with their labels and splits, without decoding them.
 
-        Raises:
-          InputError: the source or an option cannot be used.
+        Raises InputError if the source or an option cannot be used.
         """
         raise NotImplementedError
 
@@ -165,9 +161,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def inputs(self) -> Inputs:
         """The result of `list_inputs`.
 
-        Raises:
-          InputError: also if there is no source, nothing to build, a part would be empty, or an
-            id occurs twice.
+        Raises InputError also without a source or inputs, for an empty part, or an id that occurs
+        twice.
         """
         if self.SOURCE and self.options.source is None:
             raise InputError(f"builder '{type(self).name}' needs --source: {self.SOURCE}")

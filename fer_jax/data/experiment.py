@@ -49,8 +49,7 @@ class Source:
 def as_source(entry: str | Mapping[str, Any]) -> Source:
     """Turns a config's entry, a name or a block, into a `Source`.
 
-    Raises:
-      InputError: the block has an unknown field, no name, or a value of the wrong type.
+    Raises InputError if the block has an unknown field, no name, or a value of the wrong type.
     """
     if isinstance(entry, str):
         return Source(entry)
@@ -100,9 +99,8 @@ def open_experiment(
 ) -> Experiment:
     """Opens all datasets that a config names; `open_part` may be a cached `open_records`.
 
-    Raises:
-      InputError: there is no source, a source is not built, no training record has a label for
-        the task, a test set is misspelled or has no such split, or the exclusions cannot be read.
+    Raises InputError if there is no source, a source is not built, no training record has a label
+    for the task, a test set is misspelled or has no such split, or the exclusions cannot be read.
     """
     sources = [as_source(entry) for entry in config.sources]
     if not sources:
@@ -206,9 +204,8 @@ def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | 
 def leaks_into(trained: Experiment, test: Records, data_dir: Path, workdir: Path) -> dict[str, Any]:
     """Finds the leaks between a run's data and one test set, as `find_leaks` does.
 
-    Returns:
-      the fields of `Leaks`, and "near_duplicates", of the audit in the workdir if it was of these
-      images, else None; those that it found are counted as images.
+    Returns the fields of `Leaks`, and "near_duplicates", of the audit in the workdir if it was of
+    these images, else None; those that it found are counted as images.
     """
     # Validation data count as training data: leaks between these two are not the test set's.
     learned = [*trained.train, *trained.validation]

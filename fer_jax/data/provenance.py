@@ -173,8 +173,7 @@ def behind(
 ) -> tuple[list[Seen], list[str]]:
     """Compares the networks behind training and validation parts with test sets.
 
-    Returns:
-      (what they saw of the test sets, what is not known of whom they saw).
+    Returns what they saw of the test sets, and what is not known of whom they saw.
     """
     opened = opener(data_dir)
     seen: list[Seen] = []

@@ -75,8 +75,7 @@ class Records:
     ) -> np.ndarray:
         """Decodes faces to uint8 RGB [len(rows), image_size, image_size, 3], in `out` if given.
 
-        Raises:
-          InputError: a record cannot be read or decoded; names it.
+        Raises InputError if a record cannot be read or decoded; names it.
         """
         if out is None:
             out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
@@ -85,22 +84,14 @@ class Records:
         return out
 
     def image(self, row: int) -> np.ndarray:
-        """Decodes one face at its own size: uint8 RGB [s, s, 3].
-
-        Raises:
-          InputError: the record cannot be read or decoded.
-        """
+        """Decodes one face at its own size, uint8 RGB [s, s, 3], or raises InputError."""
         face = cv2.imdecode(np.frombuffer(self.jpeg(row), np.uint8), cv2.IMREAD_COLOR_RGB)
         if face is None:
             raise InputError(f"the image of {self.describe(row)} is damaged; {REBUILD}")
         return face
 
     def jpeg(self, row: int) -> bytes:
-        """Returns one face as it is stored.
-
-        Raises:
-          InputError: the record cannot be read.
-        """
+        """Returns one face as it is stored; InputError if the record cannot be read."""
         try:
             stored = _parse(self.serialized[int(self.rows[row])])
             return stored["image"].bytes_list.value[0]
@@ -147,14 +138,9 @@ def built_datasets(data_dir: Path) -> dict[str, Path]:
 
 
 def dataset_directory(name: str, data_dir: Path) -> Path:
-    """Returns the folder of a dataset's newest version.
+    """Returns the folder of a dataset's newest version; a name without a config is of its only one.
 
-    Args:
-      name: "dataset/config", or "dataset" if it was built with a single config.
-      data_dir: the `--data_dir` of `build`.
-
-    Raises:
-      InputError: it is not built there, or with several configs; names those.
+    Raises InputError if it is not built there, or with several configs; names those.
     """
     built = built_datasets(data_dir)
     configs = [known for known in built if known == name or known.split("/")[0] == name]
@@ -173,17 +159,12 @@ def dataset_directory(name: str, data_dir: Path) -> Path:
 def open_records(name: str, split: str, data_dir: Path, skip_corrupt: bool = False) -> Records:
     """Opens one split of a dataset and reads everything but its images.
 
-    Args:
-      name: as in `dataset_directory`.
-      split: a TFDS split expression ("train", "fold_0+fold_1", "train[90%:]") or "all"; a suffix
-        "[content=A,B]" keeps the records of these content groups.
-      data_dir: the `--data_dir` of `build`.
-      skip_corrupt: leaves out records that cannot be read or decoded and lists them in
-        `Records.skipped`; decodes every image once to find them.
-
-    Raises:
-      InputError: the dataset is not built, is not one of face records or is damaged (names the
-        file and the record), or the split is unknown or empty.
+    `name` is as in `dataset_directory`; `split` is a TFDS split expression ("train",
+    "fold_0+fold_1", "train[90%:]") or "all"; a suffix "[content=A,B]" keeps the records of these
+    content groups. `skip_corrupt` leaves out records that cannot be read or decoded and lists them
+    in `Records.skipped`; it decodes every image once to find them. Raises InputError if the dataset
+    is not built, is not one of face records or is damaged (names the file and the record), or the
+    split is unknown or empty.
     """
     directory = dataset_directory(name, data_dir)
     builder = _open_builder(name, directory)
@@ -323,8 +304,7 @@ def build_summary(name: str, data_dir: Path) -> dict[str, Any]:
 def read_summary(directory: Path) -> dict[str, Any]:
     """Reads build.json, which `build` wrote beside the shards; {} if there is none.
 
-    Raises:
-      InputError: the file is damaged.
+    Raises InputError if it is damaged.
     """
     return read_json(directory / "build.json", REBUILD)
 
@@ -340,11 +320,8 @@ def labelled_rows(records: Records, task: str) -> np.ndarray:
 def without(records: Records, excluded: set[tuple[str, str]]) -> tuple[Records, int]:
     """Removes records by (dataset without its config, record_id), as from `read_exclusions`.
 
-    Returns:
-      (the remaining records, how many were removed).
-
-    Raises:
-      InputError: no record would remain.
+    Returns the remaining records, and how many were removed. Raises InputError if none would
+    remain.
     """
     dataset = records.name.split("/")[0]
     ids = records.columns["record_id"].tolist()
@@ -357,11 +334,8 @@ def without(records: Records, excluded: set[tuple[str, str]]) -> tuple[Records, 
 def read_exclusions(file: str) -> set[tuple[str, str]]:
     """Reads the list that `fer-jax audit --write_exclusions=FILE` wrote; "" is an empty list.
 
-    Returns:
-      (dataset without its config, record_id) pairs.
-
-    Raises:
-      InputError: there is no such file, or it is not a CSV with these columns.
+    Returns (dataset without its config, record_id) pairs. Raises InputError if there is no such
+    file, or it is not a CSV with these columns.
     """
     if not file:
         return set()

@@ -62,17 +62,10 @@ def grouped(key: str) -> str:
 
 
 def folds(keys: Iterable[str], count: int | None) -> dict[str, str]:
-    """Assigns groups to folds in turn, in the order of their positions.
+    """Assigns groups to folds in turn, in the order of their positions; None: one fold per group.
 
-    Args:
-      keys: the groups.
-      count: k; None means one fold per group (leave one subject out).
-
-    Returns:
-      key -> "fold_0" ... "fold_{k-1}"; sizes differ by at most one group.
-
-    Raises:
-      InputError: there are fewer groups than folds, or fewer than two folds.
+    Returns key -> "fold_0" ... "fold_{k-1}"; sizes differ by at most one group. Raises InputError
+    with fewer groups than folds, or fewer than two folds.
     """
     ordered = sorted(set(keys), key=lambda key: (position(key), key))
     count = len(ordered) if count is None else count
@@ -83,11 +76,7 @@ def folds(keys: Iterable[str], count: int | None) -> dict[str, str]:
 
 
 def given(name: str) -> str:
-    """Maps a published collection's name of a split to one of `PARTS`.
-
-    Raises:
-      InputError: unknown name.
-    """
+    """Maps a published collection's name of a split to one of `PARTS`, or raises InputError."""
     normal = name.strip().lower().replace("_", "").replace(" ", "")
     if normal not in _GIVEN:
         raise InputError(f"unknown split '{name}'{did_you_mean(normal, _GIVEN)}")
@@ -95,11 +84,7 @@ def given(name: str) -> str:
 
 
 def content(group: str, parts: Mapping[str, Sequence[str]]) -> str:
-    """Returns the part of a content group, from part -> its content groups.
-
-    Raises:
-      InputError: the group belongs to no split.
-    """
+    """Returns the part that has a content group, or raises InputError."""
     for part, groups in parts.items():
         if group in groups:
             return part
@@ -112,11 +97,7 @@ def check_parts(
     required: Sequence[str],
     cause: str = TOO_FEW,
 ) -> None:
-    """Refuses a split with an empty part.
-
-    Raises:
-      InputError: names the part and the cause.
-    """
+    """Raises InputError with the cause if a required part of a split is empty."""
     present = set(assigned)
     if empty := [part for part in required if part not in present]:
         raise InputError(f"{' and '.join(empty)} would be empty: {cause}")
@@ -142,20 +123,11 @@ def recorded(protocol: str, options: argparse.Namespace) -> dict[str, str]:
 def assign(
     rows: Sequence[dict[str, Any]], protocol: str, namespace: str, options: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Assigns every row to a split.
+    """Assigns every row to a split of `protocol`, one of `PROTOCOLS`.
 
-    Args:
-      rows: with `record_id` and, where known, `subject_id`, `clip_id`, `content`, and `_given`
-        (the collection's own name of the split).
-      protocol: one of `PROTOCOLS`.
-      namespace: of the groups.
-      options: of `add_arguments`.
-
-    Returns:
-      (rows with "split", (record_id, reason) of those that belong to none).
-
-    Raises:
-      InputError: there are fewer groups than folds, or an option is not valid.
+    `rows` have `record_id` and, where known, `subject_id`, `clip_id`, `content`, and `_given` (the
+    collection's own name of the split). Returns rows with "split", and (record_id, reason) of those
+    that belong to none. Raises InputError with fewer groups than folds, or an invalid option.
     """
     if not rows:
         return [], []
@@ -202,8 +174,8 @@ def _fold_count(text: str) -> int | None:
 def content_parts(text: str) -> dict[str, list[str]]:
     """Parses --content_parts to part -> its content groups.
 
-    Raises:
-      InputError: not of the form PART=GROUP,GROUP;PART=GROUP, or a part or a group occurs twice.
+    Raises InputError if it is not of the form PART=GROUP,GROUP;PART=GROUP, or a part or a group
+    occurs twice.
     """
     parts: dict[str, list[str]] = {}
     for piece in text.split(";"):

@@ -37,8 +37,7 @@ def group_of(row: Mapping[str, Any]) -> str:
 def probabilities(row: Row, task: str) -> list[float] | None:
     """Returns the teacher's probabilities in a row; None if the run had no teacher.
 
-    Raises:
-      InputError: they are negative or do not sum to 1.
+    Raises InputError if they are negative or do not sum to 1.
     """
     cells = [row[f"p_{name}"] for name in TASKS[task]]
     if not any(cells):
@@ -50,11 +49,7 @@ def probabilities(row: Row, task: str) -> list[float] | None:
 
 
 def number(text: str, what: str) -> float:
-    """Returns the number in a cell; `what` describes it in the error.
-
-    Raises:
-      InputError: the cell is not a finite number.
-    """
+    """Returns the finite number in a cell; `what` describes it in the InputError."""
     try:
         value = float(text)
     except ValueError:
@@ -65,11 +60,7 @@ def number(text: str, what: str) -> float:
 
 
 def label_source(name: str) -> str:
-    """Returns a value of the column `label_source`.
-
-    Raises:
-      InputError: it is none of `schema.LABEL_SOURCES`.
-    """
+    """Returns one of `schema.LABEL_SOURCES`, or raises InputError."""
     if name not in LABEL_SOURCES:
         raise InputError(f"unknown label_source '{name}'{did_you_mean(name, LABEL_SOURCES)}")
     return name

@@ -39,10 +39,9 @@ def majority(labels: np.ndarray, num_classes: int) -> dict[str, float]:
 def annotators(records: Records, task: str) -> dict[str, float] | None:
     """Computes how often an annotator agrees with the label: the share of the votes for it.
 
-    Returns:
-      {"n": labelled images, "accuracy": the mean share, "balanced_accuracy": its mean over the
-      classes that occur}; None where there are no votes. Synthetic images have a teacher's
-      probabilities instead, and do not count.
+    Returns {"n": labelled images, "accuracy": the mean share, "balanced_accuracy": its mean over
+    the classes that occur}; None where there are no votes. Synthetic images have a teacher's
+    probabilities instead, and do not count.
     """
     labels = records.labels(task)
     rows = np.flatnonzero((labels != UNKNOWN) & (records.columns["seed"] < 0))
@@ -80,8 +79,7 @@ def write(workdir: Path, trained_on: Sequence[Records], task: str) -> None:
 def read(workdir: Path, classes: Sequence[str]) -> LabelCounts | None:
     """Reads what `write` wrote; None where the run has no such file.
 
-    Raises:
-      InputError: the file is about other classes, or does not make sense.
+    Raises InputError if the file is about other classes, or does not make sense.
     """
     path = workdir / FILE
     if not path.is_file():
@@ -102,16 +100,13 @@ def read(workdir: Path, classes: Sequence[str]) -> LabelCounts | None:
 
 
 def pixel_free(counts: LabelCounts, sources: np.ndarray, contents: np.ndarray) -> np.ndarray:
-    """Computes P(label | source, content) from the training labels alone.
+    """Computes P(label | source, content), float64 [n, k], from the training labels alone.
 
     The shares of a pair are those of its counts and one more image, which is spread over the
     classes as P(label | source) P(label | content) / P(label); these are smoothed likewise by one
-    image with the shares of all labels, and those by one that is spread evenly. An unseen pair
-    gets what its source and its content suggest, and one with an unseen source and content the
-    shares of all labels.
-
-    Returns:
-      float64 [n, k] for images with str [n] sources and contents; rows sum to 1.
+    image with the shares of all labels, and those by one that is spread evenly. An unseen pair gets
+    what its source and its content suggest, and one with an unseen source and content the shares of
+    all labels. `sources` and `contents` are str [n].
     """
 
     def shares(matching: Sequence[np.ndarray], expected: np.ndarray) -> np.ndarray:

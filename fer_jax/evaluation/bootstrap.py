@@ -140,10 +140,9 @@ class Prepared(NamedTuple):
 def clusters(table: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
     """Groups the images of a predictions table by subject, else by clip, else by near-duplicates.
 
-    Returns:
-      (str [n], a name of each image's cluster; "subject", "clip", "near-duplicate group" or, where
-      these are not known, "image", or several of them joined by "+" where images differ in what is
-      known of them).
+    Returns a name of each image's cluster, str [n], and "subject", "clip", "near-duplicate group"
+    or, where these are not known, "image", or several of them joined by "+" where images differ in
+    what is known of them.
     """
     columns = (table["subject_id"], table["clip_id"], table.get(GROUP, np.full(1, "")))
     known = [column != "" for column in columns]
@@ -207,9 +206,8 @@ def _rank(
 def score_draws(prepared: Prepared, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Computes the metrics of `metrics.score` for many weightings of the clusters.
 
-    Returns:
-      For weights float64 [g, draws]: `SCALARS` float64 [draws], `BY_CLASS` and `prevalence`
-      float64 [draws, k]; without the areas where they were not prepared.
+    Returns for float64 [g, draws] the `SCALARS`, float64 [draws], `BY_CLASS` and `prevalence`,
+    float64 [draws, k]; without the areas where they were not prepared.
     """
     k = prepared.num_classes
     sums = prepared.sums @ weights
@@ -507,14 +505,11 @@ def interval(name: str, of: Estimate) -> list[float]:
 
 
 def difference(of: Estimate, *, num_compared: int = 1) -> dict[str, Any]:
-    """Returns a difference with its interval and its two-sided p-value.
+    """Returns {"difference", "interval": [low, high], "p": two-sided} of an estimate.
 
     If it was chosen among several, the interval is that of `num_compared` simultaneous ones
-    (Bonferroni).
-
-    Returns:
-      {"difference", "interval": [low, high], "p"}: of one, the interval excludes 0 exactly where
-      p < 1 - LEVEL. No difference in any draw is p = 1; NaN where `interval` would be.
+    (Bonferroni). Of one, the interval excludes 0 exactly where p < 1 - LEVEL. No difference in any
+    draw is p = 1; NaN where `interval` would be.
     """
     value = of.value
     error, degrees = of.error()
@@ -567,9 +562,8 @@ def correct(differences: Sequence[Estimate]) -> list[float]:
 def score(resampled: Resampled) -> list[dict[str, Any]]:
     """Adds intervals to the scores of resampled predictors.
 
-    Returns:
-      Per predictor what `metrics.score` returns and "intervals": {metric: [low, high], or a list
-      of these for each class}, "n", and of `Sample.describe`.
+    Returns per predictor what `metrics.score` returns and "intervals": {metric: [low, high], or a
+    list of these for each class}, "n", and of `Sample.describe`.
     """
     scores = []
     for number, scored in enumerate(resampled.scored):

@@ -47,14 +47,9 @@ def fit_temperature(
 ) -> float:
     """Returns the temperature within the bounds that has the smallest loss (Guo et al. 2017).
 
-    The loss is convex in 1 / T, so the sign of its derivative is bisected. Of temperatures with
-    the same loss it is the highest.
-
-    Args:
-      labels: int [n], of validation images.
-      probabilities: float [n, k], of the same images.
-      bounds: the lowest and the highest temperature.
-      smallest: as in `with_temperature`.
+    The loss is convex in 1 / T, so the sign of its derivative is bisected. Of temperatures with the
+    same loss it is the highest. `labels` int [n] and `probabilities` float [n, k] are of validation
+    images; `smallest` is as in `with_temperature`.
     """
     logits = _log_probabilities(probabilities, smallest)
     given = logits[np.arange(len(labels)), labels].sum()
@@ -71,14 +66,11 @@ def fit_temperature(
 
 
 def shifted_prior(probabilities: np.ndarray, source_prior: np.ndarray) -> np.ndarray:
-    """Estimates the class shares of unlabelled images, float64 [k].
+    """Estimates the class shares, float64 [k], of images from their probabilities, float64 [n, k].
 
     Expectation maximization of Saerens, Latinne and Decaestecker (2002); it assumes calibrated
-    probabilities and that nothing but the shares of the classes differs.
-
-    Args:
-      probabilities: float64 [n, k], of the images.
-      source_prior: float64 [k], the class shares that the probabilities assume.
+    probabilities and that nothing but the shares of the classes differs. `source_prior`, float64
+    [k], are the class shares that the probabilities assume.
     """
     prior = source_prior
     for _ in range(EM_ROUNDS):
@@ -115,10 +107,9 @@ def of_run(workdir: Path, config: Config) -> dict[str, Any] | None:
 def from_validation(tables: Sequence[predictions.Table]) -> dict[str, Any] | None:
     """Fits a run's temperature to the predictions of its validation parts.
 
-    Returns:
-      {"temperature", "source_prior": float64 [k], the mean calibrated probabilities
-      (Alexandari, Kundaje and Shrikumar 2020), "n": images, "sets": their names}; None without
-      a labelled image.
+    Returns {"temperature", "source_prior": float64 [k], the mean calibrated probabilities
+    (Alexandari, Kundaje and Shrikumar 2020), "n": images, "sets": their names}; None without a
+    labelled image.
     """
     labelled = [predictions.labelled(table) for table in tables]
     if not any(len(table["label"]) for table in labelled):

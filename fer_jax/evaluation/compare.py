@@ -46,18 +46,14 @@ def compare(
     """Compares the predictions tables that all runs have.
 
     The runs of a side are workdirs, one or, of a recipe with several seeds, several on each side.
-
-    Returns:
-      {"a", "b": workdirs, "seeds": whether they were resampled, "draws", "copies": whether both
-      sides have the same checkpoint, "steps": {workdir: of its checkpoint, None if unknown},
-      "leaks": {workdir: lines on leaks between its data and these sets},
-      "sets": [{"dataset", "split", "variant", "relation" (from `relations.of_run`, None if it
-      differs between the runs), and what `compare_on` returns, with "p_corrected" in each of the
-      "metrics": by `bootstrap.correct` over the sets of this variant}], "left_out": {table: why}}.
-
-    Raises:
-      InputError: a workdir without predictions, no table in common, one run against several,
-        two copies of one run on a side, or tables of other images, other labels or another task.
+    Returns {"a", "b": workdirs, "seeds": whether they were resampled, "draws", "copies": whether
+    both sides have the same checkpoint, "steps": {workdir: of its checkpoint, None if unknown},
+    "leaks": {workdir: lines on leaks between its data and these sets}, "sets": [{"dataset",
+    "split", "variant", "relation" (from `relations.of_run`, None if it differs between the runs),
+    and what `compare_on` returns, with "p_corrected" in each of the "metrics": by
+    `bootstrap.correct` over the sets of this variant}], "left_out": {table: why}}. Raises
+    InputError for a workdir without predictions, no table in common, one run against several, two
+    copies of one run on a side, or tables of other images, other labels or another task.
     """
     if (len(runs_a) > 1) != (len(runs_b) > 1):
         raise InputError(
@@ -176,15 +172,13 @@ def compare_on(
 ) -> tuple[dict[str, Any], dict[str, bootstrap.Estimate]]:
     """Compares two groups of runs on the labelled images of a table.
 
-    The sides are those of `compare_predictors`; the table's own probabilities are not read.
-
-    Returns:
-      ({"n", "n_subjects", "n_clips", "n_clusters", "effective_clusters", "cluster": what was
-      resampled, "metrics": {metric of `bootstrap.SCALARS`: {"a", "b": means over the seeds,
-      "difference": a - b, "interval", "p", "detectable": the smallest difference that this set
-      shows with a power of 0.8}}, "mcnemar_p": of the exact test whether two models are right
-      on as many images; None where images are not independent, or of several seeds}, and the
-      differences that "metrics" describe).
+    The sides are those of `compare_predictors`; the table's own probabilities are not read. Returns
+    {"n", "n_subjects", "n_clips", "n_clusters", "effective_clusters", "cluster": what was
+    resampled, "metrics": {metric of `bootstrap.SCALARS`: {"a", "b": means over the seeds,
+    "difference": a - b, "interval", "p", "detectable": the smallest difference that this set shows
+    with a power of 0.8}}, "mcnemar_p": of the exact test whether two models are right on as many
+    images; None where images are not independent, or of several seeds}, and the differences that
+    "metrics" describe.
     """
     known = table["label"] >= 0
     table = predictions.take(table, known)
@@ -214,8 +208,7 @@ def same_images(
 ) -> np.ndarray:
     """Returns the row of `other` for each row of `table`, int64 [n].
 
-    Raises:
-      InputError: they are about different images, or describe one differently.
+    Raises InputError if they are about different images, or describe one differently.
     """
     order, other_order = np.argsort(table["record_id"]), np.argsort(other["record_id"])
     here, there = table["record_id"][order], other["record_id"][other_order]
@@ -247,10 +240,8 @@ def compare_predictors(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, bootstrap.Estimate]]:
     """Compares two groups of runs on the same images.
 
-    A side is the probabilities, float64 [n, k], of one predictor or of one for each seed.
-
-    Returns:
-      (the "metrics" of `compare_on`, and the differences that they describe).
+    A side is the probabilities, float64 [n, k], of one predictor or of one for each seed. Returns
+    the "metrics" of `compare_on`, and the differences that they describe.
     """
     resampled = bootstrap.resample(of, [*side_a, *side_b], num_draws=num_draws, seed=seed)
     count, total = len(side_a), len(side_a) + len(side_b)

@@ -76,22 +76,13 @@ def evaluate(
 ) -> Path:
     """Evaluates a run on test sets, and on its validation parts, which calibrate it.
 
-    Args:
-      workdir: of the run.
-      data_dir: of the datasets.
-      test_sets: (dataset, split expression) pairs.
-      checkpoint: "best" by the run's selection metric, "last", or a step.
-      label_shift: also writes the variant of `calibration.write_label_shift`.
-      adapt: also writes the variant of `adaptation.adapted`.
-      int8: also writes the variant of the workdir's int8 export of this checkpoint.
-      explain: also writes the faces of the most confident errors to workdir/explanations.
-
-    Returns:
-      The path of results.json, which covers every table in workdir/predictions.
-
-    Raises:
-      InputError: no run, no checkpoint, a test set that is not built, has no labels, none
-        large enough to be adapted to, or no int8 export of this checkpoint.
+    `test_sets` are (dataset, split expression) pairs; `checkpoint` is "best" by the run's selection
+    metric, "last", or a step. Further variants are those of `calibration.write_label_shift`, of
+    `adaptation.adapted`, and of the workdir's `int8` export of this checkpoint. `explain` writes
+    the faces of the most confident errors to workdir/explanations. Returns the path of
+    results.json, which covers every table in workdir/predictions. Raises InputError without a run,
+    a checkpoint or an int8 export of it, and for a test set that is not built or has no labels, or
+    if none is large enough to be adapted to.
     """
     if int8 and jax.process_count() > 1:
         raise InputError("--int8 runs in one process; evaluate it without a launcher")

@@ -21,20 +21,17 @@ def score(
 ) -> dict[str, Any]:
     """Computes all metrics of one set.
 
-    Args:
-      labels: int [n], indices of classes.
-      probabilities: float [n, k], rows sum to 1.
-      weights: float [n], non-negative; None means all 1.
+    `labels` are int [n], `probabilities` float [n, k], rows sum to 1, and `weights` float [n],
+    non-negative; None means all 1.
 
-    Returns:
-      Floats `accuracy`, `balanced_accuracy` (mean recall over the classes that occur),
-      `macro_f1` (over the classes that occur), `pr_auc` and `roc_auc` (means over the classes
-      for which they are defined, `pr_auc_classes` and `roc_auc_classes` many), `loss` (mean
-      negative log-likelihood), `brier` (mean squared distance of the probabilities from the label's
-      one-hot vector, 0 to 2), `ece`, `class_ece` (mean over classes of the calibration error of
-      its probability), those of `from_confusion`; `prevalence`, `recall`, `precision`, `f1`,
-      `class_pr_auc`, `class_roc_auc`: float64 [k]; `confusion`: float64 [k, k], rows are the
-      true class; `n`: the sum of the weights.
+    Returns floats `accuracy`, `balanced_accuracy` (mean recall over the classes that occur),
+    `macro_f1` (over the classes that occur), `pr_auc` and `roc_auc` (means over the classes for
+    which they are defined, `pr_auc_classes` and `roc_auc_classes` many), `loss` (mean negative
+    log-likelihood), `brier` (mean squared distance of the probabilities from the label's one-hot
+    vector, 0 to 2), `ece`, `class_ece` (mean over classes of the calibration error of its
+    probability), those of `from_confusion`; `prevalence`, `recall`, `precision`, `f1`,
+    `class_pr_auc`, `class_roc_auc`: float64 [k]; `confusion`: float64 [k, k], rows are the true
+    class; `n`: the sum of the weights.
     """
     labels = np.asarray(labels)
     probabilities = np.asarray(probabilities, np.float64)
@@ -140,10 +137,8 @@ def binary_areas(
     """Computes the areas under the precision-recall and the ROC curve of a class against the rest.
 
     The first is the average precision, sum over thresholds of (R_i - R_{i-1}) P_i, without
-    interpolation; the second uses the trapezoidal rule, so ties count one half.
-
-    Returns:
-      (PR-AUC, NaN without positives; ROC-AUC, NaN without positives or without negatives).
+    interpolation, NaN without positives; the second uses the trapezoidal rule, so ties count one
+    half, NaN without positives or without negatives.
     """
     true, false = _thresholds(positive, scores, weights)
     positives, negatives = true[-1], false[-1]
@@ -162,8 +157,8 @@ def binary_areas(
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
     """Computes confidence and accuracy in 15 equal bins of the highest probability.
 
-    Returns:
-      `weight` (images), `confidence`, `accuracy`: float64 [15]; the latter two NaN in empty bins.
+    Returns `weight` (images), `confidence`, `accuracy`: float64 [15]; the latter two NaN in empty
+    bins.
     """
     bins, confidence, correct = confidence_bins(labels, probabilities)
     weight, confidence, accuracy = (
@@ -219,9 +214,8 @@ def curves(
 ) -> list[dict[str, np.ndarray] | None]:
     """Computes up to `max_points` points of every class's precision-recall and ROC curve.
 
-    Returns:
-      Per class {"recall", "precision", "false_positive_rate"}, float64 [points] at evenly chosen
-      thresholds with both ends, or None for a class without positives.
+    Returns per class {"recall", "precision", "false_positive_rate"}, float64 [points] at evenly
+    chosen thresholds with both ends, or None for a class without positives.
     """
     found: list[dict[str, np.ndarray] | None] = []
     for c in range(probabilities.shape[1]):

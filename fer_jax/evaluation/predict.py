@@ -24,12 +24,9 @@ def predict(
     image_size: int,
     mesh: Mesh,
 ) -> np.ndarray:
-    """Predicts records.
+    """Predicts records: probabilities, float64 [n, classes], in the order of `rows`, int64 [n].
 
     `batch_size` is over all devices and processes, and divisible by the devices.
-
-    Returns:
-      Probabilities, float64 [n, classes], in the order of `rows`, int64 [n].
     """
     batches = evaluation_batches(
         records,

@@ -116,9 +116,8 @@ def read_record_ids(path: Path) -> set[str]:
 def read(path: Path, expected: tuple[str, ...] | None = None) -> tuple[Table, tuple[str, ...]]:
     """Reads a table and the classes of its probabilities.
 
-    Raises:
-      InputError: columns are missing, a row does not make sense (names the line), or the classes
-        are not the expected ones.
+    Raises InputError if columns are missing, a row does not make sense (names the line), or the
+    classes are not the expected ones.
     """
     rows = storage.read_table(path, ORDER, appended=False)
     if not rows:

@@ -323,14 +323,10 @@ def generalization(
     """Computes balanced accuracy for each relation, and the loss from "within" to the others.
 
     It is the mean recall of the classes that all sets have, averaged over the sets, and a person
-    has the same weight in all sets in each draw.
-
-    `sets` are those of `score_run` that are in its means, as they were resampled.
-
-    Returns:
-      {"metric", "classes" (the names of those), "chance", each of `RELATIONS`: {"value",
-      "interval", "sets": their names, "loss": {"value", "interval"}}, "why": the reason if
-      intervals are missing, else None}; NaN where nothing was evaluated.
+    has the same weight in all sets in each draw. `sets` are those of `score_run` that are in its
+    means, as they were resampled. Returns {"metric", "classes" (the names of those), "chance", each
+    of `RELATIONS`: {"value", "interval", "sets": their names, "loss": {"value", "interval"}},
+    "why": the reason if intervals are missing, else None}; NaN where nothing was evaluated.
     """
     metric = "balanced_accuracy"
     common = bootstrap.common_classes([resampled.of for _, resampled in sets]) if sets else []
@@ -373,9 +369,8 @@ def read_leaks(workdir: Path) -> dict[str, Any]:
 def read_test_access(workdir: Path) -> list[dict[str, Any]]:
     """Counts how often `evaluate` accessed each test set of a run.
 
-    Returns:
-      {"dataset", "split", "times"} each, and of the last time "time" (ISO 8601, UTC),
-      "checkpoint" (its step) and "fingerprint" (of the dataset).
+    Returns {"dataset", "split", "times"} each, and of the last time "time" (ISO 8601, UTC),
+    "checkpoint" (its step) and "fingerprint" (of the dataset).
     """
     rows = storage.read_json_lines(workdir / TEST_ACCESS_LOG)
     times = collections.Counter((row["dataset"], row["split"]) for row in rows)

@@ -27,19 +27,14 @@ def score_table(
 ) -> tuple[dict[str, Any], bootstrap.Resampled]:
     """Computes everything that results.json says of one test set.
 
-    Args:
-      table: labelled rows only.
-      num_classes: k.
-      fitted: from `calibration.from_validation`; None leaves `calibrated` out.
-      counts: of the training labels; None leaves `pixel_free` out.
-
-    Returns:
-      `metrics.score` and `bootstrap.score` of the images, `n_subjects`, `n_clips`, `reliability`,
-      `majority`; `pixel_free` (scores, and in `gain` the model's difference from it, with
-      intervals) and `calibrated` (ECE and loss at the temperature), None where they cannot be
-      computed; `by_clip`, `by_subject`, None where none is named; `slices`: {column: [{"value",
-      ...scores}]}; `gaps`: {column: of `_gap`}, between groups of at
-      least `min_people`. And the images resampled, with the model first.
+    `table` has labelled rows only; without `fitted`, of `calibration.from_validation`, there is no
+    `calibrated`, without `counts`, of the training labels, no `pixel_free`. Returns `metrics.score`
+    and `bootstrap.score` of the images, `n_subjects`, `n_clips`, `reliability`, `majority`;
+    `pixel_free` (scores, and in `gain` the model's difference from it, with intervals) and
+    `calibrated` (ECE and loss at the temperature), None where they cannot be computed; `by_clip`,
+    `by_subject`, None where none is named; `slices`: {column: [{"value", ...scores}]}; `gaps`:
+    {column: of `_gap`}, between groups of at least `min_people`. And the images resampled, with the
+    model first.
     """
     labels, probabilities = table["label"], table["probabilities"]
     of = bootstrap.sample_table(table, num_classes)
@@ -138,11 +133,7 @@ def _by_subject(table: Table, num_classes: int) -> dict[str, Any] | None:
 def _slices(
     table: Table, num_classes: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
-    """Scores parts of a table, for every column of `SLICED` that is known of some image.
-
-    Returns:
-      The slices and the gaps of `score_table`.
-    """
+    """Returns the slices and the gaps of `score_table` for the known columns of `SLICED`."""
     found, gaps = {}, {}
     for column in SLICED:
         values = _age_bands(table["age"]) if column == "age" else table[column]
@@ -167,11 +158,8 @@ def _gap(groups: dict[str, bootstrap.Resampled]) -> dict[str, Any] | None:
     """Computes the largest difference in balanced accuracy between groups.
 
     It is over the classes that both groups have; its interval is corrected for having been chosen
-    among all pairs, of `n_pairs`.
-
-    Returns:
-      {"high", "low": the groups, "n_classes", "n_pairs", and of `bootstrap.difference`}; None with
-      fewer than two groups, or if no pair has two classes in common.
+    among all pairs, of `n_pairs`. Returns {"high", "low": the groups, "n_classes", "n_pairs", and
+    of `bootstrap.difference`}; None if no pair of groups has two classes in common.
     """
     pairs = []
     for names in combinations(groups, 2):

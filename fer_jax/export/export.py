@@ -89,15 +89,12 @@ def export(
     """Writes a network from `load` in some forms (of `FILES`), checked on real faces.
 
     `crops` is uint8 [n, s, s, 3]. With `trained`, the run's data, the forms are in int8, calibrated
-    on its training parts and scored on its validation parts; else in float32.
-
-    Returns {form: {"difference": the largest of a probability on the crops, "mean_difference": the
-    mean over the crops of their largest, "bytes"}}; of int8 forms also "float_bytes", "compared"
-    (`compare.compare_on`, int8 first) and, of ONNX, both "images_per_second".
-
-    Raises:
-      InputError: a form's package is missing or its predictions differ from the run's, or the
-        folder has files of something else. Nothing is written then.
+    on its training parts and scored on its validation parts; else in float32. Returns {form:
+    {"difference": the largest of a probability on the crops, "mean_difference": the mean over the
+    crops of their largest, "bytes"}}; of int8 forms also "float_bytes", "compared"
+    (`compare.compare_on`, int8 first) and, of ONNX, both "images_per_second". Raises InputError,
+    and writes nothing, if a form's package is missing or its predictions differ from the run's, or
+    the folder has files of something else.
     """
     arrays = jax.tree.map(lambda array: np.asarray(array, np.float32), model.arrays)
     arguments = model_arguments(model.config) | {"dtype": "float32"}

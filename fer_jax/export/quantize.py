@@ -86,9 +86,7 @@ def quantize_graph(model: Any, crops: np.ndarray) -> Any:
 class _Quantizer:
     """A copy of a graph of `to_onnx`, and which nodes compute and use each value.
 
-    Attributes:
-      layers: the nodes whose kernels become int8.
-      values: the names of the values between layers, in the order of the nodes.
+    The kernels of `layers` become int8; `values` are the names between layers, in the nodes' order.
     """
 
     def __init__(self, onnx: Any, model: Any):

@@ -114,18 +114,13 @@ def load(
 ) -> Network:
     """Loads a trained run or an exported network.
 
-    Args:
-      path: a run's workdir, its checkpoints folder or one checkpoint (WORKDIR/checkpoints/STEP),
-        or a folder or a file that `export` wrote.
-      checkpoint: of a workdir: "best" by its selection metric, "last", or a step.
-      engine: one of `ENGINES`; "" chooses by the kind of file.
-      batch_sizes: images per call in JAX, the largest first, rounded up to multiples of the
-        number of devices; what remains is padded to the smallest.
-      devices: that share a batch in JAX; None means all.
-
-    Raises:
-      InputError: `path` has no network, or one of another version, a damaged one or one that the
-        engine cannot read; or the engine is unknown or not installed.
+    `path` is a run's workdir, its checkpoints folder or one checkpoint (WORKDIR/checkpoints/STEP),
+    or a folder or a file that `export` wrote. `checkpoint` is of a workdir: "best" by its selection
+    metric, "last", or a step. `engine` is one of `ENGINES`; "" chooses by the kind of file. JAX
+    takes batches of `batch_sizes`, the largest first, rounded up to multiples of the number of
+    `devices` (None: all) that share a batch; what remains is padded to the smallest. Raises
+    InputError if `path` has no network, or one of another version, a damaged one or one that the
+    engine cannot read; or the engine is unknown or not installed.
     """
     path = Path(path)
     if engine and engine not in ENGINES:

@@ -72,25 +72,20 @@ class Recognizer:
     def predict(self, pictures: Any, *, faces: str = "detect") -> list[Any]:
         """Predicts the class of every face in pictures.
 
-        Args:
-          pictures: one picture, or a list or batch of them. A picture is a path, the bytes of an
-            image file, a PIL image or an array, uint8 RGB [height, width, 3]; a batch is an array
-            [n, height, width, 3].
-          faces: "detect" finds them; "crop" takes the centre square of each picture for the face,
-            as in published sets of tight crops.
+        A picture is a path, the bytes of an image file, a PIL image or an array, uint8 RGB [height,
+        width, 3]; several are a list or an array [n, height, width, 3]. `faces` is "detect", or
+        "crop", which takes the centre square of each picture for the face, as in published sets of
+        tight crops.
 
-        Returns:
-          A list of the picture's faces, the largest first; for a list or a batch, a list of such
-          lists in its order. A face is a dict:
-            "box": [x, y, width, height], in pixels of the picture as it is shown (rotated as its
-              EXIF says), from its upper left corner;
-            "score": of the detection, 0 to 1;
-            "emotion", or "interest" for models of that task: the likeliest class;
-            "probabilities": {class: 0 to 1}, in the order of `classes`; they sum to 1.
-
-        Raises:
-          InputError: one of them is not a picture; the message names it. `stream` continues
-            after such a picture.
+        Returns a picture's faces, the largest first; for a list or a batch, a list of such lists in
+        its order. A face is a dict:
+          "box": [x, y, width, height], in pixels of the picture as it is shown (rotated as its EXIF
+            says), from its upper left corner;
+          "score": of the detection, 0 to 1;
+          "emotion", or "interest" for models of that task: the likeliest class;
+          "probabilities": {class: 0 to 1}, in the order of `classes`; they sum to 1.
+        Raises InputError if one of them is not a picture; names it. `stream` continues after such a
+        picture.
         """
         one = is_picture(pictures)
         predictions = []
@@ -117,11 +112,9 @@ class Recognizer:
         `decode` turns an item of `pictures` into uint8 BGR [height, width, 3], in threads, or
         raises InputError; None: they are pictures as in `predict`. `search_size` is the longer
         side, in pixels, at which faces are searched for, `keep_size` that of the pictures that
-        predictions keep; 0 for none.
-
-        Raises:
-          InputError: from `pictures` itself, after the predictions of the pictures before. A
-            picture that cannot be read is a prediction with a `reason`.
+        predictions keep; 0 for none. InputError of `pictures` itself is raised after the
+        predictions of the pictures before; a picture that cannot be read is a prediction with a
+        `reason`.
         """
         find = self._finder(faces, decode or as_picture, search_size, keep_size)
         waiting: list[Prediction] = []

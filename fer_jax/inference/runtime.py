@@ -25,14 +25,10 @@ def open_onnx(
     """Opens the bytes of an .onnx file that `export` wrote, in "onnxruntime" or "openvino".
 
     `name` is for messages. `flip` averages over each image and its mirror image if the run's config
-    says so.
-
-    Returns (its metadata: format, task, classes, image_size, step, config and, if int8,
+    says so. Returns (its metadata: format, task, classes, image_size, step, config and, if int8,
     quantization; a function of uint8 RGB [n, s, s, 3] to float32 [n, classes], for any n and any
-    thread).
-
-    Raises:
-      InputError: the engine is not installed, or the file is damaged or not from `export`.
+    thread). Raises InputError if the engine is not installed, or the file is damaged or not from
+    `export`.
     """
     title, extra, prepare = ENGINES[engine]
     try:

@@ -16,10 +16,8 @@ FRAME_TIMEOUT_S = 5.0
 def frames(number: int, *, fps: float, end_s: float) -> Iterator[Frame]:
     """Yields frames of a camera, at most `fps` per second, for `end_s` seconds.
 
-    Cameras are numbered from 0; timestamps start at the first frame.
-
-    Raises:
-      InputError: there is no such camera, or it stopped.
+    Cameras are numbered from 0; timestamps start at the first frame. Raises InputError if there is
+    no such camera, or it stopped.
     """
     capture = cv2.VideoCapture(number)
     try:

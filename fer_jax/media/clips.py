@@ -42,12 +42,7 @@ MAX_TRACKED_FACES = 8  # per frame, the largest ones
 
 
 class Clip(NamedTuple):
-    """One video file: its chosen frames in order, and its properties.
-
-    Attributes:
-      frames_claimed: that are in the file or should be.
-      frames_decoded: that are in the file.
-    """
+    """One video file: its chosen frames in order, how many it should have, and has."""
 
     found: list[Found]
     frames_claimed: int
@@ -207,8 +202,7 @@ def _in_processes(
 ) -> Generator[Job, None, list[Job]]:
     """Extracts what is waiting; returns what was in flight when a process died.
 
-    Raises:
-      BrokenProcessPool: processes cannot be started at all.
+    Raises BrokenProcessPool if processes cannot be started at all.
     """
     # Spawned: a fork would copy locks that threads of the parent hold.
     pool = concurrent.futures.ProcessPoolExecutor(

@@ -50,14 +50,10 @@ Find = Callable[[np.ndarray], Iterable[tuple[Iterable[float], float, np.ndarray 
 def make_detector(name: str, model: str = "", *, fast: bool = False) -> Detector:
     """Returns the detector "yunet" (Wu et al. 2023) or "haar" (Viola and Jones 2001).
 
-    Args:
-      name: of the detector.
-      model: YuNet's file; "" for the cached or downloaded one.
-      fast: runs YuNet in ONNX Runtime if that is installed, in half the time. Its boxes differ by
-        rounding, so datasets are built without it: they must not depend on what is installed.
-
-    Raises:
-      InputError: unknown detector, or its file is not available or is another file.
+    `model` is YuNet's file; "" for the cached or downloaded one. `fast` runs YuNet in ONNX Runtime
+    if that is installed, in half the time. Its boxes differ by rounding, so datasets are built
+    without it: they must not depend on what is installed. Raises InputError for an unknown
+    detector, or if its file is not available or is another file.
     """
     if name == "haar":
         return _at_search_size(_haar())
@@ -76,10 +72,8 @@ def make_detector(name: str, model: str = "", *, fast: bool = False) -> Detector
 def detector_model(given: str) -> Path:
     """Returns the file of the YuNet detector: the given one, the cached one, or downloads it.
 
-    The cache is ~/.cache/fer_jax (XDG_CACHE_HOME). A download is checked by its SHA-256.
-
-    Raises:
-      InputError: no such file, or it could not be downloaded.
+    The cache is ~/.cache/fer_jax (XDG_CACHE_HOME). A download is checked by its SHA-256. Raises
+    InputError if there is no such file, or it could not be downloaded.
     """
     if given:
         if not Path(given).is_file():
@@ -224,12 +218,10 @@ def _yunet_onnxruntime(file: Path) -> Find:
 def _candidates(
     outputs: dict[str, np.ndarray], width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decodes the cells of all grids that have a face.
+    """Decodes the cells of all grids that have a face: x, y, width, height; landmarks; scores.
 
     `outputs` are "cls", "obj", "bbox" and "kps" for each stride, `width` is the input's in pixels.
-
-    Returns:
-      (float32 [n, 4], float32 [n, 5, 2], float32 [n]): x, y, width, height; landmarks; scores.
+    Returns float32 [n, 4], [n, 5, 2] and [n].
     """
     found = []
     for stride in STRIDES:

@@ -99,8 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, clips: bool, detector: str
 def from_arguments(options: argparse.Namespace) -> Extraction:
     """Returns the extraction of parsed options; finds or downloads the detector's file.
 
-    Raises:
-      InputError: a value out of range, or the detector's file is not available.
+    Raises InputError for a value out of range, or if the detector's file is not available.
     """
     names = [field.name for field in dataclasses.fields(Extraction)]
     extraction = Extraction(**{name: getattr(options, name) for name in names if name in options})
@@ -156,11 +155,7 @@ def _annotated(name: str, frame: int, extraction: Extraction) -> list[faces.Face
 
 
 def annotated(name: str, frame: int, extraction: Extraction, number: int) -> Box:
-    """Returns the box of an image's face by its number in the CSV of boxes.
-
-    Raises:
-      InputError: it has fewer.
-    """
+    """Returns the box of an image's face by its number in the CSV, or raises InputError."""
     found = _annotated(name, frame, extraction)
     if number >= len(found):
         raise InputError(f"no box for its face {number}")

@@ -65,13 +65,9 @@ Detector = Callable[[np.ndarray, int], list[Face]]
 def read_boxes(file: Path) -> dict[tuple[str, int], list[Face]]:
     """Reads annotated boxes: {(file, frame): faces}.
 
-    Args:
-      file: a CSV with file (its name, or the end of its path where names occur twice), x, y,
-        width, height in pixels, and frame_index for videos (default 0); rows whose `ignore` is 1
-        are left out.
-
-    Raises:
-      InputError: not a CSV, missing columns, or an invalid box; names the line.
+    The CSV has file (its name, or the end of its path where names occur twice), x, y, width, height
+    in pixels, and frame_index for videos (default 0); rows whose `ignore` is 1 are left out. Raises
+    InputError if it is not a CSV, or for missing columns or an invalid box; names the line.
     """
     if not file.is_file():
         raise InputError(f"--boxes '{file}' does not exist")
@@ -97,19 +93,13 @@ def read_boxes(file: Path) -> dict[tuple[str, int], list[Face]]:
 
 
 def align(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
-    """Crops a face, upright and in the one framing; it is reduced, never enlarged.
+    """Crops a face of uint8 [height, width, 3], upright and in the one framing, never enlarged.
 
     Landmarks are mapped to the mean face by the similarity with the least squares (Umeyama 1991).
     Without landmarks, the crop is the square about the box's centre with the box's longer side,
-    which is about the same framing for boxes of YuNet and Haar.
-
-    Args:
-      image: uint8 [height, width, 3].
-      margin: share by which the side of the crop grows.
-
-    Returns:
-      uint8 [s, s, 3], s at most 256 and at most the crop's side in pixels of the image; the
-      border is repeated outside the image.
+    which is about the same framing for boxes of YuNet and Haar. Its side grows by the share
+    `margin`. Returns uint8 [s, s, 3], s at most 256 and at most the crop's side in pixels of the
+    image; the border is repeated outside the image.
     """
     if face.landmarks is None:
         x, y, width, height = face.box
@@ -159,16 +149,12 @@ def crop(image: np.ndarray, face: Face, *, margin: float = 0.0) -> np.ndarray:
 def detect_and_crop(
     image: np.ndarray, detect: Detector | None, size: int, *, margin: float = 0.0
 ) -> list[tuple[Face, np.ndarray]]:
-    """Detects and crops the faces of an image, the largest first.
+    """Detects and crops the faces of uint8 BGR [height, width, 3], the largest first.
 
-    Args:
-      image: uint8 BGR [height, width, 3].
-      detect: None if the image itself is a crop of a face, of which the centre square is used.
-      size: the longer side, in pixels, at which faces are searched for.
-      margin: share by which crops of detected faces are widened.
-
-    Returns:
-      Each face that is at least partly inside the image, with its crop, uint8 RGB [s, s, 3].
+    Without `detect` the image itself is a crop of a face, of which the centre square is used.
+    `size` is the longer side, in pixels, at which faces are searched for. Crops of detected faces
+    are widened by the share `margin`. Returns each face that is at least partly inside the image,
+    with its crop, uint8 RGB [s, s, 3].
     """
     if detect is None:
         centre, box = images.square(image)
@@ -209,9 +195,8 @@ def _similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
 def measure(crop: np.ndarray) -> dict[str, float]:
     """Measures a crop, uint8 [s, s, 3], for the gates.
 
-    Returns:
-      `size` (pixels a side), `contrast` (standard deviation of the grey levels) and
-      `sharpness` (variance of the Laplacian).
+    Returns `size` (pixels a side), `contrast` (standard deviation of the grey levels) and
+    `sharpness` (variance of the Laplacian).
     """
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
     # 16 bits hold every value of the Laplacian; OpenCV's function is 15 times as fast as NumPy's.
@@ -257,13 +242,8 @@ def _same_look(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 def track(frames: list[list[Face]]) -> list[int | None]:
     """Tracks faces through a clip by `follow` and selects the track with the most frames.
 
-    Of tracks with equal length the one with the larger faces is selected.
-
-    Args:
-      frames: the faces of each frame, in order.
-
-    Returns:
-      For each frame the index of the selected face, or None.
+    Of tracks with equal length the one with the larger faces is selected. Returns for each frame
+    the index of the selected face, or None.
     """
     tracks: list[dict[int, int]] = []  # frame -> face
     for frame, found in enumerate(frames):
@@ -281,18 +261,11 @@ def track(frames: list[list[Face]]) -> list[int | None]:
 
 
 def follow(before: Sequence[Face], found: Sequence[Face]) -> dict[int, int]:
-    """Matches faces to earlier ones.
+    """Matches faces to earlier ones: {index in `found`: index in `before`}, without new faces.
 
     A face matches the nearest earlier one within that one's size, if neither is twice as large as
     the other, and they look alike where that is known. The nearest pairs are matched first, and no
-    face is matched twice.
-
-    Args:
-      before: where each face was last.
-      found: where faces are now.
-
-    Returns:
-      {index in `found`: index in `before`}, without new faces.
+    face is matched twice. `before` is where each face was last.
     """
     pairs = []
     for number, old in enumerate(before):

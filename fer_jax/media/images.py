@@ -46,10 +46,8 @@ def is_picture(path: Path) -> bool:
 def decode(data: bytes) -> np.ndarray:
     """Decodes JPEG, PNG, BMP, GIF, WebP, AVIF, TIFF or PNM to uint8 RGB [height, width, 3].
 
-    Grey and 16-bit images are converted; alpha is dropped.
-
-    Raises:
-      InputError: empty, too large, truncated, or not an image; the reason in a few words.
+    Grey and 16-bit images are converted; alpha is dropped. Raises InputError if it is empty, too
+    large, truncated, or not an image; the reason in a few words.
     """
     if not data:
         raise InputError("empty file")
@@ -141,11 +139,7 @@ def _end_of_jpeg(data: bytes) -> tuple[int, bool]:
 
 
 def read(path: Path) -> np.ndarray:
-    """Decodes an image file, see `decode`.
-
-    Raises:
-      InputError: no such file, or see `decode`; the reason in a few words.
-    """
+    """Decodes an image file as `decode` does; InputError also if there is no such file."""
     try:
         if not path.is_file():
             raise InputError("is a folder" if path.is_dir() else "no such file")
@@ -181,8 +175,7 @@ def centre_square(height: int, width: int) -> tuple[int, int, int]:
 def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Crops the centre square of a uint8 image [height, width, 3], reduced to a record's size.
 
-    Returns:
-      (uint8 [s, s, 3] with s <= 256, its box (x, y, width, height) in pixels of the input).
+    Returns uint8 [s, s, 3] with s <= 256, and its box (x, y, width, height) in pixels of the input.
     """
     left, top, side = centre_square(*image.shape[:2])
     face = image[top : top + side, left : left + side]

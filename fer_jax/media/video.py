@@ -54,11 +54,7 @@ class Frame(NamedTuple):
 
 
 def frame_image(frame: Frame) -> np.ndarray:
-    """Returns a frame's image.
-
-    Raises:
-      InputError: there is none.
-    """
+    """Returns a frame's image; InputError if there is none."""
     if frame.image is None:
         raise InputError("the file ends before this frame, or is damaged there")
     return frame.image
@@ -98,8 +94,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         """Opens a file with one decoding thread.
 
-        Raises:
-          InputError: missing, empty, without moving pictures, or too large.
+        Raises InputError if it is missing, empty, without moving pictures, or too large.
         """
         if not path.is_file():
             raise InputError("no such file")
@@ -190,8 +185,7 @@ class Video:
             shorter clip.
           every: every k-th frame, from the first.
           seconds: the first frame of each interval of so many seconds.
-          start_s: no earlier frame.
-          end_s: no frame from here on.
+          start_s, end_s: no earlier frame; no frame from here on.
         """
         if not (count or every or seconds > 0):
             raise ValueError("one of count, every and seconds must be above 0")

@@ -31,11 +31,7 @@ MomentsStep = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
 
 
 def check_sizes(tests: Sequence[Records]) -> None:
-    """Prints which sets are too small to be adapted to.
-
-    Raises:
-      InputError: all are.
-    """
+    """Prints which sets are too small to be adapted to; InputError if all are."""
     small = [records for records in tests if len(records) < MIN_IMAGES]
     texts = [f"{records.name} {records.split} has {len(records)} images" for records in small]
     if len(small) == len(tests):

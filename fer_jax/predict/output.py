@@ -54,10 +54,8 @@ class Output:
     ) -> None:
         """Opens a folder; drops rows of files that are not finished or have changed, or all rows.
 
-        `settings` has the model ("task", "classes", ...) and the options ("smooth", ...).
-
-        Raises:
-          InputError: the folder has predictions of other settings.
+        `settings` has the model ("task", "classes", ...) and the options ("smooth", ...). Raises
+        InputError if the folder has predictions of other settings.
         """
         self.folder = folder
         self.ledger: dict[str, dict[str, str]] = {}

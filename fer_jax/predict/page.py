@@ -56,11 +56,8 @@ def picture_result(
 ) -> dict[str, Any]:
     """Returns {"width", "height", "faces"} of an uploaded picture, faces as `Recognizer.predict`.
 
-    With `explain` each face has its picture, too, and the largest ones a heatmap (data URIs
-    "crop" and "look").
-
-    Raises:
-      InputError: the bytes are not an image, or it is too large.
+    With `explain` each face has its picture, too, and the largest ones a heatmap (data URIs "crop"
+    and "look"). Raises InputError if the bytes are not an image, or it is too large.
     """
     picture = images.decode(data)
     height, width = picture.shape[:2]
@@ -80,14 +77,11 @@ def clip_lines(
 ) -> Generator[dict[str, Any], None, None]:
     """Predicts a clip frame by frame; yields what the page shows of it, as JSON objects.
 
-    Yields:
-      For each frame {"time_s", "width", "height", "faces": as `Recognizer.to_dicts` and "face",
-      the number of the tracked face}; last {"people": [{"face", "first_s", "last_s", "frames",
-      likeliest class, "probabilities": their means, "crop", "look"}], "others": number of faces
-      that are not listed, "frames", "timeline": SVG, "remark": what was not processed}.
-
-    Raises:
-      InputError: frames are too large, or none could be decoded.
+    For each frame {"time_s", "width", "height", "faces": as `Recognizer.to_dicts` and "face", the
+    number of the tracked face}; last {"people": [{"face", "first_s", "last_s", "frames", likeliest
+    class, "probabilities": their means, "crop", "look"}], "others": number of faces that are not
+    listed, "frames", "timeline": SVG, "remark": what was not processed}. Raises InputError if
+    frames are too large, or none could be decoded.
     """
     if video.width * video.height > limits.pixels:
         raise InputError(f"frames of {video.width} x {video.height} pixels are too large")
@@ -199,8 +193,7 @@ def render(recognizer: Recognizer, limits: Limits) -> str:
 def listen(host: str, port: int) -> socket.socket:
     """Returns a listening socket; port 0 takes a free one.
 
-    Raises:
-      InputError: the port is in use or not allowed, or `host` is not a name of this machine.
+    Raises InputError if the port is in use or not allowed, or `host` is not a name of this machine.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -101,11 +101,9 @@ def position(
 ) -> Markup:
     """Shows a value and its interval on a line from `low` to `high`, next to the numbers in text.
 
-    Args:
-      value: where the dot is; None leaves the line empty.
-      bounds: the ends of the interval; there is none without both.
-      mark: where a dashed tick is, such as at the chance level or at no difference.
-      kind: the CSS class that colours it, such as "within".
+    None as the value leaves the line empty; there is no interval without both bounds. `mark` is
+    where a dashed tick is, such as at the chance level or at no difference, `kind` a CSS class for
+    the colour.
     """
 
     def percent(x: float) -> float:

@@ -17,15 +17,11 @@ from fer_jax.report.study_page import study_figures, study_page
 
 
 def report(workdir: Path, *, faces: bool = True, figure_format: str | None = None) -> Path:
-    """Writes workdir/report.html and returns its path.
+    """Writes workdir/report.html, of an evaluated run, a study or a generator, and returns it.
 
-    Args:
-      workdir: of an evaluated run, of a study, or of a generator.
-      faces: whether the page may show faces.
-      figure_format: one of `figures.FORMATS`, in which workdir/figures is written too.
-
-    Raises:
-      InputError: there is nothing to report yet; names the command that writes it.
+    `faces` says whether the page may show faces; with `figure_format`, one of `figures.FORMATS`,
+    workdir/figures is written too. Raises InputError if there is nothing to report yet; names the
+    command that writes it.
     """
     scored = results.read(workdir)
     if _is_generator(workdir):

@@ -52,8 +52,7 @@ def generator_fingerprint(generator: "Generator") -> str:
 def latents(seeds: Sequence[int] | np.ndarray, z_dim: int) -> np.ndarray:
     """Samples a latent for each seed as NVIDIA's tools do: float32 [n, z_dim], standard normal.
 
-    Raises:
-      InputError: a seed outside 0 to 2**32 - 1.
+    Raises InputError for a seed outside 0 to 2**32 - 1.
     """
     if wrong := [seed for seed in seeds if not 0 <= int(seed) < NUM_SEEDS]:
         raise InputError(f"a seed must be an integer from 0 to 2**32 - 1, got {wrong[0]}")
@@ -102,20 +101,13 @@ class Generator:
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
     ) -> jax.Array:
-        """Maps latents and classes to w.
+        """Maps latents [n, z_dim], standard normal, and classes to ws float32 [n, num_ws, w_dim].
 
-        Args:
-          z: [n, z_dim], standard normal.
-          c: for a conditional network: a class, [n] classes, or [n, c_dim] one-hot.
-          truncation_psi: 1 leaves w unchanged, 0 gives the network's mean w over all classes.
-          truncation_cutoff: how many of the first layers are truncated; None: all.
-
-        Returns:
-          ws float32 [n, num_ws, w_dim].
-
-        Raises:
-          InputError: a wrong shape, a class that the network does not have or that is missing, a
-            psi that is not finite, or truncation by a network without a mean w.
+        `c` is for a conditional network: a class, [n] classes, or [n, c_dim] one-hot.
+        `truncation_psi` 1 leaves w unchanged, 0 gives the network's mean w over all classes;
+        `truncation_cutoff` is how many of the first layers are truncated; None: all. Raises
+        InputError for a wrong shape, a class that the network does not have or that is missing, a
+        psi that is not finite, or truncation by a network without a mean w.
         """
         z = _floats("z", z, ("n", self.z_dim))
         if not isinstance(truncation_psi, numbers.Real) or not math.isfinite(truncation_psi):
@@ -140,21 +132,13 @@ class Generator:
     def synthesize(
         self, ws: Any, noise: str | Mapping[str, Any] = "const", key: jax.Array | None = None
     ) -> jax.Array:
-        """Generates images.
+        """Generates images of ws [n, num_ws, w_dim]: float32 [n, resolution, resolution, 3].
 
-        Args:
-          ws: [n, num_ws, w_dim], from `map`.
-          noise: "const" (the network's own, the same for all images), "none", "random", or
-            arrays [n or 1, h, w, 1] by layer: "b4_conv1", "b8_conv0", "b8_conv1", ...; a layer
-            without one gets none.
-          key: for "random": one key, or [n] keys, one per sample. A sample's noise does not depend
-            on the rest of the batch.
-
-        Returns:
-          float32 [n, resolution, resolution, 3], around [-1, 1], not clipped.
-
-        Raises:
-          InputError: a wrong shape or layer, or a key that is missing or superfluous.
+        They are around [-1, 1], not clipped. `noise` is "const" (the network's own, the same for
+        all images), "none", "random", or arrays [n or 1, h, w, 1] by layer: "b4_conv1", "b8_conv0",
+        "b8_conv1", ...; a layer without one gets none. `key` is for "random": one key, or [n] keys,
+        one per sample. A sample's noise does not depend on the rest of the batch. Raises InputError
+        for a wrong shape or layer, or a key that is missing or superfluous.
         """
         ws = _floats("ws", ws, ("n", self.num_ws, self.w_dim))
         keys = None

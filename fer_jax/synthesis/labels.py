@@ -66,11 +66,8 @@ def load_teacher(
     """Loads a run as a teacher, calibrates it on its validation parts, and checks what it saw.
 
     Its datasets are built in `data_dir`; None: where it was trained from. `test_sets` are (dataset,
-    split) to test on, besides the run's own.
-
-    Raises:
-      InputError: not a run of this task, its datasets are missing, or it saw people of a test
-        set in training or validation.
+    split) to test on, besides the run's own. Raises InputError if it is not a run of this task, its
+    datasets are missing, or it saw people of a test set in training or validation.
     """
     model = load(workdir)
     if model.config.task != task:
@@ -293,8 +290,7 @@ def write_directions(path: Path, directions: Directions) -> None:
 def read_directions(path: Path, generator: Generator, network: str, task: str) -> Directions:
     """Reads what `write_directions` wrote; `network` is the generator's fingerprint.
 
-    Raises:
-      InputError: no such file, one for another network or task, or a damaged one.
+    Raises InputError: no such file, one for another network or task, or a damaged one.
     """
     if not path.is_file():
         raise InputError(f"--directions '{path}' does not exist; --directions=fit fits them")

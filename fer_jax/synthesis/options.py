@@ -324,9 +324,8 @@ def plan_sampling(
 ) -> SamplingPlan:
     """Checks a request and resolves it for a network.
 
-    Raises:
-      InputError: a value that is not allowed, a class that the network or the directions do not
-        have, or a combination that gives no label.
+    Raises InputError for a value that is not allowed, a class that the network or the directions do
+    not have, or a combination that gives no label.
     """
     _check(request, generator)
     conditions = _conditions(request, generator, has_teacher, directions)

@@ -133,8 +133,7 @@ def interpolate(
 ) -> Path:
     """Writes interpolation.mp4: `frames` from each seed to the next, along straight lines in w.
 
-    Raises:
-      InputError: the video could not be written.
+    Raises InputError if the video could not be written.
     """
     stations = renderer.map_seeds(seeds, batch_size)
     shares = np.arange(frames, dtype=np.float32) / frames

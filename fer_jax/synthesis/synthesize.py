@@ -172,12 +172,9 @@ def synthesize(
     the same request resumes in the folder `out`. The teacher labels the faces, or confirms the
     labels that classes and directions give. Without a detector the whole image is the face; without
     a mesh all devices of this process are used. `about` has further entries of synthesis.json.
-
-    Returns the number of candidates by (class, reason).
-
-    Raises:
-      InputError: another run in the folder, or an edit that goes too far.
-      OSError: a full disk; every finished row and image is valid.
+    Returns the number of candidates by (class, reason). Raises InputError for another run in the
+    folder, or an edit that goes too far, and OSError for a full disk; every finished row and image
+    is valid.
     """
     mesh = make_mesh(jax.local_devices()) if mesh is None else mesh
     network = generator_fingerprint(generator)
@@ -292,8 +289,7 @@ def _renderer(
 def read_ledger(out: Path, plan: SamplingPlan) -> Ledger:
     """Reads what earlier runs in the folder did; lines that they did not finish are removed.
 
-    Raises:
-      InputError: a damaged table, or an accepted image that is missing.
+    Raises InputError for a damaged table, or an accepted image that is missing.
     """
     for name in (synthetic.RECORDS, synthetic.REJECTED):
         storage.drop_torn_line(out / name)

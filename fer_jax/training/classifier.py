@@ -62,15 +62,11 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     """Trains, or resumes what is in `workdir`, until the config's epochs are done.
 
     The workdir receives config.json, environment.json, training_labels.csv, metrics.jsonl,
-    tensorboard/ and checkpoints/. The datasets were built in `data_dir`.
-
-    Returns the best validation: {"step", "validation_loss", ...}; with an average over the
-    trajectory, the validation of that.
-
-    Raises:
-      InputError: anything in the config, the data or the workdir that the user must change, and
-        a loss that is not finite, with its step.
-      Preempted: a signal came; the last step is saved.
+    tensorboard/ and checkpoints/. The datasets were built in `data_dir`. Returns the best
+    validation: {"step", "validation_loss", ...}; with an average over the trajectory, the
+    validation of that. Raises InputError for anything in the config, the data or the workdir that
+    the user must change, and for a loss that is not finite, with its step; Preempted if a signal
+    came, after the last step is saved.
     """
     soft_labels = config.loss.soft_labels
     with start.open_run(config, workdir, data_dir, soft_labels=soft_labels) as run:

@@ -86,10 +86,8 @@ def train(run: Run, plan: Plan) -> tuple[History, dict[str, float] | None]:
     """Trains, or resumes, until the last step or until a validation ends the run.
 
     Returns (the validations, the metrics of the average over the trajectory if there is one).
-
-    Raises:
-      InputError: a figure is not finite (names the step and its records), or the disk is full.
-      Preempted: a shut-down signal arrived; the step is saved.
+    Raises InputError if a figure is not finite (names the step and its records) or the disk is
+    full, and Preempted if a shut-down signal arrived; the step is saved.
     """
     at = _start(run, plan)
     run.notice.training_started = True

@@ -17,11 +17,8 @@ def compile_that_fits(
 ) -> jax.stages.Compiled:
     """Compiles a step ahead of time, and refuses one that does not fit into the devices' memory.
 
-    `lower` lowers the step for a batch size, which must be divisible by `unit`.
-
-    Raises:
-      InputError: it does not fit; says what it needs, what is free, and the largest batch that
-        would fit.
+    `lower` lowers the step for a batch size, which must be divisible by `unit`. The InputError says
+    what it needs, what is free, and the largest batch that would fit.
     """
     with announce(what):
         compiled = lower(batch_size).compile()

@@ -103,10 +103,8 @@ def resident_sharding(size: int, mesh: Mesh, free: int) -> NamedSharding:
     """Returns the sharding of the images: on every device if they fit, else divided.
 
     `size` is the bytes of all images, `free` those on each device beside the step, the same in
-    every process.
-
-    Raises:
-      InputError: they do not fit on the devices or, while they are decoded, on the host.
+    every process. Raises InputError if they do not fit on the devices or, while they are decoded,
+    on the host.
     """
     sharding = replicated(mesh) if size <= free else batch_sharding(mesh)
     of_device = size if size <= free else size // mesh.size

@@ -31,11 +31,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 class PreemptionNotice:
-    """Whether a signal came.
+    """Whether a signal came, and which.
 
-    Attributes:
-      signal_name: "" before one came.
-      training_started: there may be something to save; before that a signal ends the process.
+    Before `training_started` there is nothing to save, and a signal ends the process.
     """
 
     def __init__(self) -> None:

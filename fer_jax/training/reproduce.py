@@ -34,8 +34,8 @@ MARK = "reproduces.json"
 def reproduce(run: Path, workdir: Path, data_dir: Path) -> bool:
     """Trains and evaluates a run again and prints what differs; returns whether nothing does.
 
-    Raises:
-      InputError: no run, another build of one of its datasets, or `workdir` holds something else.
+    Raises InputError: no run, another build of one of its datasets, or `workdir` holds something
+    else.
     """
     of_generator = is_generator(from_dict(storage.read_json(run / "config.json")))
     config = read_config(run, of_generator=of_generator)
@@ -154,8 +154,7 @@ def compare_networks(run: Path, again: Path, config: Config) -> tuple[int, float
 def compare_predictions(run: Path, again: Path) -> list[tuple[str, tuple[float, float], float]]:
     """Compares the predictions tables that both runs have.
 
-    Returns:
-      (the file's name, both balanced accuracies, the largest difference of a probability) of each.
+    Returns (file name, both balanced accuracies, largest difference of a probability) of each.
     """
     found = []
     for file in sorted((again / "predictions").glob("*.csv")):

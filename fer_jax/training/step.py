@@ -192,24 +192,19 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """Updates the parameters once, from one batch.
 
-    With accumulation the batch is divided into equal parts whose gradients are averaged.
-    BatchNorm then normalizes over each part and updates its running statistics once a part, so
-    only frozen statistics give the same result as the whole batch. MixStyle and CORAL compare
-    the images of a part, too.
+    With accumulation the batch is divided into equal parts whose gradients are averaged. BatchNorm
+    then normalizes over each part and updates its running statistics once a part, so only frozen
+    statistics give the same result as the whole batch. MixStyle and CORAL compare the images of a
+    part, too.
 
     With SAM, BatchNorm's statistics, the loss and the accuracy are those of the first pass, at the
     parameters themselves; both passes use the same images, dropout and mixed styles.
 
-    Args:
-      state: donated by the caller.
-      batch: {"image": uint8 [b, s, s, 3], "target": float32 [b, k], "domain": int32 [b]},
-        sharded over devices; only MixStyle and CORAL read the domain.
-      key: the run's key; this step's is derived from it and `state.step`.
-      options: from `step_options`.
-
-    Returns:
-      The next state, and metrics. A loss of NaN means that the gradient was not finite for
-      another reason than float16's range.
+    The batch is {"image": uint8 [b, s, s, 3], "target": float32 [b, k], "domain": int32 [b]},
+    sharded over devices; only MixStyle and CORAL read the domain. `key` is the run's; this step's
+    is derived from it and `state.step`. The caller donates the state. Returns the next state, and
+    metrics; a loss of NaN means that the gradient was not finite for another reason than float16's
+    range.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     images, targets = augment(batch["image"], batch["target"], augment_key, options.augmentation)

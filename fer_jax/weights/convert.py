@@ -82,8 +82,7 @@ def _write(out: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
 def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
     """Reads some of `nvidia.NAMES` (empty: all) of a network file or a folder of `convert`.
 
-    Raises:
-      InputError: neither of the two, damaged, or without one of the names: one line.
+    Raises InputError if it is neither of the two, damaged, or without one of the names: one line.
     """
     if not path.is_dir():
         return nvidia.read_networks(path, names)

@@ -49,13 +49,10 @@ def load_xception(
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Replaces a network's arrays by those of a Keras file or of a folder that `convert` wrote.
 
-    The network, from `xception.init`, must have full width and 8 middle blocks.
-
-    Returns (params, batch_stats, fresh): new dicts of the same structure, and the names of the
-    parts that keep their values because the file has no top, or one for other classes.
-
-    Raises:
-      InputError: no such file, a damaged one, or one that is not Xception or does not fit.
+    The network, from `xception.init`, must have full width and 8 middle blocks. Returns (params,
+    batch_stats, fresh): new dicts of the same structure, and the names of the parts that keep their
+    values because the file has no top, or one for other classes. Raises InputError: no such file, a
+    damaged one, or one that is not Xception or does not fit.
     """
     found = read_folder(path) if path.is_dir() else read_xception(path)
     ours: dict[str, Any] = traverse_util.flatten_dict(
@@ -92,10 +89,8 @@ def read_xception(path: Path) -> dict[str, np.ndarray]:
     """Reads a Keras file, with or without top.
 
     Returns float32 arrays by "params/<name>" and "batch_stats/<name>", as in `xception.init`;
-    without "params/logits/..." if the file has no top.
-
-    Raises:
-      InputError: the file is absent, not HDF5, or not Xception.
+    without "params/logits/..." if the file has no top. Raises InputError if the file is absent, not
+    HDF5, or not Xception.
     """
     layers = _read_layers(path)
     found: dict[str, np.ndarray] = {}

@@ -48,9 +48,8 @@ class Network:
 def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
     """Reads some of `NAMES` (empty: all that there are) of a file without running anything in it.
 
-    Raises:
-      InputError: not such a file, a missing network or one that is not a StyleGAN2, parameters
-        that are missing or superfluous: one line.
+    Raises InputError: not such a file, a missing network or one that is not a StyleGAN2, parameters
+    that are missing or superfluous: one line.
     """
     root = pickles.read_pickle(path)
     try:
@@ -159,8 +158,7 @@ def _network(name: str, value: pickles.Object) -> Network:
 def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
     """Returns a network of exactly the arrays that its config requires, in its order, as float32.
 
-    Raises:
-      InputError: names the first array that is missing, superfluous, or of another shape.
+    The InputError names the first array that is missing, superfluous, or of another shape.
     """
     arrays, found = dict(arrays), {}
     for name, shape in stylegan2.shapes(config).items():

@@ -85,15 +85,12 @@ class _Refused(Exception):
 def read_pickle(path: Path) -> Any:
     """Reads a pickle of protocol 2 to 5, as NVIDIA's network files are.
 
-    Returns:
-      Python's dicts, lists, tuples, sets, strings, bytes, numbers and None. PyTorch's tensors
-      are read-only `np.ndarray`, NumPy's arrays too after `as_array`, neither of them copied.
-      Instances are `Object` of the class `PERSISTENT` (with the meta dict of NVIDIA's PyTorch
-      modules) or `NETWORK` (with the state of a TensorFlow network); classes are `Name`.
-
-    Raises:
-      InputError: no such file, another kind of file, or a pickle that is damaged or asks for
-        anything else: one line with the byte.
+    Returns Python's dicts, lists, tuples, sets, strings, bytes, numbers and None. PyTorch's tensors
+    are read-only `np.ndarray`, NumPy's arrays too after `as_array`, neither of them copied.
+    Instances are `Object` of the class `PERSISTENT` (with the meta dict of NVIDIA's PyTorch
+    modules) or `NETWORK` (with the state of a TensorFlow network); classes are `Name`. Raises
+    InputError: no such file, another kind of file, or a pickle that is damaged or asks for anything
+    else, with the byte.
     """
     if not path.is_file():
         raise InputError(f"no network file '{path}'")

@@ -88,17 +88,11 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hashes(thumbnails: np.ndarray) -> np.ndarray:
-    """Hashes images, windows of them, and their mirror images.
+    """Hashes images, uint8 [n, 48, 48], windows of them, and their mirror images: uint64 [n, 46].
 
     A bit says whether one of the 64 lowest coefficients of the cosine transform, without the
-    constant one, is above its median (after the scheme known as pHash).
-
-    Args:
-      thumbnails: uint8 [n, 48, 48].
-
-    Returns:
-      uint64 [n, 46]: the hash of the image, of its moved, smaller and turned windows, and of the
-      mirror images of all but the turned ones.
+    constant one, is above its median (after the scheme known as pHash). The columns are the image,
+    its moved, smaller and turned windows, and the mirror images of all but the turned ones.
     """
     bases = _bases()
     blocks = [
@@ -211,16 +205,10 @@ def neighbours(
     """Finds all pairs of items of which one has a hash close to the other's own.
 
     Exact without comparing all pairs: if two hashes differ in d bits, one of b bands of their bits
-    differs in at most d // b, so in each band only keys within that radius are looked up
-    (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012).
-
-    Args:
-      hashes: uint64 [n, v]; column 0 is an item's own.
-      distance: in bits.
-      is_candidate: which pairs to keep; None: all.
-
-    Returns:
-      int64 [pairs, 3], sorted: the items i < j and their distance.
+    differs in at most d // b, so in each band only keys within that radius are looked up (Norouzi,
+    Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", 2012). `hashes` are
+    uint64 [n, v], column 0 is an item's own; `distance` is in bits. Returns int64 [pairs, 3],
+    sorted: the items i < j and their distance.
     """
     n = len(hashes)
     if n < 2:
@@ -320,8 +308,7 @@ def closest_windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Compares hashes of pairs, uint64 [p, v] each, as `neighbours` does.
 
-    Returns:
-      (the distance, uint8 [p]; the column of the closest window; whether that is the other's).
+    Returns the distance, uint8 [p]; the column of the closest window; whether that is the other's.
     """
     distances = np.stack(
         [
@@ -338,19 +325,15 @@ def closest_windows(
 def similarity(thumbnail: np.ndarray, other: np.ndarray, column: int = 0) -> float:
     """Compares the details of two uint8 [48, 48] images, whatever their brightness and contrast.
 
-    The centre of one is laid over a window of the other where it correlates best, and aligned by
-    an affine motion (Evangelidis and Psarakis, "Parametric Image Alignment Using Enhanced
-    Correlation Coefficient Maximization", 2008). Both are band-passed first: coarse structure is
-    common to all tight crops, fine structure does not survive encoding.
+    The centre of one is laid over a window of the other where it correlates best, and aligned by an
+    affine motion (Evangelidis and Psarakis, "Parametric Image Alignment Using Enhanced Correlation
+    Coefficient Maximization", 2008). Both are band-passed first: coarse structure is common to all
+    tight crops, fine structure does not survive encoding. `column` of `perceptual_hashes` is the
+    window of `thumbnail` that is like `other`.
 
-    Args:
-      thumbnail: one image.
-      other: the other image.
-      column: of `perceptual_hashes`: the window of `thumbnail` that is like `other`.
-
-    Returns:
-      The correlation, -1 to 1, that two thirds of the neighbourhoods exceed: text over a third of a
-      copy does not matter. Of images that do not nearly fit, the correlation where they fit best.
+    Returns the correlation, -1 to 1, that two thirds of the neighbourhoods exceed: text over a
+    third of a copy does not matter. Of images that do not nearly fit, the correlation where they
+    fit best.
     """
     return _similarity((thumbnail, _details(thumbnail)), (other, _details(other)), column)
 
@@ -469,12 +452,7 @@ def _lower_third(image: np.ndarray, other: np.ndarray, motion: np.ndarray) -> fl
 def find_near_duplicates(
     thumbnails: np.ndarray, is_candidate: IsCandidate | None = None
 ) -> Candidates:
-    """Finds pairs of near-duplicates among uint8 [n, 48, 48] and compares them.
-
-    Args:
-      thumbnails: see `thumbnail`.
-      is_candidate: which pairs are compared; None: all.
-    """
+    """Finds pairs of near-duplicates among uint8 [n, 48, 48] and compares them."""
     blocks = [thumbnails[first : first + _BLOCK] for first in range(0, len(thumbnails), _BLOCK)]
     shown = np.flatnonzero([spread >= BLANK for block in blocks for spread in block.std((1, 2))])
     hashes = perceptual_hashes(thumbnails[shown])

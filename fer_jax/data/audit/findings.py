@@ -180,13 +180,11 @@ def _shared(kind: str, keys: np.ndarray, known: np.ndarray, groups: np.ndarray) 
 def image_findings(pool: Pool) -> tuple[list[Finding], dict[str, Any]]:
     """Finds near-duplicates in different splits, or with different labels within a split.
 
-    Images that are equal byte for byte in two splits are left to `identity_findings`.
-
-    Returns:
-      (findings, {"candidates", "confirmed", "precision"} of the pairs that the hashes propose,
-      "similarities": the numbers of confirmed and rejected pairs in 100 equal steps from 0 to 1,
-      "look_alikes": namespaces whose different people must be more similar, and "blank": images
-      without content, which are not compared).
+    Images that are equal byte for byte in two splits are left to `identity_findings`. Returns the
+    findings and {"candidates", "confirmed", "precision"} of the pairs that the hashes propose,
+    "similarities": the numbers of confirmed and rejected pairs in 100 equal steps from 0 to 1,
+    "look_alikes": namespaces whose different people must be more similar, and "blank": images
+    without content, which are not compared.
     """
     columns = pool.columns
     digest = columns["image_digest"]
@@ -267,9 +265,8 @@ def find_near_duplicates(
 ) -> dict[str, Any] | None:
     """Reads what `fer-jax audit` found between (part, records) pairs, in its folder.
 
-    Returns:
-      {"date", "fingerprint": of what was audited, "found": near-duplicates in different parts};
-      None if the audit in the folder was of other images, or there is none.
+    Returns {"date", "fingerprint": of what was audited, "found": near-duplicates in different
+    parts}; None if the audit in the folder was of other images, or there is none.
     """
     audited = storage.read_json(folder / AUDIT_FILE, "audit again")
     known = {(one["part"], one["fingerprint"]) for one in audited.get("parts", [])}
@@ -287,10 +284,9 @@ def find_near_duplicates(
 
 
 def near_duplicate_groups(records: Records) -> np.ndarray:
-    """Compares all images of a set, and groups those that are connected by near-duplicates.
+    """Groups the images that are connected by near-duplicates.
 
-    Returns:
-      str [n], of each image the first record_id of its group, by name.
+    Returns of each image the first record_id of its group, by name: str [n].
     """
     from scipy.sparse import coo_array, csgraph  # which reading audits does not need
 

@@ -57,11 +57,9 @@ THUMBNAIL = 96  # pixels a side
 def dataset_splits(names: Iterable[str], data_dir: Path) -> list[tuple[str, Records]]:
     """Opens all splits of datasets as (split, records) pairs.
 
-    "dataset" stands for all its configs, unless they are protocols, which split the same records
-    in different ways.
-
-    Raises:
-      InputError: a dataset is not built, is damaged, or is built with several protocols.
+    "dataset" stands for all its configs, unless they are protocols, which split the same records in
+    different ways. Raises InputError if one is not built, is damaged, or built with several
+    protocols.
     """
     built = built_datasets(data_dir)
     labels: list[str] = []
@@ -81,8 +79,7 @@ def dataset_splits(names: Iterable[str], data_dir: Path) -> list[tuple[str, Reco
 def audit(parts: Sequence[tuple[str, Records]]) -> tuple[Pool, list[Finding], dict[str, Any]]:
     """Finds all leakage between (split, records) pairs.
 
-    Returns:
-      (the pooled records, the findings, the content of audit.json).
+    Returns the pooled records, the findings, and the content of audit.json.
     """
     pool = pool_records(parts)
     findings = identity_findings(pool)
