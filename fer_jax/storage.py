@@ -20,7 +20,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fer_jax.errors import USER_FIXABLE_ERRNOS, InputError
 
@@ -147,6 +147,9 @@ def append(path: Path, lines: str, *, durable: bool = True) -> None:
     `durable` waits until the disk has them.
     """
     data = lines.encode()
+    if path.exists() and not path.is_file():
+        # A pipe without a reader would be waited for.
+        raise InputError(f"'{path}' is not a file, so nothing can be appended; remove it")
     before = path.stat().st_size if path.is_file() else 0
     try:
         with path.open("ab", buffering=0) as file:
@@ -209,25 +212,62 @@ def read_json(file: Path, remedy: str = "") -> dict[str, Any]:
     """
     if not file.exists():
         return {}
-    try:
+    with _naming(file, remedy):
         if not file.is_file() or file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"not a file of at most {MAX_JSON_BYTES >> 20} MiB")
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
+        text = file.read_text(encoding="utf-8")
+        return _object(text, parse_constant=_finite, parse_float=_finite)
+
+
+@contextlib.contextmanager
+def _naming(file: Path, remedy: str) -> Iterator[None]:
+    """Makes an InputError that names the file of an error in its JSON."""
+    try:
+        yield
     except (ValueError, RecursionError) as error:
         end = f"; {remedy}" if remedy else ""
         raise InputError(f"'{file}' is damaged ({str(error).splitlines()[0]}){end}") from error
+
+
+def _object(text: str | bytes, **options: Any) -> dict[str, Any]:
+    content = json.loads(text, **options)
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
     return content
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+def _finite(number: str) -> float:
+    # Python reads 1e999 as infinity.
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no finite number")
+    return value
+
+
+def json_lines(path: Path, remedy: str = "") -> Iterator[dict[str, Any]]:
+    """Yields the rows of a JSON Lines file one by one, without a torn last line.
+
+    Nothing, if there is no file. A row may have NaN. Raises InputError if it is no regular file, or
+    if a line has no object (names it); `remedy` ends the message.
+    """
+    if not path.exists():
+        return
+    with _naming(path, remedy):
+        if not path.is_file():
+            raise ValueError("not a file")
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    row = _object(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"line {number}: {error}") from error
+                yield row
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a JSON Lines file, without a torn last line; [] if there is no file."""
-    return [json.loads(line) for line in _whole_lines(path).splitlines()] if path.is_file() else []
+    """Returns the rows of a JSON Lines file, as `json_lines` yields them."""
+    return list(json_lines(path))
 
 
 def read_cells(data: bytes, name: str, *, errors: str = "strict") -> Iterator[list[str]]:
@@ -296,12 +336,12 @@ def write_checksums(folder: Path) -> None:
 
 def find_corruption(folder: Path) -> str:
     """Compares a folder with its SHA256SUMS, byte for byte; returns what differs, or ""."""
+    if not (folder / CHECKSUMS_FILE).is_file():  # a pipe would be waited for
+        return f"it has no {CHECKSUMS_FILE}: it was not finished, or the file is lost"
     try:
         lines = [line.partition("  ") for line in (folder / CHECKSUMS_FILE).read_text().split("\n")]
         expected = {name: digest for digest, _, name in lines if name}
         found = _checksums(folder)
-    except FileNotFoundError:
-        return f"it has no {CHECKSUMS_FILE}: it was not finished, or the file is lost"
     except (OSError, UnicodeDecodeError) as error:
         return f"it cannot be read ({error})"
     for name in sorted(expected.keys() | found.keys()):

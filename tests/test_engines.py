@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from small_runs import picture, write_dataset, write_run
 
 import fer_jax
@@ -145,3 +147,57 @@ def test_engines_send_no_usage_data(engine: str, exported: Path, tmp_path: Path)
     )
     assert done.stdout.strip() == "[]"
     assert not (tmp_path / "intel").exists() and not (tmp_path / ".ses").exists()
+
+
+CHANGES = {
+    "numbers that are not finite": lambda array: array * np.float32(np.nan),
+    "got int32": lambda array: array.astype(np.int32),
+    "got float64": lambda array: array.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("says", CHANGES)
+def test_weights_that_are_no_weights_are_refused(says: str, exported: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(exported, tmp_path / "exported"))
+    arrays = load_file(folder / "model.safetensors")
+    name = min(arrays)
+    arrays[name] = CHANGES[says](arrays[name])
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(InputError, match=says):
+        open_network(folder, "jax")
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_a_crafted_onnx_is_one_line(
+    engine: str, exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    pytest.importorskip(engine)
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "model.onnx"
+
+    def refused(match: str) -> None:
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(InputError, match=match) as raised:
+            open_network(path, engine).probabilities(pictures(2))
+        assert "\n" not in str(raised.value)
+
+    for name in ("task", "classes", "image_size", "step", "config"):
+        for value in ("9" * 30, "[]", '{"width": 1}', '"x"', "NaN", "[" * 100_000):
+            model = onnx.load(exported / "model.onnx")
+            if name != "step" or not value.isdecimal():
+                next(p for p in model.metadata_props if p.key == name).value = value
+                refused("was not written by this fer-jax export|is damaged, or ")
+    model = onnx.load(exported / "model.onnx")
+    for array in model.graph.initializer:
+        if array.data_type == onnx.TensorProto.FLOAT:
+            array.raw_data = np.full(array.dims, np.nan, np.float32).tobytes()
+    refused("it does not compute probabilities")
+    model = onnx.load(exported / "model.onnx")
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    refused("is damaged, or .* cannot read it")
+    with path.open("wb") as file:
+        file.truncate(2**31 + 1)
+    with pytest.raises(InputError, match="is over 2 GiB"):
+        open_network(path, engine)
+    assert capfd.readouterr().err == ""

@@ -225,7 +225,8 @@ def test_what_is_no_secret_is_kept(text: str):
     [
         (b"{", "Expecting property name"),
         (b"[]", "not an object"),
-        (b'{"a": Infinity}', "Infinity is no JSON"),
+        (b'{"a": Infinity}', "Infinity is no finite number"),
+        (b'{"a": 1e999}', "1e999 is no finite number"),
         (b"[" * 100_000, "recursion"),
         (b'{"a": "\xff"}', "invalid start byte"),
     ],
@@ -247,3 +248,24 @@ def test_a_pipe_a_device_and_a_huge_file_are_not_read_as_json(tmp_path: Path):
         with pytest.raises(InputError, match="not a file of at most 64 MiB"):
             storage.read_json(tmp_path / name)
     assert storage.read_json(tmp_path / "absent") == {}
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"[" * 100_000, b'{"a": "\xff"}'])
+def test_a_damaged_line_of_json_is_named(line: bytes, tmp_path: Path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"a": NaN}\n' + line + b"\n")
+    with pytest.raises(InputError, match="a.jsonl' is damaged .line 2: ") as raised:
+        storage.read_json_lines(file)
+    assert str(raised.value).count("\n") == 0
+    file.write_bytes(b'{"a": 1}\n' + line)  # torn
+    assert storage.read_json_lines(file) == [{"a": 1}]
+
+
+def test_no_pipe_is_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe' is damaged .not a file"):
+        storage.read_json_lines(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe' is not a file, so nothing can be appended"):
+        storage.append(tmp_path / "pipe", "line\n")
+    os.mkfifo(tmp_path / storage.CHECKSUMS_FILE)
+    assert "it has no SHA256SUMS" in storage.find_corruption(tmp_path)

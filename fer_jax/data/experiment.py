@@ -219,4 +219,4 @@ def leaks_into(trained: Experiment, test: Records, data_dir: Path, workdir: Path
 def training_data_dir(workdir: Path) -> Path:
     """Returns a run's data folder, or the default one if its environment.json is missing."""
     trained_from = storage.read_json(workdir / "environment.json").get("data_dir")
-    return Path(trained_from) if trained_from else default_data_dir()
+    return Path(str(trained_from)) if trained_from else default_data_dir()

@@ -151,11 +151,10 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
 
 def check_folder(out: Path, about: dict[str, Any], formats: Sequence[str]) -> None:
     """Refuses a folder that would then have files of two networks, or that has other files."""
-    try:
-        before = json.loads((out / CONFIG).read_text())
-        ours = isinstance(before, dict) and before.get("format") == runtime.FORMAT
-    except (OSError, ValueError):
-        before, ours = {}, False
+    before = {}
+    with contextlib.suppress(InputError):  # then it is not ours, as is said below
+        before = storage.read_json(out / CONFIG)
+    ours = before.get("format") == runtime.FORMAT
     if others := [name for name in (CONFIG, CARD) if (out / name).exists() and not ours]:
         raise InputError(
             f"'{out}' already has a {others[0]} that fer-jax export did not write; choose another "

@@ -32,6 +32,8 @@ from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
 SCALE = ".scale"  # follows the name of an int8 kernel: the array of its scales
 CONFIG, ARRAYS = "config.json", "model.safetensors"  # of an exported folder
 ENGINES = ("jax", *runtime.ENGINES)
+MAX_ONNX_BYTES = 2**31
+MAX_MARGIN = 10.0  # a share of a face's side
 BATCHES_IN_FLIGHT = 4
 # Many images are padded to batches of one size. Faces that come a few at a time are divided into
 # several sizes instead: each is compiled once, and nothing is computed for padding.
@@ -133,6 +135,8 @@ def load(
         return _load_jax(path, checkpoint, batch_sizes, devices)
     file = path / runtime.ONNX if path.is_dir() else path
     if file.suffix == ".onnx" and file.is_file():
+        if file.stat().st_size > MAX_ONNX_BYTES:
+            raise InputError(f"'{file}' is over {MAX_ONNX_BYTES >> 30} GiB, which ONNX cannot be")
         return _load_onnx(file.read_bytes(), engine, file, file.parent)
     model = _load_jax(path, checkpoint, batch_sizes, devices)
     arrays, arguments = model.arrays, model_arguments(model.config)
@@ -181,6 +185,12 @@ def _load_jax(
         step, network = checkpoints.restore_network(
             path, checkpoint, network_shapes(config, mesh), config.selection_metric
         )
+    flat: dict[str, Any] = traverse_util.flatten_dict(network, sep="/")
+    for name, array in flat.items():
+        if not np.isfinite(np.asarray(array)).all():
+            raise InputError(f"'{path}' is damaged: {name} has numbers that are not finite")
+    if not 0 <= margin <= MAX_MARGIN:
+        raise InputError(f"'{path}' is damaged: its margin is {margin:g}")
     about = {
         "format": FORMAT,
         "task": config.task,
@@ -272,10 +282,10 @@ def _check_version(config: Config, path: Path) -> None:
 
 def _margin(workdir: Path) -> float:
     """Returns the margin of a run's training datasets; 0 if they differ or it is unknown."""
+    datasets = storage.read_json(workdir / "environment.json").get("datasets", {})
     try:
-        datasets = json.loads((workdir / "environment.json").read_text())["datasets"].values()
-        margins = {float(one["margin"]) for one in datasets}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        margins = {float(one["margin"]) for one in datasets.values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return 0.0
     return margins.pop() if len(margins) == 1 else 0.0
 
@@ -289,7 +299,7 @@ def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any
         step = int(written["step"])
         config = completed(from_dict(written["config"]))
         margin = float(written.get("margin", 0.0))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(wrong) from error
     _check_version(config, folder)
     file = folder / ARRAYS
@@ -302,7 +312,10 @@ def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any
     shapes = {k: v for k, v in network_shapes(config, mesh).items() if v and k != "ema"}
     expected: dict[str, Any] = traverse_util.flatten_dict(shapes, sep="/")
     for name in sorted(expected.keys() | arrays.keys()):
-        needed, found = (a[name].shape if name in a else "absent" for a in (expected, arrays))
+        needed, found = (
+            f"{a[name].dtype} {a[name].shape}" if name in a else "absent"
+            for a in (expected, arrays)
+        )
         if found != needed:
             raise InputError(
                 f"'{file}' is of another network: {name} must be {needed}, got {found}"

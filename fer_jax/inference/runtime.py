@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from fer_jax.config import check_config, completed, from_dict
 from fer_jax.errors import InputError
+from fer_jax.schema import TASKS
 
 ONNX = "model.onnx"
 INT8_FOLDER = "export_int8"  # in a workdir: where `export --quantize=int8` writes
@@ -28,7 +30,7 @@ def open_onnx(
     says so. Returns (its metadata: format, task, classes, image_size, step, config and, if int8,
     quantization; a function of uint8 RGB [n, s, s, 3] to float32 [n, classes], for any n and any
     thread). Raises InputError if the engine is not installed, or the file is damaged or not from
-    `export`.
+    `export`; the function raises it, too, if the network does not compute probabilities.
     """
     title, extra, prepare = ENGINES[engine]
     try:
@@ -40,11 +42,26 @@ def open_onnx(
         raise
     except Exception as error:  # ONNX Runtime's own derive from nothing narrower
         raise InputError(f"'{name}' is damaged, or {title} cannot read it") from error
-    if not about.keys() >= {"task", "classes", "image_size", "step", "config"}:
-        raise InputError(f"'{name}' was not written by fer-jax export")
-    if flip and about["config"].get("test_time_flip"):
-        return about, lambda images: (run(images) + run(images[:, :, ::-1])) / 2
-    return about, run
+    try:
+        config = completed(from_dict(about["config"]))
+        check_config(config)
+        classes = list(TASKS[config.task])
+        ours = config.task, classes, config.model.image_size, int
+        if ours != (about["task"], about["classes"], about["image_size"], type(about["step"])):
+            raise InputError("its entries contradict its config")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f": {error}" if isinstance(error, InputError) else ""
+        raise InputError(f"'{name}' was not written by this fer-jax export{reason}") from error
+
+    def checked(images: np.ndarray) -> np.ndarray:
+        probabilities = run(images)
+        if probabilities.shape != (len(images), len(classes)) or not np.all(probabilities >= 0):
+            raise InputError(f"'{name}' is damaged: it does not compute probabilities")
+        return probabilities
+
+    if flip and config.test_time_flip:
+        return about, lambda images: (checked(images) + checked(images[:, :, ::-1])) / 2
+    return about, checked
 
 
 def onnxruntime_session(model: bytes) -> Any:
@@ -52,7 +69,7 @@ def onnxruntime_session(model: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only; they are raised, too
+    options.log_severity_level = 4  # not errors, which are raised
     # Processors without VNNI add pairs of int8 products in 16 bits, which overflow. With this entry
     # they compute exactly and more slowly; others ignore it.
     options.add_session_config_entry("session.x64quantprecision", "1")

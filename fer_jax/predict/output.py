@@ -143,16 +143,22 @@ class Output:
         storage.append_table(self.folder / "ledger.csv", LEDGER, [self.ledger[one.name]])
 
     def close(self) -> None:
-        """Writes faces.csv from faces.jsonl, one row in memory at a time."""
+        """Writes faces.csv from faces.jsonl, one row in memory at a time.
+
+        Raises InputError if a line of faces.jsonl is damaged.
+        """
         if self.folder is None:
             return
         lines, table = self.folder / "faces.jsonl", self.folder / "faces.csv"
         lines.touch()
-        with lines.open(encoding="utf-8") as rows, storage.replacing(table) as temporary:
+        with storage.replacing(table) as temporary:
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self._columns, lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(_flat(json.loads(line)) for line in rows)
+                try:
+                    writer.writerows(map(_flat, storage.json_lines(lines)))
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise InputError(f"'{lines}' is damaged; --overwrite it") from error
 
 
 def _to_line(row: dict[str, Any]) -> str:
@@ -178,21 +184,19 @@ def _identity(path: Path) -> tuple[str, str]:
 
 def _count_faces(file: Path) -> collections.Counter[str]:
     """Returns how many lines each input has, without a last line without its end."""
-    if not file.is_file():
-        return collections.Counter()
-    with file.open(encoding="utf-8") as lines:
-        return collections.Counter(json.loads(line)["file"] for line in lines if line[-1] == "\n")
+    rows = storage.json_lines(file, "--overwrite it")
+    return collections.Counter(str(row.get("file")) for row in rows)
 
 
 def _keep_lines(file: Path, names: Collection[str]) -> None:
     """Drops the lines of all inputs but these, and a last line without its end."""
-    if not file.is_file():
+    if not names:
+        file.unlink(missing_ok=True)
         return
-    with storage.replacing(file) as temporary:
-        with file.open(encoding="utf-8") as old, temporary.open("w", encoding="utf-8") as new:
-            for line in old:
-                if line.endswith("\n") and json.loads(line)["file"] in names:
-                    new.write(line)
+    with storage.replacing(file) as temporary, temporary.open("w", encoding="utf-8") as new:
+        for row in storage.json_lines(file, "--overwrite it"):
+            if row.get("file") in names:
+                new.write(json.dumps(row) + "\n")
 
 
 class DrawnFace(NamedTuple):

@@ -235,14 +235,14 @@ def _open_folder(
             raise InputError(f"--out '{out}' holds something else ({min(others)}); choose another")
         storage.write_atomically(file, json.dumps(settings, indent=2) + "\n")
         return
+    before = storage.read_json(file, "choose another --out")
     try:
-        before = json.loads(file.read_text())
         differing = [
             difference
             for name in ("request", "made_by")
             for difference in storage.differences(before[name], settings[name], ignored=CHANGEABLE)
         ]
-    except (ValueError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"'{file}' is damaged; choose another --out") from error
     if differing:
         raise InputError(
