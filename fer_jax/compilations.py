@@ -60,7 +60,12 @@ def folder() -> Path:
 
 
 def _processor() -> bytes:
+    found = cpu_info("flags", "Features")
+    return f"{platform.machine()} {platform.processor()} {found}".encode()
+
+
+def cpu_info(*names: str) -> str:
+    """Returns the first line of /proc/cpuinfo that begins with one of the names; "" without one."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {platform.processor()} {found}".encode()
+    return next((line for line in lines if line.startswith(names)), "")

@@ -186,8 +186,7 @@ def _installed(name: str) -> str | None:
 
 
 def _bfloat16() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    flags = compilations.cpu_info("flags", "Features").split()
     units = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
     return f", {units[0]}: bfloat16 in hardware" if units else ""
 

@@ -56,6 +56,16 @@ INTEREST_ALIASES = {
 }
 GENDER_ALIASES = {"f": "female", "w": "female", "woman": "female", "m": "male", "man": "male"}
 
+# The features of a record but its image, with the values of those that are not known. They are
+# stored as text where the default is one, else as float32, unless `features` says otherwise.
+DEFAULTS: dict[str, Any] = {
+    **{"emotion": UNKNOWN, "interest": UNKNOWN, "source": "", "content": "", "subject_id": ""},
+    **{"clip_id": "", "frame_index": 0, "timestamp": 0.0, "box": None, "detection_score": 1.0},
+    **{"label_source": "annotated", "label_confidence": 1.0, "emotion_probabilities": None},
+    **{"seed": UNKNOWN, "truncation_psi": float("nan"), "record_id": "", "stimulus_id": ""},
+    **{"url": "", "gender": "", "age": float(UNKNOWN)},
+}
+
 JPEG_QUALITY = 95
 MAX_IMAGE_SIZE = 256  # records hold faces of at most this many pixels a side
 
@@ -97,31 +107,20 @@ def features():
     """Returns the features of a record as TFDS's FeaturesDict."""
     import tensorflow_datasets as tfds
 
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "emotion": tfds.features.ClassLabel(names=EMOTIONS),
-            "interest": tfds.features.ClassLabel(names=INTERESTS),
-            "source": tfds.features.Text(),
-            "content": tfds.features.Text(),
-            "subject_id": tfds.features.Text(),
-            "clip_id": tfds.features.Text(),
-            "frame_index": np.int32,
-            "timestamp": np.float32,
-            "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-            "detection_score": np.float32,
-            "label_source": tfds.features.Text(),
-            "label_confidence": np.float32,
-            "emotion_probabilities": tfds.features.Tensor(shape=(len(EMOTIONS),), dtype=np.float32),
-            "seed": np.int64,
-            "truncation_psi": np.float32,
-            "record_id": tfds.features.Text(),
-            "stimulus_id": tfds.features.Text(),
-            "url": tfds.features.Text(),
-            "gender": tfds.features.Text(),
-            "age": np.float32,
-        }
-    )
+    stored = {
+        "emotion": tfds.features.ClassLabel(names=EMOTIONS),
+        "interest": tfds.features.ClassLabel(names=INTERESTS),
+        "frame_index": np.int32,
+        "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        "emotion_probabilities": tfds.features.Tensor(shape=(len(EMOTIONS),), dtype=np.float32),
+        "seed": np.int64,
+    }
+    image = tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")
+    others = {
+        name: stored.get(name) or (tfds.features.Text() if isinstance(default, str) else np.float32)
+        for name, default in DEFAULTS.items()
+    }
+    return tfds.features.FeaturesDict({"image": image} | others)
 
 
 def canonical_url(url: str) -> str:
@@ -141,29 +140,8 @@ def record(*, record_id: str, source: str, image: bytes, **known: Any) -> dict[s
     in pixels of the original frame, `timestamp` in seconds, `age` in years. InputError for an
     unknown field or label.
     """
-    row: dict[str, Any] = {
-        "image": image,
-        "emotion": UNKNOWN,
-        "interest": UNKNOWN,
-        "source": source,
-        "content": "",
-        "subject_id": "",
-        "clip_id": "",
-        "frame_index": 0,
-        "timestamp": 0.0,
-        "box": np.zeros(4, np.float32),
-        "detection_score": 1.0,
-        "label_source": "annotated",
-        "label_confidence": 1.0,
-        "emotion_probabilities": None,
-        "seed": UNKNOWN,
-        "truncation_psi": float("nan"),
-        "record_id": record_id,
-        "stimulus_id": "",
-        "url": "",
-        "gender": "",
-        "age": float(UNKNOWN),
-    }
+    row: dict[str, Any] = {"image": image} | DEFAULTS | {"source": source, "record_id": record_id}
+    row["box"] = np.zeros(4, np.float32)
     for key, value in known.items():
         if key not in row:
             raise InputError(f"a record has no field '{key}'{did_you_mean(key, row)}")

@@ -64,7 +64,6 @@ if [ -n "$small" ]; then
   part tests 300 "$PYTHON" -m pytest -m gpu -rs -p no:cacheprovider
   benchmark train_bfloat16 300 model --modes train --dtypes bfloat16 --batches 2 \
     --peers "PyTorch eager" "${tiny[@]}"
-  benchmark depthwise 300 depthwise --batch=1 --channels=0.05 --dtypes float32 --repeats=1
   tiny+=(--num_middle_blocks=0)
   benchmark end_to_end 300 end_to_end --batch=4 --steps=2 --inputs device "${tiny[@]}"
   benchmark input 300 input --images=64 --image_size=72 --repeats=1
@@ -79,7 +78,6 @@ else
     --peers "ours, shifted adds"
   benchmark inference_bfloat16 60 model --modes inference --dtypes bfloat16 --batches 256 \
     --peers "PyTorch eager"
-  benchmark depthwise 40 depthwise --batch=128 --dtypes bfloat16
   benchmark end_to_end 80 end_to_end --batch=256 --steps=20 --dtype=bfloat16 --inputs device
   benchmark input 30 input --images=4096
   benchmark scaling 30 scaling --batch=128 --dtype=bfloat16 --steps=10

@@ -17,7 +17,6 @@ from fer_jax.__main__ import main
 from fer_jax.data.audit import findings
 from fer_jax.data.records import open_records
 from fer_jax.evaluation import bootstrap, evaluate, predictions
-from fer_jax.evaluation.predict import predictions_table
 from fer_jax.media.extraction import Found
 from fer_jax.media.images import decode, encode_jpeg
 from fer_jax.schema import EMOTIONS
@@ -252,7 +251,7 @@ def test_near_duplicates_of_a_set_are_groups(tmp_path: Path):
     assert about["near_duplicates"] == {"x/0": "x/0", "x/2": "x/0", "x/3": "x/3", "x/4": "x/3"}
     workdir = tmp_path / "run"
     file = workdir / "predictions" / "x.test.csv"
-    table = predictions_table(records, np.arange(5), "emotion", np.full((5, 7), 1 / 7))
+    table = predictions.from_records(records, np.arange(5), "emotion", np.full((5, 7), 1 / 7))
     predictions.write(file, table, EMOTIONS)
     read, _ = predictions.read(file)
     assert bootstrap.sample_table(read, 7).describe()["cluster"] == "image"

@@ -147,15 +147,6 @@ def test_scalings_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert rows_of(tmp_path, "scaling", *SMALL)[0]["skipped"] == "there is one"
 
 
-def test_depthwises_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training_speed, "SIZES", ((9, 64),))
-    words = ["--batch=1", "--channels=0.1", "--dtypes", "bfloat16", "--repeats=1"]
-    _, forward, share, both, _ = rows_of(tmp_path, "depthwise", *words)
-    assert forward["what"] == "shifted adds, 9x9x6 forward"
-    assert both["what"] == "shifted adds, 9x9x6 forward and gradients"
-    assert 0 < share["ours"] < 1
-
-
 def test_stylegan2_trains_rows(tmp_path: Path):
     words = ["--resolution=8", "--channel_base=64", "--channel_max=8", "--batch=4", "--repeats=1"]
     rows = rows_of(tmp_path, "stylegan2_train", *words)
@@ -211,7 +202,6 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path):
         (["end_to_end", "--batch=9"], "not divisible by 8 devices"),
         (["end_to_end", "--inputs", "streem"], "did you mean 'stream'"),
         (["scaling", "--steps=0"], "at least 1"),
-        (["depthwise", "--channels=2"], "(0, 1]"),
         (["inference", "--engines", "openvine"], "did you mean 'openvino'"),
         (["inference", "--batches", "0"], "at least 1"),
         ([], "required"),

@@ -15,7 +15,7 @@ from fer_jax.checkpoints import fingerprint
 from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics
-from fer_jax.evaluation.predict import predict
+from fer_jax.evaluation.predictions import predict
 from fer_jax.inference.network import compile_predict_step, load, model_arguments
 from fer_jax.models import xception
 from fer_jax.schema import EMOTIONS

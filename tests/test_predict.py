@@ -16,7 +16,7 @@ from fer_jax import storage
 from fer_jax.__main__ import main
 from fer_jax.figures import CLASS_COLOURS
 from fer_jax.inference import recognizer
-from fer_jax.media import camera, images
+from fer_jax.media import images, video
 from fer_jax.media.faces import Face
 from fer_jax.predict import predict as predicting
 from fer_jax.predict.output import DrawnFace, annotate
@@ -277,8 +277,8 @@ def test_a_camera_is_processed_until_its_end(
 ):
     clip = write_video(tmp_path / "clip.avi", [scene(n) for n in range(20)])
     opened = cv2.VideoCapture
-    monkeypatch.setattr(camera.cv2, "VideoCapture", lambda number: opened(str(clip)))
-    monkeypatch.setattr(camera, "FRAME_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(video.cv2, "VideoCapture", lambda number: opened(str(clip)))
+    monkeypatch.setattr(video, "CAMERA_TIMEOUT_S", 0.2)
     assert (
         main(["predict", "webcam", f"--model={run}", f"--out={tmp_path / 'out'}", "--end=60"]) == 0
     )

@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import resource
 import statistics
 import sys
@@ -19,6 +18,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fer_jax.compilations import cpu_info
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError, did_you_mean
 
@@ -60,7 +60,6 @@ OPTIONS = {
     "batches": Option("numbers of images in a batch", 1),
     "channel_base": Option("number of channels times resolution", 1),
     "channel_max": Option("largest number of channels", 1),
-    "channels": Option("share of the network's channels, in (0, 1]"),
     "clip": Option("video with faces, for the path from clip to predictions"),
     "clock": Option("wall time, or CPU time for a machine in use", choices=("wall", "cpu")),
     "data_dir": Option("has the dataset; by default one is built in the workdir"),
@@ -90,11 +89,6 @@ BENCHMARKS = {
         "the train step and inference of the full network, beside PyTorch, Keras and other forms",
         {"modes": ("train", "inference"), "dtypes": DTYPES, "peers": OTHER_FORMS + PEERS}
         | {"batches": (8, 32), "width": 1.0, "image_size": 224, "clock": "wall"},
-    ),
-    "depthwise": Benchmark(
-        "training_speed",
-        "the depthwise convolution as shifted adds, beside XLA's grouped convolution",
-        {"batch": 8, "dtypes": DTYPES, "channels": 1.0},
     ),
     "end_to_end": Benchmark(
         "training_speed",
@@ -229,11 +223,10 @@ def skipped(what: str, reason: str) -> Row:
 
 def hardware() -> dict[str, Any]:
     """Describes the machine: processor, cores, memory in GiB."""
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
+    model = cpu_info("model name").partition(": ")[2]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "processor": model[1] if model else platform.processor(),
+        "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory, 1),
     }

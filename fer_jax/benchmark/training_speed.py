@@ -7,12 +7,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fer_jax import checkpoints
 from fer_jax.benchmark import processes, train_step
@@ -24,14 +22,10 @@ from fer_jax.data.records import open_records
 from fer_jax.errors import PREEMPTED, InputError
 from fer_jax.inference.network import model_arguments
 from fer_jax.models import flops, xception
-from fer_jax.models.layers import Unnormalized
 from fer_jax.sharding import check_batch_size, make_mesh
 from fer_jax.training.classifier import train
 from fer_jax.training.log import read_metrics
 
-SIZES = ((109, 128), (55, 256), (28, 728), (14, 728), (7, 1536))  # the network's at 224 px
-# Arrays that are read or written in any form: input and output; these and their gradients.
-ARRAYS = {"forward": 2, "forward and gradients": 5}
 STEPS_A_SAVE = 100
 
 
@@ -126,52 +120,6 @@ def _cpu_seconds(*programs: processes.Program) -> float:
 def _costs(what: str, program: processes.Program) -> Iterator[Row]:
     yield single(f"{what}: until the first", program.first["first_step_s"], "s")
     yield single(f"{what}: peak memory", program.last["peak_mb"], "MB")
-
-
-def measure_depthwise(options: argparse.Namespace) -> Iterator[Row]:
-    """Compares shifted adds with the grouped convolution, at every size of the network."""
-    if not 0 < options.channels <= 1:
-        raise InputError(f"--channels must be in (0, 1], got {options.channels}")
-    copies = train_step.measure_rates("float32")["bytes_per_second"]
-    yield single("copies of this machine", copies / 1e9, "GB/s")
-    for dtype in options.dtypes:
-        for size, channels in SIZES:
-            shape = (options.batch, size, size, max(1, round(channels * options.channels)))
-            for work, num_arrays in ARRAYS.items():
-                what = f"{size}x{size}x{shape[-1]} {work}"
-                row = compare(
-                    f"shifted adds, {what}",
-                    _convolution(train_step.shifted, work, shape, dtype),
-                    _convolution(train_step.grouped, work, shape, dtype),
-                    peer_name="grouped convolution",
-                    amount=options.batch,
-                    unit="images per second",
-                    repeats=options.repeats,
-                    dtype=dtype,
-                    batch=options.batch,
-                )
-                yield row
-                moved = num_arrays * float(np.prod(shape)) * jnp.dtype(dtype).itemsize
-                share = moved / copies * max(row["ours"], row["peer"]) / options.batch
-                yield single(f"{what} {dtype}: share of that", share, "of 1")
-
-
-def _convolution(form: Any, work: str, shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
-    keys = jax.random.split(jax.random.key(0), 5)
-    values, gradient = (jax.random.normal(key, shape, dtype) for key in keys[:2])
-    scale, offset = (jax.random.normal(key, shape[-1:]) for key in keys[2:4])
-    arrays = Unnormalized(values, scale, offset), jax.random.normal(keys[4], (3, 3, shape[-1]))
-
-    def forward(x: Unnormalized, kernel: jax.Array) -> jax.Array:
-        return form(x, kernel, relu=True)
-
-    def both(x: Unnormalized, kernel: jax.Array, gradient: jax.Array) -> Any:
-        y, pull = jax.vjp(forward, x, kernel)
-        return y, pull(gradient)
-
-    compiled = jax.jit(forward) if work == "forward" else jax.jit(both)
-    given = arrays if work == "forward" else (*arrays, gradient)
-    return lambda: jax.block_until_ready(compiled(*given))
 
 
 def measure_end_to_end(options: argparse.Namespace) -> Iterator[Row]:

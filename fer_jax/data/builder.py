@@ -40,21 +40,16 @@ SYSTEM_FILES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a builder reads.
+    """What a builder reads."""
 
-    Attributes:
-      rows: every image or clip: the fields of `schema.record` that its faces share, "split", and
-        under keys that begin with "_" what reading it needs ("_job" of a clip).
-      skipped: inputs that are not read: (item, reason).
-      settings: what the dataset is made from; with other settings it is another dataset.
-      ignored: number of files that are no inputs, by what they are.
-      remarks: (item, reason) of what is in the ledger but is no input, such as rows of a table.
-    """
-
+    # Every image or clip: the fields of `schema.record` that its faces share, "split", and under
+    # keys that begin with "_" what reading it needs ("_job" of a clip).
     rows: list[dict[str, Any]]
-    skipped: list[tuple[str, str]]
-    settings: dict[str, Any]
+    skipped: list[tuple[str, str]]  # (item, reason) of inputs that are not read
+    settings: dict[str, Any]  # what the dataset is made from; with others it is another dataset
+    # Number of files that are no inputs, by what they are.
     ignored: dict[str, int] = dataclasses.field(default_factory=dict)
+    # (item, reason) of what is in the ledger but is no input, such as rows of a table.
     remarks: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def by_split(self) -> dict[str, list[dict[str, Any]]]:
@@ -355,17 +350,11 @@ def _in_threads(
 
 
 class Listing(NamedTuple):
-    """The files of a folder: paths inside it, sorted.
+    """The files of a folder: paths inside it, sorted."""
 
-    Attributes:
-      files: those that can be read.
-      skipped: (item, reason) of those that cannot.
-      ignored: those that systems leave behind, such as .DS_Store.
-    """
-
-    files: list[str]
-    skipped: list[tuple[str, str]]
-    ignored: list[str]
+    files: list[str]  # those that can be read
+    skipped: list[tuple[str, str]]  # (item, reason) of those that cannot
+    ignored: list[str]  # those that systems leave behind, such as .DS_Store
 
 
 def files_in(folder: Path) -> Listing:

@@ -34,7 +34,6 @@ from fer_jax.evaluation import (
     relations,
     run_scores,
 )
-from fer_jax.evaluation.predict import predict, predictions_table
 from fer_jax.inference import runtime
 from fer_jax.inference.network import (
     PredictStep,
@@ -166,7 +165,7 @@ def _predictors(
     }
 
     def run(step: PredictStep, network: dict[str, Any], records: Records) -> np.ndarray:
-        return predict(step, network, records, np.arange(len(records)), **reading)
+        return predictions.predict(step, network, records, np.arange(len(records)), **reading)
 
     score = compile_predict_step(
         xception.graphdef(**model), sharding, mesh, flip=config.test_time_flip
@@ -197,7 +196,7 @@ def _predict_set(
     unlabelled = len(records) - len(labelled_rows(records, config.task))
     plain = np.zeros(0)
     for variant, predictor in predictors.items():
-        table = predictions_table(records, rows, config.task, predictor(records))
+        table = predictions.from_records(records, rows, config.task, predictor(records))
         name = predictions.file_name(records.name, records.split, variant)
         file = workdir / "predictions" / name
         if origin is not None:

@@ -1,4 +1,4 @@
-"""The predictions table: one CSV row per image, from which every number is computed.
+"""Predicts records: one CSV row per image, the predictions, from which every number is computed.
 
 Beside it is a JSON file of the same name with its origin: "step" and "checksum" of the checkpoint,
 "chosen" (how: "best" on validation data, "last", or "step", which a user named), and "fingerprint"
@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from fer_jax import storage
+from fer_jax.data.batches import evaluation_batches
+from fer_jax.data.records import Records
 from fer_jax.errors import InputError
+from fer_jax.inference.network import PredictStep
+from fer_jax.sharding import to_devices
 
 ORDER = (
     *("record_id", "dataset", "split", "source", "content", "stimulus_id", "subject_id"),
@@ -32,8 +37,42 @@ TEST_SETS = "test_sets.json"
 # 9 digits identify a float32, so probabilities are read back exactly.
 DIGITS = 9
 SUM_TOLERANCE = 1e-5
+BATCHES_IN_FLIGHT = 4
 
 Table = dict[str, np.ndarray]
+
+
+def predict(
+    step: PredictStep,
+    network: dict[str, Any],
+    records: Records,
+    rows: np.ndarray,
+    *,
+    batch_size: int,
+    image_size: int,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Predicts records: probabilities, float64 [n, classes], in the order of `rows`, int64 [n].
+
+    `batch_size` is over all devices and processes, and divisible by the devices.
+    """
+    predicted = []
+    for images in evaluation_batches(records, rows, batch_size=batch_size, image_size=image_size):
+        predicted.append(step(network, to_devices(images, mesh)))
+        # Decoding runs ahead of the device, but no further than memory allows.
+        if len(predicted) > BATCHES_IN_FLIGHT:
+            predicted[-BATCHES_IN_FLIGHT].block_until_ready()
+    # Only the last batch was padded, at its end.
+    return np.concatenate([np.asarray(p, np.float64) for p in predicted])[: len(rows)]
+
+
+def from_records(records: Records, rows: np.ndarray, task: str, probabilities: np.ndarray) -> Table:
+    """Returns the predictions table of some rows of the records."""
+    columns = take(records.columns, rows)
+    table = {name: columns[name] for name in ORDER if name in columns}
+    table["dataset"] = np.full(len(rows), records.name)
+    table["split"] = np.full(len(rows), records.split)
+    return table | {"label": columns[task], "probabilities": probabilities}
 
 
 def file_name(dataset: str, split: str, variant: str = "") -> str:

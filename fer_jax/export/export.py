@@ -29,9 +29,8 @@ from fer_jax.config import OneLineParser
 from fer_jax.data.experiment import Experiment, open_trained, training_data_dir
 from fer_jax.data.records import labelled_rows
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation import compare, scoring
+from fer_jax.evaluation import compare, predictions, scoring
 from fer_jax.evaluation.evaluate import INT8
-from fer_jax.evaluation.predict import predictions_table
 from fer_jax.export.card import SCORES, card, cost, public_scores
 from fer_jax.export.quantize import NUM_CALIBRATION, quantize_graph, quantize_weights, sample_crops
 from fer_jax.inference import runtime
@@ -223,7 +222,7 @@ def _compare_with_float(
                     probabilities[form].append(found)
                 progress.update(len(chosen))
             nothing = np.zeros((len(rows), len(model.classes)))
-            tables.append(predictions_table(part, rows, trained.task, nothing))
+            tables.append(predictions.from_records(part, rows, trained.task, nothing))
     table = {name: np.concatenate([one[name] for one in tables]) for name in tables[0]}
     in_float, *others = (np.concatenate(probabilities[form]) for form in forms)
     return {

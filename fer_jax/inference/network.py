@@ -27,7 +27,7 @@ from fer_jax.inference.runtime import FORMAT
 from fer_jax.media.images import resized
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
-from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices
+from fer_jax.sharding import batch_sharding, make_mesh, replicated, to_devices, with_shardings
 
 SCALE = ".scale"  # follows the name of an int8 kernel: the array of its scales
 CONFIG, ARRAYS = "config.json", "model.safetensors"  # of an exported folder
@@ -346,14 +346,9 @@ def network_shapes(config: Config, mesh: Mesh) -> dict[str, Any]:
     """
     model = model_arguments(config)
     params, batch_stats = jax.eval_shape(lambda key: xception.init(key, **model), jax.random.key(0))
-    shapes = {
-        "params": params,
-        "batch_stats": batch_stats,
-        "ema": params if config.ema_decay else {},
-    }
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )
+    shapes = {"params": params, "batch_stats": batch_stats}
+    shapes["ema"] = params if config.ema_decay else {}
+    return with_shardings(shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
 
 
 def predict_step(

@@ -20,52 +20,32 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 class Found(NamedTuple):
-    """The faces of one image or one frame.
+    """The faces of one image or one frame."""
 
-    Attributes:
-      item: its name in the ledger.
-      faces: the fields that each face adds to a record: "image" (JPEG bytes), "box",
-        "detection_score" and, in clips, "frame_index" and "timestamp"; "_measured" for
-        quality.csv; and, where all faces are used, "_number", its rank by size in the image.
-      reason: why there is no face; empty where there is one.
-    """
-
-    item: str
+    item: str  # its name in the ledger
+    # The fields that each face adds to a record: "image" (JPEG bytes), "box", "detection_score"
+    # and, in clips, "frame_index" and "timestamp"; "_measured" for quality.csv; and, where all
+    # faces are used, "_number", its rank by size in the image.
     faces: list[dict[str, Any]]
-    reason: str = ""
+    reason: str = ""  # why there is no face
 
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """How faces are extracted from clips and images; the options of `add_arguments`.
+    """How faces are extracted from clips and images; the options of `add_arguments`."""
 
-    Attributes:
-      frames: per clip, at equal intervals; 0 where `every` or `seconds` is set.
-      every: take every k-th frame of a clip.
-      seconds: take one frame of a clip every N seconds.
-      detector: one of `DETECTORS` of `fer_jax.media.detector`.
-      detector_model: YuNet's file; "" for the cached or downloaded one.
-      boxes: the CSV for the detector "boxes".
-      choice: one of `faces.CHOICES`.
-      margin: share by which the tight crop is widened.
-      min_size: of a face, pixels a side; 0 for any, as in the two below.
-      min_contrast: standard deviation of its grey levels.
-      min_sharpness: variance of its Laplacian.
-      one_face: use only frames with exactly one face.
-    """
-
-    frames: int = 10
-    every: int = 0
-    seconds: float = 0.0
-    detector: str = "yunet"
-    detector_model: str = ""
-    boxes: str = ""
-    choice: str = "largest"
-    margin: float = 0.0
-    min_size: float = 0.0
-    min_contrast: float = 0.0
-    min_sharpness: float = 0.0
-    one_face: bool = False
+    frames: int = 10  # per clip, at equal intervals; 0 where `every` or `seconds` is set
+    every: int = 0  # take every k-th frame of a clip
+    seconds: float = 0.0  # take one frame of a clip every N seconds
+    detector: str = "yunet"  # one of `DETECTORS` of `fer_jax.media.detector`
+    detector_model: str = ""  # YuNet's file; "" for the cached or downloaded one
+    boxes: str = ""  # the CSV for the detector "boxes"
+    choice: str = "largest"  # one of `faces.CHOICES`
+    margin: float = 0.0  # share by which the tight crop is widened
+    min_size: float = 0.0  # of a face, pixels a side; 0 for any, as in the two below
+    min_contrast: float = 0.0  # standard deviation of its grey levels
+    min_sharpness: float = 0.0  # variance of its Laplacian
+    one_face: bool = False  # use only frames with exactly one face
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, clips: bool, detector: str) -> None:

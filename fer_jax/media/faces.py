@@ -42,20 +42,14 @@ PUBLISHED_SHARPNESS = 100.0
 
 
 class Face(NamedTuple):
-    """A detected face.
+    """A detected face."""
 
-    Attributes:
-      box: (x, y, width, height) in pixels of the image.
-      score: of the detector, 0 to 1; 1 if it has none.
-      landmarks: float32 [5, 2], eyes, nose, corners of the mouth as (x, y) in pixels, the left
-        ones of the image first; None if the detector has none.
-      look: int64 [2, 1024], the colours of the face and of the picture; None if not known.
-    """
-
-    box: tuple[float, float, float, float]
-    score: float
+    box: tuple[float, float, float, float]  # x, y, width, height in pixels of the image
+    score: float  # of the detector, 0 to 1; 1 if it has none
+    # float32 [5, 2], eyes, nose, corners of the mouth as (x, y) in pixels, the left ones of the
+    # image first; None if the detector has none.
     landmarks: np.ndarray | None
-    look: np.ndarray | None = None
+    look: np.ndarray | None = None  # int64 [2, 1024], the colours of the face and of the picture
 
 
 # (uint8 BGR image, the longer side in pixels at which it is searched) -> faces

@@ -1,4 +1,4 @@
-"""Video files to frames with their timestamps; missing frames are reported.
+"""Video files and cameras to frames with their timestamps; missing frames are reported.
 
 The packets of a file are listed first, without decoding: only they tell which frames are shown, and
 when. Headers count frames that an edit list cuts off, and state rates that vary.
@@ -10,6 +10,8 @@ import functools
 import itertools
 import math
 import os
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,20 +38,16 @@ SKIPS = ("h264", "hevc")  # decoders that can leave out frames without an effect
 MAX_CLAIMED = 10_000_000  # frames; four days of them
 DEFAULT_FPS = 25.0  # of a container without a rate; used only where timestamps are missing, too
 ROUNDING_S = 0.0005  # Matroska's timestamps are whole milliseconds
+CAMERA_TIMEOUT_S = 5.0
 TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, -90: cv2.ROTATE_90_CLOCKWISE}
 
 
 class Frame(NamedTuple):
-    """One chosen frame.
+    """One chosen frame."""
 
-    Attributes:
-      index: counted from 0 in the file.
-      timestamp_s: in seconds from the first frame, from the container.
-      image: uint8 BGR [height, width, 3]; None if the file ends before it, or is damaged there.
-    """
-
-    index: int
-    timestamp_s: float
+    index: int  # counted from 0 in the file
+    timestamp_s: float  # from the first frame, from the container
+    # uint8 BGR [height, width, 3]; None if the file ends before it, or is damaged there.
     image: np.ndarray | None
 
 
@@ -61,25 +59,15 @@ def frame_image(frame: Frame) -> np.ndarray:
 
 
 class _Shown(NamedTuple):
-    """The frames that a file shows, in order, and those that it claims after its end.
+    """The frames that a file shows, in order, and those that it claims after its end."""
 
-    Attributes:
-      times: float64 [frames], in seconds from the first.
-      end_s: when the last one ends.
-      tick_s: the unit of the timestamps.
-      present: number of them that are in the file.
-      stamps: int64 [present], the container's timestamps.
-      keys: int64, sorted, those of the frames at which decoding can begin.
-      in_order: whether decoded frames are known by their order only, not by their timestamps.
-    """
-
-    times: np.ndarray
-    end_s: float
-    tick_s: float
-    present: int
-    stamps: np.ndarray
-    keys: np.ndarray
-    in_order: bool
+    times: np.ndarray  # float64 [frames], in seconds from the first
+    end_s: float  # when the last one ends
+    tick_s: float  # the unit of the timestamps
+    present: int  # number of them that are in the file
+    stamps: np.ndarray  # int64 [present], the container's timestamps
+    keys: np.ndarray  # int64, sorted, those of the frames at which decoding can begin
+    in_order: bool  # whether decoded frames are known by their order, not by their timestamps
 
 
 class Video:
@@ -344,3 +332,51 @@ def _frames_of(context: av.VideoCodecContext, packet: av.Packet | None) -> Itera
 def _max_pixels() -> int:
     """Returns the limit of a picture's size, which OpenCV keeps, too."""
     return int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
+
+
+def camera_frames(number: int, *, fps: float, end_s: float) -> Iterator[Frame]:
+    """Yields frames of a camera, at most `fps` per second, for `end_s` seconds.
+
+    Cameras are numbered from 0; timestamps start at the first frame. Raises InputError if there is
+    no such camera, or it stopped.
+    """
+    capture = cv2.VideoCapture(number)
+    try:
+        if not capture.isOpened():
+            raise InputError(f"no camera {number} on this machine")
+        yield from _newest(capture, number, fps, end_s)
+    finally:
+        capture.release()
+
+
+def _newest(capture: cv2.VideoCapture, number: int, fps: float, end_s: float) -> Iterator[Frame]:
+    newest: list[tuple[int, float, np.ndarray]] = []
+    arrived, stopped = threading.Event(), threading.Event()
+
+    def read() -> None:
+        count = 0
+        while not stopped.is_set():
+            there, image = capture.read()
+            if not there:
+                return
+            newest[:] = [(count, time.monotonic(), image)]
+            arrived.set()
+            count += 1
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    try:
+        began = None
+        while True:
+            if not arrived.wait(CAMERA_TIMEOUT_S):
+                raise InputError(f"camera {number} sends no frames")
+            arrived.clear()
+            index, taken, image = newest[0]
+            began = taken if began is None else began
+            if taken - began >= end_s:
+                return
+            yield Frame(index, taken - began, image)
+            time.sleep(max(0.0, taken + 1 / fps - time.monotonic()))
+    finally:
+        stopped.set()
+        reading.join()

@@ -28,8 +28,8 @@ from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
 from fer_jax.inference.network import ENGINES
 from fer_jax.inference.recognizer import FACES, FaceCrop, Prediction, Recognizer, load
-from fer_jax.media import camera, faces, images
-from fer_jax.media.video import VIDEO_SUFFIXES, Frame, Video, frame_image
+from fer_jax.media import faces, images
+from fer_jax.media.video import VIDEO_SUFFIXES, Frame, Video, camera_frames, frame_image
 from fer_jax.predict.output import DrawnFace, Input, Output, annotate
 from fer_jax.predict.timeline import Timeline
 
@@ -260,7 +260,7 @@ class _Run:
 def _frames(one: Input, settings: Settings) -> tuple[Iterator[Frame], float]:
     if one.kind == "camera":
         number = int(one.relative.rpartition("_")[2])
-        return camera.frames(number, fps=CAMERA_FPS, end_s=settings.end), CAMERA_FPS
+        return camera_frames(number, fps=CAMERA_FPS, end_s=settings.end), CAMERA_FPS
     video = Video(one.path)
 
     def frames() -> Iterator[Frame]:

@@ -11,8 +11,7 @@ import jinja2
 from fer_jax import figures, results, storage
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
-from fer_jax.report.generator_page import generator_figures, generator_page
-from fer_jax.report.run_page import run_figures, run_page
+from fer_jax.report.run_page import generator_figures, generator_page, run_figures, run_page
 from fer_jax.report.study_page import study_figures, study_page
 
 
@@ -24,7 +23,7 @@ def report(workdir: Path, *, faces: bool = True, figure_format: str | None = Non
     command that writes it.
     """
     scored = results.read(workdir)
-    if _is_generator(workdir):
+    if "num_images" in storage.read_json(workdir / "config.json"):
         page = generator_page(workdir)
         plots = generator_figures(workdir) if figure_format else {}
     elif scored is None:
@@ -49,10 +48,6 @@ def report(workdir: Path, *, faces: bool = True, figure_format: str | None = Non
         with storage.replacing(file, durable=False) as temporary:
             figures.save(figure, temporary)
     return path
-
-
-def _is_generator(workdir: Path) -> bool:
-    return "num_images" in storage.read_json(workdir / "config.json")
 
 
 def main(argv: list[str]) -> None:

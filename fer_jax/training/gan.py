@@ -48,14 +48,9 @@ MIN_CLASS_IMAGES = 50
 GREY_TOLERANCE = 8  # levels between the channels of a grey picture, after JPEG
 # The published limit of activations, for dtypes with a short range.
 CLAMP = 256.0
-CHANGEABLE = ("test_sets", "allow_leaks", "allow_unknown_people", "num_images")
-CHANGEABLE += (
-    "log_every_steps",
-    "keep_checkpoints",
-    "profile",
-    "input",
-    "measure.images",
-    "measure.features",
+CHANGEABLE = (
+    *("test_sets", "allow_leaks", "allow_unknown_people", "num_images", "log_every_steps"),
+    *("keep_checkpoints", "profile", "input", "measure.images", "measure.features"),
 )
 # Fields of the config that a recipe has under the same name.
 RECIPE_FIELDS = ("batch_size", "learning_rate", "r1_interval", "path_weight", "path_interval")

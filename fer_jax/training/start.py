@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 import fer_jax
 from fer_jax import checkpoints, distributed, storage
+from fer_jax.compilations import cpu_info
 from fer_jax.config import Config, fields, from_json, is_generator, read_config, to_json
 from fer_jax.data import batches
 from fer_jax.data.experiment import (
@@ -184,10 +185,8 @@ def _write_environment(run: Run) -> None:
 
 def _processor() -> str:
     """Returns the processor's name: another one may add the terms of a sum in another order."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    named = next((line for line in lines if line.startswith("model name")), "")
-    return named.partition(":")[2].strip() or platform.processor() or platform.machine()
+    name = cpu_info("model name").partition(":")[2].strip()
+    return name or platform.processor() or platform.machine()
 
 
 def _describe_device(device: Any) -> str:

@@ -13,7 +13,7 @@ from fer_jax.checkpoints import best_step, better
 from fer_jax.config import Config
 from fer_jax.data.records import Records, labelled_rows
 from fer_jax.evaluation import metrics
-from fer_jax.evaluation.predict import predict
+from fer_jax.evaluation.predictions import predict
 from fer_jax.inference.network import PredictStep
 from fer_jax.methods.swad import decide, with_decision
 from fer_jax.training.step import TrainState
