@@ -14,7 +14,7 @@ from fer_jax.data.records import open_records
 from fer_jax.errors import InputError
 from fer_jax.export import export
 from fer_jax.inference.network import load, predict_step
-from fer_jax.inference.onnx_graph import to_onnx
+from fer_jax.inference.runtime import to_onnx
 from fer_jax.models import xception
 
 PARTS = {part: [(f"{part}{n % 3}", n % 7) for n in range(7)] for part in ("train", "validation")}
@@ -105,7 +105,7 @@ def test_what_predicts_differently_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("fer_jax.inference.onnx_graph.EPSILON", 0.05)
+    monkeypatch.setattr("fer_jax.inference.runtime.EPSILON", 0.05)
     with pytest.raises(InputError, match="onnx: a probability differs by 0.* not written"):
         export.export(load(run), tmp_path / "out", ("safetensors", "onnx"), crops(71))
     assert not (tmp_path / "out").exists()

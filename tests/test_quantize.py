@@ -19,7 +19,7 @@ from fer_jax.evaluation import predictions
 from fer_jax.export import export, quantize
 from fer_jax.inference import runtime
 from fer_jax.inference.network import Network, load, model_arguments
-from fer_jax.inference.onnx_graph import to_onnx
+from fer_jax.inference.runtime import to_onnx
 
 # Every part shows all classes; no picture is in two of them.
 PARTS = {

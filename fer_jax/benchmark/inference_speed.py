@@ -28,7 +28,6 @@ from fer_jax.errors import InputError
 from fer_jax.export.quantize import quantize_graph
 from fer_jax.inference import runtime
 from fer_jax.inference.network import ARRAYS, CONFIG, Network, load, model_arguments
-from fer_jax.inference.onnx_graph import to_onnx
 from fer_jax.inference.recognizer import Recognizer, prefetch_map
 from fer_jax.inference.recognizer import load as load_recognizer
 from fer_jax.media import faces
@@ -93,7 +92,7 @@ def _write_network(folder: Path, options: argparse.Namespace, dtype: str) -> Pat
     save_file(arrays, folder / ARRAYS)
     (folder / CONFIG).write_text(json.dumps(about))
     network: Any = traverse_util.unflatten_dict(arrays, sep="/")
-    graph = to_onnx(network["params"], network["batch_stats"], arguments, about)
+    graph = runtime.to_onnx(network["params"], network["batch_stats"], arguments, about)
     if dtype == "int8":
         graph = quantize_graph(graph, random_batch(CALIBRATION, config.model.image_size)[0])
     (folder / runtime.ONNX).write_bytes(graph.SerializeToString())

@@ -29,6 +29,7 @@ from fer_jax.data import ledger, splits
 from fer_jax.errors import InputError
 from fer_jax.media import clips
 from fer_jax.media.extraction import Extraction, Found, from_arguments
+from fer_jax.storage import write_table
 
 NUM_THREADS = max(1, min(16, os.cpu_count() or 1))
 SYSTEM_FILES = re.compile(
@@ -278,7 +279,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _write_ledger(self, folder: Path) -> None:
         inputs, outcomes = self.inputs, self._outcomes
         skipped = sorted(itertools.chain(inputs.skipped, *(one.skipped for one in outcomes)))
-        ledger.write_skipped(folder, [*skipped, *sorted(inputs.remarks)])
+        listed = [*skipped, *sorted(inputs.remarks)]
+        rows = ({"item": item, "reason": reason} for item, reason in listed)
+        write_table(folder / "ledger.csv", ("item", "reason"), rows)
         ledger.write_quality(folder, outcomes)
         if self.UNIT == "clip":
             ledger.write_clips(folder, inputs.rows, self.extraction, self._clip_folder)

@@ -44,12 +44,6 @@ def reasons(skipped: Mapping[str, int], ignored: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    """Writes ledger.csv: a row for every input that gave no record, with the reason."""
-    rows = [{"item": item, "reason": reason} for item, reason in skipped]
-    write_table(folder / "ledger.csv", ("item", "reason"), rows)
-
-
 def write_quality(folder: Path, outcomes: Sequence[Any]) -> None:
     """Writes quality.csv, a row for every record, if the faces were measured."""
     measured = [record for one in outcomes for record in one.records if record["measured"]]

@@ -61,6 +61,8 @@ def score_run(workdir: Path) -> dict[str, Any]:
     """
     config = read_config(workdir)
     environment = storage.read_json(workdir / "environment.json")
+    logged, metric = storage.read_json_lines(workdir / "metrics.jsonl"), config.selection_metric
+    validated = [row for row in logged if row.get(metric) is not None]
     tables = _read_tables(workdir, TASKS[config.task])
     selected_on = calibration.validation_files(workdir, config)
     current = evaluated_checkpoint(workdir)
@@ -120,7 +122,7 @@ def score_run(workdir: Path) -> dict[str, Any]:
         },
         "generalization": generalization(averaged, TASKS[config.task]),
         "test_access": read_test_access(workdir),
-        "best_step": _best_step(workdir, config.selection_metric),
+        "best_step": checkpoints.best_step(validated, metric),
         "reproduce": {
             "command": environment.get("command"),
             "config": config.to_dict(),
@@ -310,11 +312,6 @@ def leak_notes(workdir: Path, tables: Iterable[str]) -> list[str]:
     notes = [f"LEAKS, {note}" for note in notes]
     unaudited = [one["dataset"] for one in sets if one["leaks"] is None]
     return notes + [f"not audited for leaks: {', '.join(unaudited)}"] * bool(unaudited)
-
-
-def _best_step(workdir: Path, metric: str) -> int | None:
-    rows = storage.read_json_lines(workdir / "metrics.jsonl")
-    return checkpoints.best_step([row for row in rows if row.get(metric) is not None], metric)
 
 
 def generalization(

@@ -136,7 +136,10 @@ def _slices(
     """Returns the slices and the gaps of `score_table` for the known columns of `SLICED`."""
     found, gaps = {}, {}
     for column in SLICED:
-        values = _age_bands(table["age"]) if column == "age" else table[column]
+        values = table[column]
+        if column == "age":
+            band = np.searchsorted(AGE_EDGES, values, "right")
+            values = np.where(values >= 0, np.asarray(AGE_BANDS)[band], "")
         values = np.where(values == "", UNKNOWN_VALUE, values)
         if (values == UNKNOWN_VALUE).all():
             continue
@@ -180,11 +183,6 @@ def _gap(groups: dict[str, bootstrap.Resampled]) -> dict[str, Any] | None:
         **{"high": high, "low": low, "n_classes": n_classes, "n_pairs": len(pairs)},
         **bootstrap.difference(gap, num_compared=len(pairs)),
     }
-
-
-def _age_bands(ages: np.ndarray) -> np.ndarray:
-    """Returns the band of each age in years, "" where it is not known: str [n]."""
-    return np.where(ages >= 0, np.asarray(AGE_BANDS)[np.searchsorted(AGE_EDGES, ages, "right")], "")
 
 
 def caveats(scored: dict[str, Any], classes: Sequence[str]) -> list[str]:

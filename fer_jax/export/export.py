@@ -43,8 +43,7 @@ from fer_jax.inference.network import (
     model_arguments,
     predict_step,
 )
-from fer_jax.inference.onnx_graph import to_onnx
-from fer_jax.inference.runtime import Run
+from fer_jax.inference.runtime import Run, to_onnx
 from fer_jax.models import xception
 
 FILES = {"safetensors": ARRAYS, "onnx": runtime.ONNX, "stablehlo": "model.stablehlo"}

@@ -20,7 +20,7 @@ from fer_jax.data.records import Records, labelled_rows
 from fer_jax.errors import InputError
 from fer_jax.inference import runtime
 from fer_jax.inference.network import SCALE
-from fer_jax.inference.onnx_graph import INPUT, LAST, import_onnx
+from fer_jax.inference.runtime import INPUT, LAST, import_onnx
 
 LARGEST = 127  # -128 is not used, so that a scale is the same for both signs
 NUM_CALIBRATION = 512

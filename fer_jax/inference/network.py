@@ -22,8 +22,7 @@ from fer_jax.config import Config, check_config, completed, from_dict, read_conf
 from fer_jax.data.augment import normalize
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.inference import runtime
-from fer_jax.inference.onnx_graph import to_onnx
-from fer_jax.inference.runtime import FORMAT
+from fer_jax.inference.runtime import FORMAT, to_onnx
 from fer_jax.media.images import resized
 from fer_jax.models import xception
 from fer_jax.schema import TASKS

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax.data.records import Records, labelled_rows
-from fer_jax.inference.network import Network
 from fer_jax.results import align, number, plain
 from fer_jax.storage import write_atomically
 
@@ -145,17 +143,6 @@ def compare(
         counts = {"class": name, "real": len(a), "generated": len(b)}
         rows.append(counts | all_measures(a, b) | halves)
     return rows
-
-
-def record_features(model: Network, records: Records, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features, float64 [n, d], and labels, int64 [n], of a split's labelled faces.
-
-    InputError if no face has a label or one cannot be read.
-    """
-    rows = labelled_rows(records, task)
-    # `features` batches them and never has more than a few in memory.
-    faces = (records.images([row], model.image_size)[0] for row in rows)
-    return model.features(faces), records.labels(task)[rows]
 
 
 def write(path: Path, rows: list[dict[str, Any]], about: dict[str, Any]) -> str:

@@ -120,14 +120,6 @@ def mix(
     return _save(out / "mixing.jpg", draw_sheet(lines, titles))
 
 
-def check_layers(layers: tuple[int, int] | None, num_ws: int) -> tuple[int, int]:
-    """Checks the layers to mix; None: the first half, which determines the shape of a face."""
-    first, last = layers or (0, num_ws // 2 - 1)
-    if not 0 <= first <= last < num_ws:
-        raise InputError(f"--mix_layers is FIRST-LAST within 0-{num_ws - 1}, not {first}-{last}")
-    return first, last
-
-
 def interpolate(
     renderer: Renderer, out: Path, seeds: Sequence[int], frames: int, batch_size: int
 ) -> Path:

@@ -29,7 +29,7 @@ from fer_jax.checkpoints import fingerprint
 from fer_jax.config import OneLineParser
 from fer_jax.data import provenance, synthetic
 from fer_jax.data.experiment import training_data_dir
-from fer_jax.data.records import open_records
+from fer_jax.data.records import labelled_rows, open_records
 from fer_jax.data.synthetic import Row
 from fer_jax.errors import InputError
 from fer_jax.inference.network import Network, load
@@ -539,7 +539,10 @@ def measure(
 
     features = model.features(map(crop, _read_images(out, rows)))
     given = np.asarray([classes.index(row["label"]) if row["label"] else -1 for row in rows])
-    real_features, real_labels = measures.record_features(model, records, request.task)
+    labelled = labelled_rows(records, request.task)
+    # `features` batches them and never has more than a few in memory.
+    real_faces = (records.images([row], model.image_size)[0] for row in labelled)
+    real_features, real_labels = model.features(real_faces), records.labels(request.task)[labelled]
     about = {
         "features": {"run": model.folder.resolve().name, "step": model.step},
         "real": f"{records.name}:{records.split}",
@@ -702,7 +705,13 @@ def _plan_sheets(
         planned.append(lambda: sheets.sweep(renderer(), out, seeds, psis, size))
     if options.mix:
         pair = options.mix
-        layers = sheets.check_layers(options.mix_layers, generator.num_ws)
+        # By default the first half, which determines the shape of a face.
+        num_ws = generator.num_ws
+        layers = first, last = options.mix_layers or (0, num_ws // 2 - 1)
+        if not 0 <= first <= last < num_ws:
+            raise InputError(
+                f"--mix_layers is FIRST-LAST within 0-{num_ws - 1}, not {first}-{last}"
+            )
         planned.append(lambda: sheets.mix(renderer(), out, pair, layers, size))
     if options.interpolate:
         stations, frames = options.interpolate, options.frames

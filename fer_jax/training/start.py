@@ -138,7 +138,8 @@ def describe_machine() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), "fer-jax": fer_jax.__version__}
         | {name: metadata.version(name) for name in PACKAGES if _installed(name)},
-        "devices": [_describe_device(device) for device in jax.devices()],
+        # On a CPU the kind is the platform.
+        "devices": [" ".join(dict.fromkeys((d.platform, d.device_kind))) for d in jax.devices()],
         "processes": jax.process_count(),
         "processor": _processor(),
         "cpu_cores": os.cpu_count(),
@@ -189,11 +190,6 @@ def _processor() -> str:
     return name or platform.processor() or platform.machine()
 
 
-def _describe_device(device: Any) -> str:
-    kind = device.device_kind
-    return kind if kind == device.platform else f"{device.platform} {kind}"
-
-
 def _installed(name: str) -> bool:
     try:
         metadata.version(name)
@@ -238,7 +234,9 @@ def check_continues(
             f"'{workdir}' holds a run with other exclusions than '{given}' has now; choose another "
             "workdir or the same exclusions"
         )
-    for name, was in _datasets_before(workdir).items():
+    remedy = "delete it to resume without comparing the data"
+    before_data = storage.read_json(workdir / "environment.json", remedy).get("datasets", {})
+    for name, was in before_data.items():
         if was["fingerprint"] != build_summary(name, data_dir).get("fingerprint"):
             raise InputError(
                 f"'{workdir}' was trained on another build of '{name}' than {data_dir} has now; "
@@ -254,8 +252,3 @@ def check_images(count: int, saved: dict[str, Any], workdir: Path) -> None:
             f"'{workdir}' was trained on {before} images, and {count} can be read now; repair the "
             "dataset, or choose another workdir"
         )
-
-
-def _datasets_before(workdir: Path) -> dict[str, Any]:
-    remedy = "delete it to resume without comparing the data"
-    return storage.read_json(workdir / "environment.json", remedy).get("datasets", {})

@@ -20,7 +20,11 @@ def main(argv: list[str]) -> None:
     parser = OneLineParser("fer-jax train", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
-    arguments, config = parse_with_config(parser, argv, check=_checked)
+
+    def check(config: Config) -> Config:
+        return gan.check_generator(config) if is_generator(config) else check_config(config)
+
+    arguments, config = parse_with_config(parser, argv, check=check)
     compilations.enable_compilation_cache()
     if is_generator(config):
         best = gan.train(config, arguments.workdir, arguments.data_dir)
@@ -35,7 +39,3 @@ def main(argv: list[str]) -> None:
         f"{metric.replace('_', ' ')} {best[metric]:.4f} at step {best['step']}; evaluate it with:"
     )
     print(f"  fer-jax evaluate --workdir={arguments.workdir}")
-
-
-def _checked(config: Config) -> Config:
-    return gan.check_generator(config) if is_generator(config) else check_config(config)

@@ -154,7 +154,8 @@ def page(pool: Pool, findings: Sequence[Finding], described: Mapping[str, Any]) 
                 "key": finding.key,
                 "records": len(finding.rows),
                 "pair": [
-                    _describe_record(pool, row) | {"image": _thumbnail_uri(pool.image(row))}
+                    _describe_record(pool, row)
+                    | {"image": data_uri(encode_jpeg(resized(pool.image(row), THUMBNAIL)))}
                     for row in (finding.a, finding.b)
                 ],
             }
@@ -195,10 +196,6 @@ def _similarities_figure(similarities: Mapping[str, Sequence[int]]) -> Markup | 
         vertical=(f"required: {MIN_SIMILARITY}", MIN_SIMILARITY),
     )
     return figures.svg(drawn)
-
-
-def _thumbnail_uri(image: np.ndarray) -> str:
-    return data_uri(encode_jpeg(resized(image, THUMBNAIL)))
 
 
 def summary(described: Mapping[str, Any]) -> str:
