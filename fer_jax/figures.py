@@ -328,10 +328,7 @@ def _fix_layout(figure: "Figure") -> None:
 
 @_style()
 def save(figure: "Figure", file: Path, dpi: int = 300) -> None:
-    """Writes a figure for a paper, in the format of the file's suffix, with embedded fonts.
-
-    `dpi` is the resolution of a PNG.
-    """
+    """Writes a figure for a paper in the format of the file's suffix, with embedded fonts."""
     # Without a date the same figure is the same file.
     kind = file.suffix[1:]
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind, {})

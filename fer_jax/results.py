@@ -38,10 +38,7 @@ def write(workdir: Path, content: dict[str, Any]) -> Path:
 
 
 def read(workdir: Path) -> dict[str, Any] | None:
-    """Returns what workdir/results.json says; None without the file.
-
-    Raises InputError if it is damaged or was written by another version.
-    """
+    """Returns what workdir/results.json says; None without it, InputError if it cannot be used."""
     file = workdir / FILE
     if not file.is_file():
         return None

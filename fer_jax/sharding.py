@@ -78,10 +78,6 @@ def describe_devices(mesh: Mesh) -> str:
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's part of a batch onto its devices.
-
-    The leading axis of each array is the global batch divided by the processes; returns global
-    arrays, sharded along it.
-    """
+    """Puts this process's part of a batch onto its devices, sharded along the leading axis."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

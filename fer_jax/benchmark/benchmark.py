@@ -97,7 +97,7 @@ BENCHMARKS = {
     ),
     "input": Benchmark(
         "input_speed",
-        "records to batches, beside bare decoding, `tf.data` and torch",
+        "records to batches, beside bare decoding and torch",
         {"data_dir": None, "dataset": "", "image_size": 256, "images": 2048},
     ),
     "scaling": Benchmark(
@@ -119,7 +119,7 @@ BENCHMARKS = {
     ),
     "media": Benchmark(
         "input_speed",
-        "clips to faces, beside a bare decoder and detector and `deepface`",
+        "clips to faces, beside a bare decoder and detector",
         {"source": None, "detector_model": ""},
     ),
     "audit": Benchmark("analysis_speed", "the search for near-duplicates", {"pictures": 100_000}),

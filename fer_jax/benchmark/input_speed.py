@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data_builders.demo import demo_dataset_builder as demo
 from fer_jax.benchmark.benchmark import Row, compare, cpu_seconds, single, skipped
-from fer_jax.benchmark.peers import JpegDataset, data_loader, extract_deepface, tf_dataset
+from fer_jax.benchmark.peers import JpegDataset, data_loader
 from fer_jax.data import batches
 from fer_jax.data import build as builds
 from fer_jax.data.builder import Inputs
@@ -40,7 +40,6 @@ NOISE = 4.0  # standard deviation in grey levels, so that a JPEG is as large as 
 IMAGES = {"train": 1024, "validation": 16}  # of each split; only training is measured
 NUM_CLIPS = 8
 CLIP_SECONDS, FPS = 10, 30
-DEEPFACE_FRAMES = 20
 SCALING_ROUNDS = 4  # every clip is read so often that the start of the processes costs little
 
 
@@ -85,7 +84,7 @@ def build_records(data_dir: Path, size: int) -> str:
 
 
 def measure_input(options: argparse.Namespace) -> Iterator[Row]:
-    """Compares ours, streamed and from a memory map, with bare decoding, tf.data and DataLoader.
+    """Compares ours, streamed and from a memory map, with bare decoding and DataLoader.
 
     In CPU seconds, those of worker processes included: in training the cores have other work.
     """
@@ -124,14 +123,11 @@ def measure_input(options: argparse.Namespace) -> Iterator[Row]:
         images = batches.memory_map(mixture, size, Path(folder), writes=True, written=lambda: None)
         mapped = batches_of(functools.partial(np.take, images, axis=0))
         yield measure(f"{what}, memory map", mapped, bare, peer_name="bare decode loop")
-    for peer_name, package, make in (
-        ("tf.data, its own decoder", "tensorflow", tf_dataset),
-        (f"torch DataLoader, {WORKERS} workers", "torch", data_loader),
-    ):
-        if find_spec(package) is None:
-            yield skipped(f"{what} / {peer_name}", f"{package} is not installed")
-            continue
-        theirs = make(jpegs, amount, batch_size=BATCH_SIZE, workers=WORKERS)
+    peer_name = f"torch DataLoader, {WORKERS} workers"
+    if find_spec("torch") is None:
+        yield skipped(f"{what} / {peer_name}", "torch is not installed")
+    else:
+        theirs = data_loader(jpegs, amount, batch_size=BATCH_SIZE, workers=WORKERS)
         yield measure(what, stream, functools.partial(_exhaust, theirs), peer_name=peer_name)
     yield single("a record's JPEG", float(np.mean([len(jpeg) for jpeg in jpegs])) / 1024, "KiB")
 
@@ -152,7 +148,7 @@ def family_cpu_seconds() -> float:
 
 
 def measure_media(options: argparse.Namespace) -> Iterator[Row]:
-    """Compares clips to faces with bare decoding and detection, one process, and deepface."""
+    """Compares clips to faces with bare decoding and detection, and with one process."""
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -164,7 +160,6 @@ def measure_media(options: argparse.Namespace) -> Iterator[Row]:
             detect = make_detector("yunet", options.detector_model)
         except InputError as error:
             yield skipped("clips, detector yunet", str(error))
-            yield skipped("faces of a frame, deepface", str(error))
         else:
             extraction = dataclasses.replace(
                 bare, detector="yunet", detector_model=options.detector_model
@@ -172,7 +167,6 @@ def measure_media(options: argparse.Namespace) -> Iterator[Row]:
             alone = functools.partial(_decode, detect=detect)
             name = "decode and detector alone"
             yield _measure_clips(paths, extraction, alone, name, options.repeats)
-            yield _measure_deepface(paths, detect, options.repeats)
         yield _measure_two_processes(paths, bare, options.repeats)
         with tempfile.TemporaryDirectory() as finished:
             _exhaust(clips.extract([Job(str(tall), "1080p")], bare, Path(finished), processes=1))
@@ -265,34 +259,4 @@ def _measure_two_processes(paths: list[Path], extraction: Extraction, repeats: i
         amount=len(jobs),
         unit="clips per second",
         repeats=repeats,
-    )
-
-
-def _measure_deepface(paths: list[Path], detect: faces.Detector, repeats: int) -> Row:
-    """Compares aligned faces of the same frames, found by the same detector."""
-    what = "faces of a frame"
-    if find_spec("deepface") is None:
-        return skipped(f"{what}, deepface", "deepface is not installed")
-    images = []
-    for path in paths:
-        with Video(path) as video:
-            images += [f.image for f in video.frames(count=3) if f.image is not None]
-        images = [image for image in images if detect(image, faces.LARGE_FACES)][:DEEPFACE_FRAMES]
-    if not images:
-        return skipped(f"{what}, deepface", "no face in the clips; name some with --source")
-
-    def align_faces() -> None:
-        for image in images:
-            for face in detect(image, faces.LARGE_FACES):
-                faces.align(image, face)
-
-    return compare(
-        what,
-        align_faces,
-        lambda: _exhaust(map(extract_deepface, images)),
-        peer_name="deepface with yunet",
-        amount=len(images),
-        unit="frames per CPU-second",
-        repeats=repeats,
-        clock=cpu_seconds,
     )

@@ -158,22 +158,6 @@ class JpegDataset:
         return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
 
-def tf_dataset(jpegs: list[bytes], amount: int, *, batch_size: int, workers: int) -> Any:
-    """Returns batches of so many images from tf.data, which chooses its number of workers."""
-    tf = import_module("tensorflow")
-    dataset = tf.data.Dataset.from_tensor_slices(jpegs).repeat()
-    dataset = dataset.map(
-        lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3), num_parallel_calls=tf.data.AUTOTUNE
-    )
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).take(amount // batch_size)
-
-
-def extract_deepface(image: np.ndarray) -> None:
-    """Finds and aligns the faces of a BGR image with the package deepface."""
-    deepface = import_module("deepface").DeepFace
-    deepface.extract_faces(image, detector_backend="yunet", enforce_detection=False)
-
-
 class StyleGAN2:
     """StyleGAN2's networks in PyTorch, NCHW, from their configs and arrays by NVIDIA's names.
 

@@ -123,10 +123,7 @@ def _costs(what: str, program: processes.Program) -> Iterator[Row]:
 
 
 def measure_end_to_end(options: argparse.Namespace) -> Iterator[Row]:
-    """Compares training on records with its step on one batch that stays on the device.
-
-    The difference is reading, decoding, transfer and logging.
-    """
+    """Compares training on records with its step alone: reading, decoding, transfer and logging."""
     check_batch_size(options.batch, 1, make_mesh())
     data_dir = options.workdir / "data"
     name = build_records(data_dir, 256)

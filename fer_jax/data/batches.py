@@ -54,10 +54,7 @@ class Mixture:
     def images(
         self, indices: np.ndarray, image_size: int, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Decodes images to uint8 RGB [len(indices), image_size, image_size, 3], in `out` if given.
-
-        Raises InputError if a record cannot be read or decoded; names it.
-        """
+        """Decodes n images to uint8 RGB [n, image_size, image_size, 3], or raises InputError."""
         if out is None:
             out = np.empty((len(indices), image_size, image_size, 3), np.uint8)
         for face, source, row in zip(out, self.source[indices], self.row[indices], strict=True):

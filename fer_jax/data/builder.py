@@ -147,10 +147,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def list_inputs(self) -> Inputs:
-        """Lists the inputs with their labels and splits, without decoding them.
-
-        Raises InputError if the source or an option cannot be used.
-        """
+        """Lists the inputs with labels and splits, without decoding them, or raises InputError."""
         raise NotImplementedError
 
     @functools.cached_property

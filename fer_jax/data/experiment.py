@@ -47,10 +47,7 @@ class Source:
 
 
 def as_source(entry: str | Mapping[str, Any]) -> Source:
-    """Turns a config's entry, a name or a block, into a `Source`.
-
-    Raises InputError if the block has an unknown field, no name, or a value of the wrong type.
-    """
+    """Turns a config's entry, a name or a block, into a `Source`, or raises InputError."""
     if isinstance(entry, str):
         return Source(entry)
     if not isinstance(entry, Mapping):

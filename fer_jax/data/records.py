@@ -73,10 +73,7 @@ class Records:
     def images(
         self, rows: Sequence[int] | np.ndarray, image_size: int, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Decodes faces to uint8 RGB [len(rows), image_size, image_size, 3], in `out` if given.
-
-        Raises InputError if a record cannot be read or decoded; names it.
-        """
+        """Decodes n faces to uint8 RGB [n, image_size, image_size, 3], or raises InputError."""
         if out is None:
             out = np.empty((len(rows), image_size, image_size, 3), np.uint8)
         for face, row in zip(out, rows, strict=True):
@@ -302,10 +299,7 @@ def build_summary(name: str, data_dir: Path) -> dict[str, Any]:
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """Reads build.json, which `build` wrote beside the shards; {} if there is none.
-
-    Raises InputError if it is damaged.
-    """
+    """Reads build.json beside the shards: {} if there is none, InputError if it is damaged."""
     return read_json(directory / "build.json", REBUILD)
 
 

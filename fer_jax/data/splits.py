@@ -172,11 +172,7 @@ def _fold_count(text: str) -> int | None:
 
 
 def content_parts(text: str) -> dict[str, list[str]]:
-    """Parses --content_parts to part -> its content groups.
-
-    Raises InputError if it is not of the form PART=GROUP,GROUP;PART=GROUP, or a part or a group
-    occurs twice.
-    """
+    """Parses --content_parts to part -> its content groups, or raises InputError."""
     parts: dict[str, list[str]] = {}
     for piece in text.split(";"):
         name, equals, groups = piece.partition("=")

@@ -35,10 +35,7 @@ def group_of(row: Mapping[str, Any]) -> str:
 
 
 def probabilities(row: Row, task: str) -> list[float] | None:
-    """Returns the teacher's probabilities in a row; None if the run had no teacher.
-
-    Raises InputError if they are negative or do not sum to 1.
-    """
+    """Returns the teacher's probabilities in a row, if any; InputError if they do not sum to 1."""
     cells = [row[f"p_{name}"] for name in TASKS[task]]
     if not any(cells):
         return None

@@ -77,10 +77,7 @@ def write(workdir: Path, trained_on: Sequence[Records], task: str) -> None:
 
 
 def read(workdir: Path, classes: Sequence[str]) -> LabelCounts | None:
-    """Reads what `write` wrote; None where the run has no such file.
-
-    Raises InputError if the file is about other classes, or does not make sense.
-    """
+    """Reads what `write` wrote; None without the file, InputError if it does not make sense."""
     path = workdir / FILE
     if not path.is_file():
         return None

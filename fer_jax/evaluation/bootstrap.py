@@ -367,10 +367,7 @@ def satterthwaite(variances: Sequence[float], degrees: Sequence[float]) -> float
 def estimate(
     resampled: Resampled, name: str, numbers: Sequence[int] = (0,), model: str = ""
 ) -> Estimate:
-    """Estimates a metric of a model, whose seeds are the predictors of these numbers.
-
-    `name` is one of `SCALARS`.
-    """
+    """Estimates one of `SCALARS` of a model, whose seeds are the predictors of these numbers."""
     if name not in MEAN_OF:
         return _estimate(resampled, name, numbers, model)
     return estimate_mean(resampled, name, None, numbers, model)
@@ -467,10 +464,7 @@ def jackknife_error(estimate: float, left_out: np.ndarray) -> float:
 
 
 def quantile_of_t(degrees: float, level: float = LEVEL) -> float:
-    """Returns the half width of an interval in standard errors.
-
-    NaN below one degree of freedom, where a single cluster has most of the images.
-    """
+    """Returns the half width of an interval in standard errors; NaN below one degree of freedom."""
     return float(special.stdtrit(degrees, (1 + level) / 2)) if degrees >= 1 else float("nan")
 
 

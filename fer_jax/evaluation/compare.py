@@ -206,10 +206,7 @@ def _exact_p(only_a: int, only_b: int) -> float:
 def same_images(
     table: predictions.Table, other: predictions.Table, file: Path, other_file: Path
 ) -> np.ndarray:
-    """Returns the row of `other` for each row of `table`, int64 [n].
-
-    Raises InputError if they are about different images, or describe one differently.
-    """
+    """Returns the row of `other` for each row of `table`, int64 [n]; InputError if they differ."""
     order, other_order = np.argsort(table["record_id"]), np.argsort(other["record_id"])
     here, there = table["record_id"][order], other["record_id"][other_order]
     if not np.array_equal(here, there):

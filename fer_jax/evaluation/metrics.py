@@ -155,11 +155,7 @@ def binary_areas(
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes confidence and accuracy in 15 equal bins of the highest probability.
-
-    Returns `weight` (images), `confidence`, `accuracy`: float64 [15]; the latter two NaN in empty
-    bins.
-    """
+    """Returns `weight`, `confidence`, `accuracy` of 15 bins of the highest probability."""
     bins, confidence, correct = confidence_bins(labels, probabilities)
     weight, confidence, accuracy = (
         np.bincount(bins, weights=values, minlength=NUM_BINS)

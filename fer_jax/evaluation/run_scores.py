@@ -38,26 +38,21 @@ CURVE_POINTS, CURVE_DECIMALS = 100, 5
 def score_run(workdir: Path) -> dict[str, Any]:
     """Scores all tables in workdir/predictions; a table of several datasets by each of them.
 
-    Everything but "apart" is of one checkpoint, the one that was evaluated last.
-
-    Returns:
-      {"task", "classes", "seed", "commit", "checkpoint" ("step", "checksum" and how it was
-      "chosen", as in `predictions`; None each where the tables do not say), "apart" (sets of other
-      checkpoints, without curves and errors), "datasets", "leaks" (within the training data, by
-      kind), "warnings" (all leaks, a line each), "left_out", "sets", "validation" (the parts that
-      checkpoints are selected on, which are not tests), "calibration" (`from_validation`), "means"
-      (of the headline metrics over the sets of each relation, without variants and repeated
-      images), "generalization", "test_access", "best_step", "reproduce"}. Each set has step (of the
-      checkpoint), table (the predictions file), dataset, split, variant, relation (one of
-      `RELATIONS`; None where it is of several kinds or not known), chance (1 / number of its
-      classes), not_in_means (why it is in no mean, else None), leaks (of it into the training data;
-      None where that was not audited; and seen, unknown_people, near_duplicates of
-      `experiment.leaks_into`), n_unlabelled, n_by_class (images), annotators
-      (`baselines.annotators`), errors (the most confident ones; `explanations.write` adds the names
-      of their pictures), caveats, curves and everything of `scoring.score_table`.
-
-    Raises:
-      InputError: no run, or no predictions yet.
+    Everything but "apart" is of one checkpoint, the one that was evaluated last. Returns {"task",
+    "classes", "seed", "commit", "checkpoint" ("step", "checksum" and how it was "chosen", as in
+    `predictions`; None each where the tables do not say), "apart" (sets of other checkpoints,
+    without curves and errors), "datasets", "leaks" (within the training data, by kind), "warnings"
+    (all leaks, a line each), "left_out", "sets", "validation" (the parts that checkpoints are
+    selected on, which are not tests), "calibration" (`from_validation`), "means" (of the headline
+    metrics over the sets of each relation, without variants and repeated images), "generalization",
+    "test_access", "best_step", "reproduce"}. Each set has step (of the checkpoint), table (the
+    predictions file), dataset, split, variant, relation (one of `RELATIONS`; None where it is of
+    several kinds or not known), chance (1 / number of its classes), not_in_means (why it is in no
+    mean, else None), leaks (of it into the training data; None where that was not audited; and
+    seen, unknown_people, near_duplicates of `experiment.leaks_into`), n_unlabelled, n_by_class
+    (images), annotators (`baselines.annotators`), errors (the most confident ones;
+    `explanations.write` adds the names of their pictures), caveats, curves and everything of
+    `scoring.score_table`. InputError without a run or predictions.
     """
     config = read_config(workdir)
     environment = storage.read_json(workdir / "environment.json")

@@ -73,10 +73,7 @@ def finished_file(job: Job, extraction: Extraction, folder: Path) -> Path:
 
 
 def finish_clip(job: Job, extraction: Extraction, folder: Path) -> Path:
-    """Extracts the faces of a clip, unless that is done; returns the zip.
-
-    One frame and its faces are in memory at a time.
-    """
+    """Extracts the faces of a clip, one frame in memory at a time; returns its zip."""
     file = finished_file(job, extraction, folder)
     if not file.is_file():
         with _new_zip(file) as archive:

@@ -77,10 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, clips: bool, detector: str
 
 
 def from_arguments(options: argparse.Namespace) -> Extraction:
-    """Returns the extraction of parsed options; finds or downloads the detector's file.
-
-    Raises InputError for a value out of range, or if the detector's file is not available.
-    """
+    """Returns the extraction of parsed options, with the detector's file, or raises InputError."""
     names = [field.name for field in dataclasses.fields(Extraction)]
     extraction = Extraction(**{name: getattr(options, name) for name in names if name in options})
     if extraction.every or extraction.seconds:

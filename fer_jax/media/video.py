@@ -80,10 +80,7 @@ class Video:
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens a file with one decoding thread.
-
-        Raises InputError if it is missing, empty, without moving pictures, or too large.
-        """
+        """Opens a file with one decoding thread; InputError if it is no video, or too large."""
         if not path.is_file():
             raise InputError("no such file")
         self._num_bytes = path.stat().st_size

@@ -53,10 +53,7 @@ def moments_step(network: dict[str, Any], images: jax.Array, *, graphdef: Any) -
 
 
 def compile_moments_step(model: dict[str, Any], network_sharding: Any, mesh: Mesh) -> MomentsStep:
-    """Jits `moments_step` of `xception.Xception(**model)`.
-
-    Images are sharded over the mesh; the moments are on every device.
-    """
+    """Jits `moments_step` of `xception.Xception(**model)`: images sharded, moments everywhere."""
     graphdef = xception.graphdef(**model | {"batch_norm_momentum": 0.0, "dropout": 0.0})
     return jax.jit(
         functools.partial(moments_step, graphdef=graphdef),
@@ -68,10 +65,7 @@ def compile_moments_step(model: dict[str, Any], network_sharding: Any, mesh: Mes
 def estimated(
     step: MomentsStep, network: dict[str, Any], batches: Iterable[jax.Array]
 ) -> dict[str, Any]:
-    """Computes BatchNorm's statistics over batches of equal size, uint8 [b, s, s, 3].
-
-    Returns a tree like batch_stats, float32 on the host.
-    """
+    """Returns BatchNorm's statistics over batches [b, s, s, 3], like batch_stats, on the host."""
     return _combine([jax.device_get(step(network, images)) for images in batches])
 
 

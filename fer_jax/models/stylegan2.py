@@ -326,10 +326,7 @@ def synthesis_blocks(
     noise: Mapping[str, jax.Array],
     dtype: Any = jnp.float32,
 ) -> Iterator[tuple[int, jax.Array, jax.Array | None]]:
-    """Does the same as `synthesize`, block by block.
-
-    Yields (resolution, features [n, h, w, channels], images so far or None).
-    """
+    """As `synthesize`: yields (resolution, features [n, h, w, channels], images so far or None)."""
     n = ws.shape[0]
     const = params["b4"]["const"].astype(dtype)
     x = jnp.broadcast_to(const, (n, *const.shape[1:]))

@@ -191,10 +191,7 @@ def render(recognizer: Recognizer, limits: Limits) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket; port 0 takes a free one.
-
-    Raises InputError if the port is in use or not allowed, or `host` is not a name of this machine.
-    """
+    """Returns a listening socket; port 0 takes a free one. InputError if that is not possible."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)

@@ -266,10 +266,7 @@ class Renderer:
     noise: str = "const"  # "const", "none", or "random" (by the seed)
 
     def ws(self, seeds: Integers, conditions: Integers) -> jax.Array:
-        """Maps seeds [n] under conditions [n] to w, float32 [n, num_ws, w_dim].
-
-        n must be divisible by the number of devices.
-        """
+        """Maps seeds [n], n divisible by the devices, under conditions to w [n, num_ws, w_dim]."""
         z = jax.device_put(latents(seeds, self.generator.z_dim), batch_sharding(self.mesh))
         rows = np.asarray(conditions)
         c = None if self.classes is None else self.classes[rows]

@@ -288,10 +288,7 @@ def write_directions(path: Path, directions: Directions) -> None:
 
 
 def read_directions(path: Path, generator: Generator, network: str, task: str) -> Directions:
-    """Reads what `write_directions` wrote; `network` is the generator's fingerprint.
-
-    Raises InputError: no such file, one for another network or task, or a damaged one.
-    """
+    """Reads what `write_directions` wrote for a network and a task, or raises InputError."""
     if not path.is_file():
         raise InputError(f"--directions '{path}' does not exist; --directions=fit fits them")
     if path.stat().st_size > MAX_FILE_BYTES:

@@ -123,10 +123,7 @@ def mix(
 def interpolate(
     renderer: Renderer, out: Path, seeds: Sequence[int], frames: int, batch_size: int
 ) -> Path:
-    """Writes interpolation.mp4: `frames` from each seed to the next, along straight lines in w.
-
-    Raises InputError if the video could not be written.
-    """
+    """Writes interpolation.mp4: `frames` from each seed to the next, along straight lines in w."""
     stations = renderer.map_seeds(seeds, batch_size)
     shares = np.arange(frames, dtype=np.float32) / frames
     between = [

@@ -287,10 +287,7 @@ def _renderer(
 
 
 def read_ledger(out: Path, plan: SamplingPlan) -> Ledger:
-    """Reads what earlier runs in the folder did; lines that they did not finish are removed.
-
-    Raises InputError for a damaged table, or an accepted image that is missing.
-    """
+    """Reads what earlier runs did, less unfinished lines; InputError for a damaged folder."""
     for name in (synthetic.RECORDS, synthetic.REJECTED):
         storage.drop_torn_line(out / name)
     accepted = _accepted_rows(out, plan.request)

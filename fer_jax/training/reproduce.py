@@ -32,11 +32,7 @@ MARK = "reproduces.json"
 
 
 def reproduce(run: Path, workdir: Path, data_dir: Path) -> bool:
-    """Trains and evaluates a run again and prints what differs; returns whether nothing does.
-
-    Raises InputError: no run, another build of one of its datasets, or `workdir` holds something
-    else.
-    """
+    """Trains and evaluates a run again and prints what differs; returns whether nothing does."""
     of_generator = is_generator(from_dict(storage.read_json(run / "config.json")))
     config = read_config(run, of_generator=of_generator)
     if "scenarios" in config:

@@ -80,10 +80,7 @@ def _write(out: Path, config: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
 
 
 def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]:
-    """Reads some of `nvidia.NAMES` (empty: all) of a network file or a folder of `convert`.
-
-    Raises InputError if it is neither of the two, damaged, or without one of the names: one line.
-    """
+    """Reads some of `nvidia.NAMES` (empty: all) of a network file or a folder of `convert`."""
     if not path.is_dir():
         return nvidia.read_networks(path, names)
     if not (path / CONFIG).is_file() or not (path / ARRAYS).is_file():

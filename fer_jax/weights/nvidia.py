@@ -156,10 +156,7 @@ def _network(name: str, value: pickles.Object) -> Network:
 
 
 def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
-    """Returns a network of exactly the arrays that its config requires, in its order, as float32.
-
-    The InputError names the first array that is missing, superfluous, or of another shape.
-    """
+    """Returns a network of exactly the arrays that its config requires, as float32, or raises."""
     arrays, found = dict(arrays), {}
     for name, shape in stylegan2.shapes(config).items():
         array = arrays.pop(name, None)
