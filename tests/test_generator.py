@@ -112,13 +112,7 @@ def test_noise_of_every_kind(generator: Generator):
     ws = generator.map(latents(range(3), generator.z_dim), 1)
     none = generator.synthesize(ws, "none")
     const = generator.synthesize(ws)
-    fixed = {name: array for name, array in generator.buffers["noise"].items()}
-    np.testing.assert_array_equal(generator.synthesize(ws, fixed), const)
-    zero = {name: jnp.zeros_like(array) for name, array in fixed.items()}
-    np.testing.assert_allclose(generator.synthesize(ws, zero), none, atol=1e-6)
-    own = np.random.default_rng(0).standard_normal((3, 8, 8, 1))
-    one = generator.synthesize(ws, {"b8_conv0": own})
-    assert all(np.abs(image).max() > 1e-3 for image in one - none)
+    assert all(np.abs(image).max() > 1e-3 for image in const - none)
     first = generator.synthesize(ws, "random", key=jax.random.key(0))
     again = generator.synthesize(ws[:1], "random", key=jax.random.key(0))
     other = generator.synthesize(ws, "random", key=jax.random.key(1))
@@ -136,8 +130,6 @@ def test_a_network_without_noise_and_without_a_mean(file: Path):
     np.testing.assert_array_equal(raw.synthesize(ws, "const"), raw.synthesize(ws, "none"))
     with pytest.raises(InputError, match="no mean w"):
         raw.map(latents([0], raw.z_dim), [2], 0.7)
-    with pytest.raises(InputError, match="takes no noise"):
-        raw.synthesize(ws, {"b4_conv1": np.zeros((1, 4, 4, 1))})
 
 
 def test_bfloat16_is_near(file: Path, generator: Generator):
@@ -204,8 +196,6 @@ def test_what_cannot_be_synthesized(generator: Generator):
     refused("key must be one of jax.random.key, not int", ws, "random", key=3)
     refused(r"one key or \[2\] keys, not \[3\]", ws, "random", key=jax.random.split(Z_KEY, 3))
     refused("a key belongs to", ws, key=Z_KEY)
-    refused("no layer 'b4_conv0'; did you mean", ws, {"b4_conv0": np.zeros((1, 4, 4, 1))})
-    refused(r"noise b4_conv1 must be \[2, 4, 4, 1\]", ws, {"b4_conv1": np.zeros((3, 4, 4, 1))})
 
 
 Z_KEY = jax.random.key(0)

@@ -129,29 +129,21 @@ class Generator:
         # Always a float and an int, so that other values compile nothing.
         return _map(self.config, mapping, z, classes, center, float(truncation_psi), int(cutoff))
 
-    def synthesize(
-        self, ws: Any, noise: str | Mapping[str, Any] = "const", key: jax.Array | None = None
-    ) -> jax.Array:
+    def synthesize(self, ws: Any, noise: str = "const", key: jax.Array | None = None) -> jax.Array:
         """Generates images of ws [n, num_ws, w_dim]: float32 [n, resolution, resolution, 3].
 
         They are around [-1, 1], not clipped. `noise` is "const" (the network's own, the same for
-        all images), "none", "random", or arrays [n or 1, h, w, 1] by layer: "b4_conv1", "b8_conv0",
-        "b8_conv1", ...; a layer without one gets none. `key` is for "random": one key, or [n] keys,
-        one per sample. A sample's noise does not depend on the rest of the batch. Raises InputError
-        for a wrong shape or layer, or a key that is missing or superfluous.
+        all images), "none", or "random" with a `key`: one, or [n] keys, one per sample. A sample's
+        noise does not depend on the rest of the batch. Raises InputError for a wrong shape, or a
+        key that is missing or superfluous.
         """
         ws = _floats("ws", ws, ("n", self.num_ws, self.w_dim))
-        keys = None
-        if noise == "random":
-            keys = _sample_keys(key, len(ws))
-        elif key is not None:
+        if noise not in NOISE:
+            raise InputError(f"noise cannot be '{noise}'{did_you_mean(noise, NOISE)}")
+        if key is not None and noise != "random":
             raise InputError('a key belongs to noise="random"')
-        if isinstance(noise, str):
-            if noise not in NOISE:
-                raise InputError(f"noise cannot be '{noise}'{did_you_mean(noise, NOISE)}")
-            arrays = self.buffers["noise"] if noise == "const" else {}
-        else:
-            arrays = self._noise_arrays(noise, len(ws))
+        keys = _sample_keys(key, len(ws)) if noise == "random" else None
+        arrays = self.buffers["noise"] if noise == "const" else {}
         synthesis = self.params["synthesis"]
         return _synthesize(self.config, synthesis, ws, arrays, keys, jnp.dtype(self.dtype))
 
@@ -174,18 +166,6 @@ class Generator:
             wrong = indices.min() if indices.min() < 0 else indices.max()
             raise InputError(f"the network has classes 0 to {self.c_dim - 1}, not {wrong}")
         return jax.nn.one_hot(np.broadcast_to(indices, (n,)), self.c_dim)
-
-    def _noise_arrays(self, noise: Mapping[str, Any], n: int) -> dict[str, jax.Array]:
-        if not self.config.use_noise:
-            raise InputError("the network takes no noise")
-        sizes = {f"b{size}_{name}": size for size, name in self.config.convolutions}
-        arrays = {}
-        for name, array in noise.items():
-            if name not in sizes:
-                raise InputError(f"the network has no layer '{name}'{did_you_mean(name, sizes)}")
-            size, count = sizes[name], 1 if np.shape(array)[:1] == (1,) else n
-            arrays[name] = _floats(f"noise {name}", array, (count, size, size, 1))
-        return arrays
 
 
 @functools.partial(jax.jit, static_argnums=0)
