@@ -255,10 +255,7 @@ def timeline(
     title: str,
     caption: str,
 ) -> "Figure":
-    """Draws stacked shares from `start_s` to `end_s`, one band below the other, with the title.
-
-    `colours` are {class: a CSS colour}.
-    """
+    """Draws stacked shares from `start_s` to `end_s`, a band each; `colours` are {class: CSS}."""
     from matplotlib.patches import Patch
 
     figure = _figure(title, 7.2, 1.1 + 0.85 * len(bands))

@@ -55,10 +55,7 @@ def measure_audit(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _thumbnails(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pictures, uint8 [number, 48, 48], and the indices of which the last are copies.
-
-    Like faces these have a common coarse shape and details of their own.
-    """
+    """Returns pictures, uint8 [number, 48, 48], and the indices of which the last are copies."""
     rng = np.random.default_rng(0)
     size = duplicates.THUMBNAIL_SIZE
     shape = cv2.resize(rng.normal(size=(5, 5)).astype(np.float32), (size, size)) * 40 + 128

@@ -30,10 +30,7 @@ IMAGES_PER_THREAD = 64  # decoded at once by a thread of `decode_all`
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """The training images of several datasets, with indices 0..n-1.
-
-    A stratum is what is sampled by itself: a dataset, or a class of one.
-    """
+    """The training images of several datasets; a stratum is a dataset, or a class of one."""
 
     records: Sequence[Records]  # the training part of each dataset
     source: np.ndarray  # int64 [n], index into `records`

@@ -176,10 +176,7 @@ def check_leaks(leaks: Leaks, config: Config, prefix: str = "") -> None:
 
 
 def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | None:
-    """Opens the data that a run was trained and validated on, with its copy of the exclusions.
-
-    Returns None and prints the reason if they cannot be opened.
-    """
+    """Opens what a run was trained and validated on; prints the reason for None if it cannot."""
     kept = workdir / EXCLUSIONS_FILE
     trained_on = from_json(to_json(config))
     trained_on.test_sets = ()

@@ -96,10 +96,7 @@ class Sample:
 def sample(
     labels: np.ndarray, cluster: np.ndarray, num_classes: int, *, equal_clusters: bool = False
 ) -> Sample:
-    """Returns a `Sample` of images with the names of their clusters, str or int [n].
-
-    With `equal_clusters` every cluster has the same weight.
-    """
+    """Returns a `Sample` of images by the names of their clusters, of equal weight if asked."""
     names, numbers = np.unique(cluster, return_inverse=True)
     sizes = np.bincount(numbers, minlength=len(names))
     scale = 1 / sizes if equal_clusters else np.ones(len(names))

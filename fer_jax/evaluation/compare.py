@@ -304,10 +304,7 @@ def _verdict(one: dict[str, Any], metric: str) -> str:
 
 
 def rounding_rows(compared: dict[str, Any]) -> list[list[str]]:
-    """Lists what int8 quantization changed, as rows of `ROUNDING_COLUMNS`.
-
-    `compared` is from `compare_on`, with int8 as side a and float32 as side b.
-    """
+    """Lists what int8 changed, as rows of `ROUNDING_COLUMNS`; side a is int8, side b float32."""
     rows = []
     for name in ROUNDING_METRICS:
         found = compared["metrics"][name]

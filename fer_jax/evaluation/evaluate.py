@@ -188,10 +188,7 @@ def _predict_set(
     predictors: dict[str, Predictor],
     origin: dict[str, Any] | None,
 ) -> None:
-    """Writes a table of all images for each predictor; those without a label are not scored.
-
-    `origin` is that of the tables; None: another process writes them.
-    """
+    """Writes a table for each predictor; without an `origin` another process writes them."""
     rows = np.arange(len(records))
     unlabelled = len(records) - len(labelled_rows(records, config.task))
     plain = np.zeros(0)

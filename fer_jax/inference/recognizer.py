@@ -151,10 +151,7 @@ class Recognizer:
     def heatmaps(
         self, found: Sequence[FaceCrop], classes: Sequence[int] | np.ndarray
     ) -> list[np.ndarray]:
-        """Draws over each face which parts speak for its class in `classes` (`grad_cam`).
-
-        Returns uint8 RGB [t, t, 3] for each face; [] for engines other than JAX.
-        """
+        """Draws over each face, uint8 RGB [t, t, 3], what speaks for its class; [] without JAX."""
         if self.network.engine != "jax" or not found:
             return []
         crops = np.stack([one.crop for one in found])

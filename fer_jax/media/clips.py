@@ -197,10 +197,7 @@ def extract(
 def _in_processes(
     waiting: collections.deque[Job], extraction: Extraction, folder: Path, processes: int
 ) -> Generator[Job, None, list[Job]]:
-    """Extracts what is waiting; returns what was in flight when a process died.
-
-    Raises BrokenProcessPool if processes cannot be started at all.
-    """
+    """Extracts what is waiting; returns what was in flight when a process died."""
     # Spawned: a fork would copy locks that threads of the parent hold.
     pool = concurrent.futures.ProcessPoolExecutor(
         min(processes, len(waiting)),

@@ -185,9 +185,6 @@ def square(image: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float, fl
 
 
 def resized(face: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Resizes a uint8 face [height, width, 3] to `size` pixels a side, into `out` if given.
-
-    Averages to reduce, interpolates linearly to enlarge.
-    """
+    """Resizes a uint8 face to `size` pixels a side: averages to reduce, linear to enlarge."""
     interpolation = cv2.INTER_AREA if face.shape[0] > size else cv2.INTER_LINEAR
     return cv2.resize(face, (size, size), dst=out, interpolation=interpolation)

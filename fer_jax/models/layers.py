@@ -113,10 +113,7 @@ affine.defvjp(lambda x: (affine(x), x), lambda x, g: (_affine_gradient(x, g),))
 
 
 class BatchNorm(nnx.Module):
-    """Keras' BatchNorm with float32 statistics over the global batch.
-
-    `momentum` is the share of the old running statistics that a step keeps.
-    """
+    """Keras' BatchNorm over the global batch; a step keeps `momentum` of the statistics."""
 
     def __init__(self, channels: int, *, momentum: float):
         self.momentum = momentum

@@ -267,10 +267,7 @@ def apply(
     images: jax.Array,
     **how: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Runs the network as a pure function; `how` are arguments of `Xception.pooled_and_logits`.
-
-    Returns (logits float32 [batch, classes], batch_stats, which training updates).
-    """
+    """Returns (logits float32 [batch, classes], batch_stats); `how` is for `pooled_and_logits`."""
     _, logits, batch_stats = apply_pooled(graphdef, params, batch_stats, images, **how)
     return logits, batch_stats
 

@@ -47,10 +47,7 @@ class FaceQuality(NamedTuple):
 
 
 def assess(image: np.ndarray, detector: Detector | None) -> FaceQuality:
-    """Measures an image, uint8 RGB [height, width, 3], and crops its largest face.
-
-    Without a detector the image's centre square is the face.
-    """
+    """Measures an image, uint8 RGB [h, w, 3], and crops its largest face, or its centre square."""
     measured = faces.measure(image) | {"size": float(min(image.shape[:2]))}
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     found = faces.detect_and_crop(bgr, detector, faces.ALL_FACES)
@@ -86,10 +83,7 @@ def rejection_reason(found: FaceQuality, gates: Gates) -> str | None:
 
 
 def quality_score(found: FaceQuality) -> float:
-    """Returns min(contrast / threshold, sharpness / threshold), published thresholds: 1 passes.
-
-    Size is left out because it is the same for all images of a network.
-    """
+    """Returns the smaller of contrast and sharpness, as shares of the published thresholds."""
     return min(
         found.contrast / faces.PUBLISHED_CONTRAST, found.sharpness / faces.PUBLISHED_SHARPNESS
     )

@@ -24,10 +24,7 @@ FRAMES_PER_SECOND = 30
 def draw_sheet(
     faces: Sequence[Sequence[tuple[np.ndarray, str]]], titles: Sequence[str], cell: int = CELL
 ) -> np.ndarray:
-    """Draws rows, which may differ in length, of faces (uint8 RGB [h, w, 3], caption), with titles.
-
-    `cell` is the size of a face in pixels. Returns uint8 RGB [height, width, 3] on white.
-    """
+    """Draws rows of (face uint8 RGB [h, w, 3], caption) with titles on white; `cell` in pixels."""
     widths = [cv2.getTextSize(title, FONT, TEXT_SIZE, 1)[0][0] for title in titles]
     side = max(widths, default=0) + 12
     columns = max((len(row) for row in faces), default=0)
@@ -52,10 +49,7 @@ def _save(path: Path, sheet: np.ndarray) -> Path:
 
 
 def contact_sheet(out: Path, rows: Sequence[Row], groups: Sequence[str]) -> Path:
-    """Writes contact_sheet.jpg: the first faces of each class, with seed and confidence.
-
-    `rows` are those of records.csv in the folder `out`, `groups` the classes.
-    """
+    """Writes contact_sheet.jpg: the first faces of each class, with seed and confidence."""
     lines = []
     for group in groups:
         line = []
@@ -92,10 +86,7 @@ def mix(
     layers: tuple[int, int],
     batch_size: int,
 ) -> Path:
-    """Writes mixing.jpg: each row's face with the w of each column's face in some layers.
-
-    `seeds` are those of the rows and of the columns, `layers` the first and the last layer.
-    """
+    """Writes mixing.jpg: each row's face with the w of each column's in layers first to last."""
     rows, columns = seeds
     _check_count((len(rows) + 1) * (len(columns) + 1))
     row_ws, column_ws = (renderer.map_seeds(some, batch_size) for some in seeds)

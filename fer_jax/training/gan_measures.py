@@ -91,10 +91,7 @@ def open_judge(config: Config, mixture: batches.Mixture) -> Judge:
 
 
 def write_grid(workdir: Path, step: int, generator: Generator, task: str) -> np.ndarray:
-    """Writes workdir/samples/STEP.png, the same seeds at every step and a row for each class.
-
-    Returns the grid, uint8 RGB [height, width, 3].
-    """
+    """Writes and returns samples/STEP.png, uint8 RGB: the same seeds, a row for each class."""
     titles = TASKS[task] if generator.c_dim else ("",)
     seeds = [seed for _ in titles for seed in range(GRID_COLUMNS)]
     faces = generate(generator, seeds, np.repeat(np.arange(len(titles)), GRID_COLUMNS))

@@ -100,10 +100,7 @@ def make_optimizers(
 def init_params(
     config: GeneratorConfig | DiscriminatorConfig, key: jax.Array
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Initializes a network as published: standard normal, with equalized learning rates.
-
-    Returns (params, buffers) as `fer_jax.weights.nvidia.to_trees` does.
-    """
+    """Initializes (params, buffers) as published: standard normal, equalized learning rates."""
     params: dict[str, Any] = {}
     noise: dict[str, Any] = {}
     for index, (name, shape) in enumerate(stylegan2.shapes(config).items()):

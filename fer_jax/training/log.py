@@ -165,10 +165,7 @@ class ProgressLine:
 
 
 class Stopwatch:
-    """Counts the steps after `reached` and the time that they wait for data.
-
-    `peak` is the FLOP per second of all devices together.
-    """
+    """Counts steps and the time that they wait for data; `peak` is FLOP/s of all devices."""
 
     def __init__(
         self,

@@ -89,10 +89,7 @@ def _mark(workdir: Path, run: Path) -> None:
 def check_datasets(
     environment: Mapping[str, Any], accessed: list[dict[str, Any]], data_dir: Path
 ) -> None:
-    """Refuses other builds of a run's training, validation and test data, by their fingerprints.
-
-    `environment` is environment.json, `accessed` from `run_scores.read_test_access`.
-    """
+    """Refuses other builds of a run's training, validation and test data, by fingerprint."""
     were = {name: one["fingerprint"] for name, one in environment["datasets"].items()}
     were |= environment.get("test_datasets", {})
     were |= {row["dataset"]: row["fingerprint"] for row in accessed}
@@ -148,10 +145,7 @@ def compare_networks(run: Path, again: Path, config: Config) -> tuple[int, float
 
 
 def compare_predictions(run: Path, again: Path) -> list[tuple[str, tuple[float, float], float]]:
-    """Compares the predictions tables that both runs have.
-
-    Returns (file name, both balanced accuracies, largest difference of a probability) of each.
-    """
+    """Returns (file, balanced accuracies, largest difference of a probability) of each table."""
     found = []
     for file in sorted((again / "predictions").glob("*.csv")):
         before = run / "predictions" / file.name

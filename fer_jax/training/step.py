@@ -316,10 +316,7 @@ def _accumulated(
 
 
 def _adapt_loss_scale(state: TrainState, following: TrainState, finite: jax.Array) -> TrainState:
-    """Skips an update that overflowed and halves the loss scale; doubles it after a good run.
-
-    The scheme of Micikevicius et al. 2018, Mixed Precision Training.
-    """
+    """Skips an update that overflowed; adapts the loss scale (Micikevicius et al. 2018)."""
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), following, state)
     good_steps = jnp.where(finite, state.good_steps + 1, 0)
     grows = good_steps >= LOSS_SCALE_GROWS_AFTER

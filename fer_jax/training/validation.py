@@ -35,10 +35,7 @@ def validate(
     config: Config,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Computes the metrics of a network on all labelled parts together.
-
-    Returns {"validation_loss", "validation_accuracy", ...}, one for each of `METRICS`.
-    """
+    """Computes one {"validation_loss", ...} for each of `METRICS` on all labelled parts."""
     sizes = {"batch_size": config.batch_size, "image_size": config.model.image_size}
     probabilities = [
         predict(score, network, part, np.arange(len(part)), mesh=mesh, **sizes) for part in parts

@@ -37,10 +37,7 @@ def convert(source: Path, out: Path) -> dict[str, Network]:
 
 
 def write_networks(out: Path, networks: dict[str, Network], about: dict[str, Any]) -> None:
-    """Writes networks into a folder that `read_networks` reads; replaces earlier ones.
-
-    They are by name, some of `nvidia.NAMES`; `about` has further entries of config.json.
-    """
+    """Writes networks by name into a folder for `read_networks`; `about` is for config.json."""
     arrays = {
         f"{name}/{key}": array
         for name, network in networks.items()

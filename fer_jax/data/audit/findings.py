@@ -284,10 +284,7 @@ def find_near_duplicates(
 
 
 def near_duplicate_groups(records: Records) -> np.ndarray:
-    """Groups the images that are connected by near-duplicates.
-
-    Returns of each image the first record_id of its group, by name: str [n].
-    """
+    """Returns of each image the first record_id of its group of near-duplicates, by name."""
     from scipy.sparse import coo_array, csgraph  # which reading audits does not need
 
     found = duplicates.find_near_duplicates(_thumbnails(pool_records([("test", records)])))

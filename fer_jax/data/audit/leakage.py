@@ -77,10 +77,7 @@ def dataset_splits(names: Iterable[str], data_dir: Path) -> list[tuple[str, Reco
 
 
 def audit(parts: Sequence[tuple[str, Records]]) -> tuple[Pool, list[Finding], dict[str, Any]]:
-    """Finds all leakage between (split, records) pairs.
-
-    Returns the pooled records, the findings, and the content of audit.json.
-    """
+    """Returns the pooled (split, records) pairs, all leakage between them, and audit.json."""
     pool = pool_records(parts)
     findings = identity_findings(pool)
     near_duplicates, hashes = image_findings(pool)
