@@ -22,8 +22,8 @@ from fer_jax.__main__ import main
 from fer_jax.config import default_config, to_json
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
-from fer_jax.evaluation import bootstrap, explanations, predictions, run_scores
-from fer_jax.evaluation.evaluate import _differences, evaluate
+from fer_jax.evaluation import bootstrap, predictions, run_scores
+from fer_jax.evaluation.evaluate import _differences, evaluate, explain_errors
 from fer_jax.inference.network import load
 from fer_jax.media import detector, images
 from fer_jax.report.layout import position, without_empty_columns
@@ -502,7 +502,7 @@ def test_errors_are_explained_as_far_as_that_is_possible(
     def explained(data_dir: Path) -> str:
         scored = run_scores.score_run(workdir)
         network = load(workdir)
-        explanations.write(workdir, scored, data_dir, network.explain, network.image_size, 1)
+        explain_errors(workdir, scored, data_dir, network.explain, network.image_size, 1)
         results.write(workdir, scored)
         return report(workdir).read_text()
 

@@ -51,7 +51,7 @@ def score_run(workdir: Path) -> dict[str, Any]:
     mean, else None), leaks (of it into the training data; None where that was not audited; and
     seen, unknown_people, near_duplicates of `experiment.leaks_into`), n_unlabelled, n_by_class
     (images), annotators (`baselines.annotators`), errors (the most confident ones;
-    `explanations.write` adds the names of their pictures), caveats, curves and everything of
+    `explain_errors` adds the names of their pictures), caveats, curves and everything of
     `scoring.score_table`. InputError without a run or predictions.
     """
     config = read_config(workdir)
