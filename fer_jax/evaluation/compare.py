@@ -20,14 +20,7 @@ import numpy as np
 from fer_jax import checkpoints, results, storage
 from fer_jax.config import OneLineParser, read_config
 from fer_jax.errors import InputError
-from fer_jax.evaluation import (
-    bootstrap,
-    calibration,
-    predictions,
-    relations,
-    run_scores,
-    scoring,
-)
+from fer_jax.evaluation import bootstrap, calibration, predictions, relations, run_scores, scoring
 from fer_jax.results import interval, number, p_value, set_name
 
 # What must be the same of an image on both sides.
