@@ -301,8 +301,32 @@ def _draw_mouth(canvas: _Canvas, who: Identity, face: Expression) -> None:
             canvas.curve([*points, (half + 0.005, corner_y + 0.11)], dark, 0.012, side)
 
 
-def _head(who: Identity, face: Expression, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the head without light and camera: RGB and coverage, both [2 size, 2 size, ...]."""
+def _draw_stubble(canvas: _Canvas, who: Identity) -> None:
+    w, mouth = who.face_width, who.mouth_height
+    outline = _head_outline(who, 0.985)
+    inner = _curve(
+        [(w * 0.9, -0.02), (w * 0.75, 0.45), (w * 0.25, mouth - 0.12), (0.0, mouth - 0.1)]
+    )
+    inner = np.concatenate([inner, inner[::-1] * [-1, 1]])
+    mask = np.zeros(canvas.pixels.shape[:2], np.float32)
+    shape = np.concatenate([outline[outline[:, 1] > 0], inner[::-1]])
+    cv2.fillPoly(mask, [canvas.points(shape)], 1.0, cv2.LINE_8, FIXED_POINT)
+    lip = _ellipse(0, mouth + 0.02, who.mouth_width * 0.85, 0.08)
+    cv2.fillPoly(mask, [canvas.points(lip)], 0.4, cv2.LINE_8, FIXED_POINT)
+    mask = cv2.GaussianBlur(mask, (0, 0), 0.025 * canvas.size) * (canvas.pixels != 1).any(axis=-1)
+    share = (0.25 + 0.55 * who.beard) * mask[..., None]
+    canvas.pixels = to_uint8(canvas.pixels * (1 - share) + np.asarray(who.hair) * share)
+
+
+def draw_head(
+    who: Identity, face: Expression, size: int, *, stubble: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a head without light and camera, upright and in the middle.
+
+    Returns:
+      uint8 RGB [2 size, 2 size, 3], and whether a pixel is drawn on, [2 size, 2 size]. With
+      `stubble` a beard has a soft edge and leaves the cheeks free.
+    """
     canvas = _Canvas(size)
     canvas.pixels[:] = 1  # marks what is not drawn on
     w, skin = who.face_width, who.skin
@@ -314,7 +338,9 @@ def _head(who: Identity, face: Expression, size: int) -> tuple[np.ndarray, np.nd
     for side in (-1, 1):
         canvas.fill(_ellipse(side * w * 0.99, 0.02, 0.075, 0.13), _shade(skin, 0.88))
     canvas.fill(_head_outline(who), skin)
-    if who.beard:
+    if who.beard and stubble:
+        _draw_stubble(canvas, who)
+    elif who.beard:
         outline = _head_outline(who, 0.995)
         inner = _curve([(w * 0.75, 0.2), (0.0, 0.30), (-w * 0.75, 0.2)])
         beard = np.concatenate([outline[outline[:, 1] > 0.2], inner[::-1]])
@@ -376,7 +402,7 @@ def draw_face(
       uint8 RGB [size, size, 3].
     """
     social = source == "social"
-    head, covered = _head(who, face, size)
+    head, covered = draw_head(who, face, size)
     big = head.shape[0]
     scale = face.lean * (rng.uniform(0.82, 1.12) if social else rng.uniform(0.97, 1.02))
     roll = face.roll_degrees + rng.normal(0, 8.0 if social else 1.0)
@@ -405,7 +431,7 @@ def draw_face(
     image = head * alpha + background * (1 - alpha)
     if social:
         return _social_camera(image, rng)
-    return _to_uint8(image + 1.5 * rng.standard_normal(image.shape, np.float32))
+    return to_uint8(image + 1.5 * rng.standard_normal(image.shape, np.float32))
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -426,7 +452,7 @@ def _social_camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             kernel[round(middle + t * np.sin(angle)), round(middle + t * np.cos(angle))] = 1
         image = cv2.filter2D(image, -1, kernel / kernel.sum())
     noise = rng.standard_normal(image.shape, np.float32)
-    image = _to_uint8(image + rng.uniform(2, 12) * noise)
+    image = to_uint8(image + rng.uniform(2, 12) * noise)
     if rng.random() < 0.4:
         text = str(rng.choice(["LIVE", "wow", "new!", "AD", "#fyp", "review"]))
         place = (int(rng.uniform(0.02, 0.6) * size), int(rng.choice([0.12, 0.97]) * size))
@@ -438,5 +464,6 @@ def _social_camera(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(cv2.imdecode(compressed, cv2.IMREAD_COLOR_RGB))
 
 
-def _to_uint8(image: np.ndarray) -> np.ndarray:
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Rounds an image to grey levels."""
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
