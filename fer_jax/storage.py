@@ -243,11 +243,14 @@ def _finite(number: str) -> float:
     return value
 
 
-def json_lines(path: Path, remedy: str = "") -> Iterator[dict[str, Any]]:
+def json_lines(
+    path: Path, remedy: str = "", *, required: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yields the rows of a JSON Lines file one by one, without a torn last line.
 
     Nothing, if there is no file. A row may have NaN. Raises InputError if it is no regular file, or
-    if a line has no object (names it); `remedy` ends the message.
+    if a line (which it names) has no object, or none with values of the `required` names; `remedy`
+    ends the message.
     """
     if not path.exists():
         return
@@ -260,14 +263,19 @@ def json_lines(path: Path, remedy: str = "") -> Iterator[dict[str, Any]]:
                     return
                 try:
                     row = _object(line)
+                    lists = [
+                        name for name in required if isinstance(row.get(name, []), list | dict)
+                    ]
+                    if lists:
+                        raise ValueError(f"has no value of {', '.join(lists)}")
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"line {number}: {error}") from error
                 yield row
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, required: Collection[str] = ()) -> list[dict[str, Any]]:
     """Returns the rows of a JSON Lines file, as `json_lines` yields them."""
-    return list(json_lines(path))
+    return list(json_lines(path, required=required))
 
 
 def read_cells(data: bytes, name: str, *, errors: str = "strict") -> Iterator[list[str]]:

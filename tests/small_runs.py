@@ -1,8 +1,10 @@
 """A small generator, a small trained run and a small dataset, made in moments."""
 
 import dataclasses
+import functools
 import json
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import cv2
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from nvidia_files import random_arrays
+from nvidia_files import random_arrays, write_tensorflow, write_torch
 from safetensors.numpy import save_file
 
 from fer_jax import checkpoints, schema
@@ -53,6 +55,18 @@ def arrays_of(config: stylegan2.GeneratorConfig, seed: int) -> dict[str, np.ndar
         if "noise_strength" in name:
             arrays[name] = array * 0.1
     return arrays
+
+
+@functools.cache
+def network_file(tensorflow: bool) -> bytes:
+    """A small NVIDIA file of a family."""
+    generator = generator_config(0, 8)
+    critic = stylegan2.DiscriminatorConfig(resolution=8, channel_base=64, channel_max=2)
+    made = {"G": generator, "D": critic, "G_ema": generator}
+    arrays = {name: random_arrays(config) for name, config in made.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        writer = write_tensorflow if tensorflow else write_torch
+        return writer(Path(folder) / "x.pkl", made, arrays).read_bytes()
 
 
 def small_generator(c_dim: int = 0, seed: int = 0, resolution: int = SIZE) -> Generator:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import optax
 import pytest
+from hostile_files import H5, write_h5
 from keras.src.legacy.saving import legacy_h5_format
 
 from fer_jax.__main__ import main
@@ -216,54 +217,10 @@ def test_a_converted_folder_that_does_not_fit_is_refused(
     assert "no weights file" in errors[1] and not (tmp_path / "new").exists()
 
 
-def _external(group: h5py.Group, target: Path) -> None:
-    group.create_dataset("0", (3, 3, 3, 32), "f4", external=[(str(target), 0, h5py.h5f.UNLIMITED)])
-
-
-def _virtual(group: h5py.Group, target: Path) -> None:
-    layout = h5py.VirtualLayout((3, 3, 3, 32), "f4")
-    layout[...] = h5py.VirtualSource(target, "x", (3, 3, 3, 32), "f4")
-    group.create_virtual_dataset("0", layout)
-
-
-def _linked(link: Any) -> Any:
-    return lambda group, target: group.__setitem__("0", link(target))
-
-
-def _stored(shape: Any = (3, 3, 3, 32), dtype: str = "f4", value: Any = 0, **options: Any) -> Any:
-    return lambda group, target: group.create_dataset("0", shape, dtype, fillvalue=value, **options)
-
-
-CRAFTED = {
-    "external storage": (_external, "in another file"),
-    "a virtual dataset": (_virtual, "in another file"),
-    "an external link": (_linked(lambda target: h5py.ExternalLink(target, "x")), "a link"),
-    "a soft link": (_linked(lambda target: h5py.SoftLink("/elsewhere")), "a link"),
-    "a group as an array": (
-        lambda group, target: group.create_group("0"),
-        "not an array of floats",
-    ),
-    "576 GiB": (_stored((2**19, 2**18), chunks=(64, 64)), "claims the shape"),
-    "a large chunk": (_stored((4, 4), maxshape=(None,) * 2, chunks=(2**14,) * 2), "claims the"),
-    "integers": (_stored(dtype="i4"), "not an array of floats"),
-    "texts": (_stored(dtype="S8", value=b"x"), "not an array of floats"),
-    "no numbers": (_stored(value=np.nan), "not finite"),
-    "an unusual filter": (_stored(compression="lzf"), "a filter that is not supported"),
-}
-
-
-@pytest.mark.parametrize("what", CRAFTED)
+@pytest.mark.parametrize("what", H5)
 def test_a_crafted_file_reads_nothing_else(what: str, tmp_path: Path):
-    (tmp_path / "secret").write_bytes(np.full((3, 3, 3, 32), 7, np.float32).tobytes())
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["x"] = np.full((3, 3, 3, 32), 7, np.float32)
-        file["elsewhere"] = np.full((3, 3, 3, 32), 7, np.float32)
-    write, says = CRAFTED[what]
-    path = tmp_path / "crafted.weights.h5"
-    with h5py.File(path, "w") as file:
-        target = tmp_path / ("secret" if what == "external storage" else "x.h5")
-        write(file.create_group("layers/conv2d/vars"), target)
-    with pytest.raises(InputError, match=says) as raised:
+    path = write_h5(tmp_path / "crafted.weights.h5", what)
+    with pytest.raises(InputError, match=H5[what][1]) as raised:
         read_xception(path)
     assert str(raised.value).count("\n") == 0 and str(path) in str(raised.value)
 

@@ -1,6 +1,5 @@
 """Network files read as data: both families, every option, and nothing that runs."""
 
-import functools
 import pickle
 import struct
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_files import PICKLES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvidia_files import (
@@ -29,6 +29,7 @@ from nvidia_files import (
     write_tensorflow,
     write_torch,
 )
+from small_runs import network_file
 
 from fer_jax.errors import InputError
 from fer_jax.models import stylegan2
@@ -429,44 +430,10 @@ def test_hostile_files_run_nothing(files: Path):
     refused(files / "malicious_module_src.pkl", r"\(G_ema\) has")
 
 
-HOSTILE = {
-    "a name of more than 200 letters": b"\x8c\xff" + b"a" * 255 + b"\x94\x8c\x01a\x93.",
-    "asks for 'posix.system'": b"cposix\nsystem\n(X\x02\x00\x00\x00idtR.",
-    "'posix.system', which is": b"cposix\nsystem\n)\x81.",
-    "instruction INST": b"(iposix\nsystem\n.",
-    "instruction OBJ": b"(cposix\nsystem\nX\x02\x00\x00\x00ido.",
-    "instruction EXT1": b"\x82\x01.",
-    "instruction PERSID": b"Pxyz\n.",
-    "instruction BINPERSID": b"K\x01Q.",
-    "instruction NEWOBJ_EX": b"\x8c\x01a)}\x92.",
-    "instruction LONG4": b"\x8b\x01\x00\x00\x00\x01.",
-    "instruction DUP": b"K\x012.",
-    "calls what is no function": b"K\x01)R.",
-    "sets the state of what is no object": b"}}b.",
-    "contains itself": b"]\x94h\x00a.",
-    "recalls what it never stored": b"h\x05.",
-    "its stack is empty": b"a.",
-    "a mark is missing": b"K\x01u.",
-    "SETITEMS without its dict": b"](K\x01K\x02u.",
-    "without its dict": b"}(K\x01u.",
-    "a key is neither": b"}]K\x01s.",
-    "a name is not text": b"K\x01K\x01\x93.",
-    "ends in the middle": b"]",
-    "ends in the middle: it": b"B\xff\xff\xff\x7fabc",
-    "not downloaded completely": b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc",
-    "a damaged pickle, or none": b"\xff\xfe.",
-    "nests more than 100 deep": b"]" * 300 + b"a" * 299 + b".",
-    "'collections.OrderedDict'": b"ccollections\nOrderedDict\nK\x01\x85R.",
-    "wrong arguments for 'numpy.dtype'": b"cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.",
-    "wrong arguments for '_codecs.encode'": b"c_codecs\nencode\nX\x01\x00\x00\x00a"
-    b"X\x03\x00\x00\x00hex\x86R.",
-}
-
-
-@pytest.mark.parametrize("match", HOSTILE)
+@pytest.mark.parametrize("match", PICKLES)
 def test_hostile_instructions_are_refused(match: str, tmp_path: Path):
     path = tmp_path / "x.pkl"
-    path.write_bytes(b"\x80\x04" + HOSTILE[match])
+    path.write_bytes(b"\x80\x04" + PICKLES[match])
     refused(path, match)
 
 
@@ -585,23 +552,10 @@ def test_modules_cannot_multiply(tmp_path: Path):
     refused(write(tmp_path / "x.pkl", make), "more than 2000 modules")
 
 
-@functools.cache
-def whole(tensorflow: bool) -> bytes:
-    """A small file of a family."""
-    small: dict[str, Any] = {**SMALL, "resolution": 8, "channel_max": 2}
-    mapping = stylegan2.MappingConfig(**MAPPING)
-    generator = stylegan2.GeneratorConfig(**small, mapping=mapping)
-    made = {"G": generator, "D": stylegan2.DiscriminatorConfig(**small), "G_ema": generator}
-    arrays = {name: random_arrays(config) for name, config in made.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        writer = write_tensorflow if tensorflow else write_torch
-        return writer(Path(folder) / "x.pkl", made, arrays).read_bytes()
-
-
 @given(st.booleans(), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=60, deadline=None)
 def test_a_truncated_file_is_refused(tensorflow: bool, share: float):
-    data = whole(tensorflow)
+    data = network_file(tensorflow)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.pkl"
         path.write_bytes(data[: int(share * len(data))])
@@ -611,7 +565,7 @@ def test_a_truncated_file_is_refused(tensorflow: bool, share: float):
 @given(st.booleans(), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255))))
 @settings(max_examples=150, deadline=None)
 def test_a_damaged_file_is_read_or_refused(tensorflow: bool, changes: Any):
-    data = bytearray(whole(tensorflow))
+    data = bytearray(network_file(tensorflow))
     for place, value in changes:
         data[int(place * len(data))] = value
     with tempfile.TemporaryDirectory() as folder:

@@ -259,6 +259,8 @@ def test_a_damaged_line_of_json_is_named(line: bytes, tmp_path: Path):
     assert str(raised.value).count("\n") == 0
     file.write_bytes(b'{"a": 1}\n' + line)  # torn
     assert storage.read_json_lines(file) == [{"a": 1}]
+    with pytest.raises(InputError, match="line 1: has no value of b, c"):
+        storage.read_json_lines(file, ("a", "b", "c"))
 
 
 def test_no_pipe_is_waited_for(tmp_path: Path):

@@ -30,7 +30,7 @@ from fer_jax.schema import TASKS
 # Predictions file -> `experiment.leaks_into` the training data; null where it was not audited.
 LEAKS_FILE = "leaks.json"
 # One row each time that a test set was predicted.
-TEST_ACCESS_LOG = "test_access.jsonl"
+TEST_ACCESS_LOG, TEST_ACCESS = "test_access.jsonl", ("dataset", "split", "checkpoint")
 WORST_ERRORS = 12
 CURVE_POINTS, CURVE_DECIMALS = 100, 5
 
@@ -56,7 +56,10 @@ def score_run(workdir: Path) -> dict[str, Any]:
     """
     config = read_config(workdir)
     environment = storage.read_json(workdir / "environment.json")
-    logged, metric = storage.read_json_lines(workdir / "metrics.jsonl"), config.selection_metric
+    logged, metric = (
+        storage.read_json_lines(workdir / "metrics.jsonl", ("step",)),
+        config.selection_metric,
+    )
     validated = [row for row in logged if row.get(metric) is not None]
     tables = _read_tables(workdir, TASKS[config.task])
     selected_on = calibration.validation_files(workdir, config)
@@ -154,7 +157,7 @@ def evaluated_checkpoint(workdir: Path) -> tuple[int | None, str | None]:
     """
     files = list((workdir / "predictions").glob("*.csv"))
     made_by = {checkpoint_of(file) for file in files}
-    for row in reversed(storage.read_json_lines(workdir / TEST_ACCESS_LOG)):
+    for row in reversed(storage.read_json_lines(workdir / TEST_ACCESS_LOG, TEST_ACCESS)):
         if (last := (row["checkpoint"], row.get("checksum"))) in made_by:
             return last
     origins = [predictions.read_origin(file) for file in files]
@@ -364,7 +367,7 @@ def read_test_access(workdir: Path) -> list[dict[str, Any]]:
     Returns {"dataset", "split", "times"} each, and of the last time "time" (ISO 8601, UTC),
     "checkpoint" (its step) and "fingerprint" (of the dataset).
     """
-    rows = storage.read_json_lines(workdir / TEST_ACCESS_LOG)
+    rows = storage.read_json_lines(workdir / TEST_ACCESS_LOG, TEST_ACCESS)
     times = collections.Counter((row["dataset"], row["split"]) for row in rows)
     last = {(row["dataset"], row["split"]): row for row in rows}
     return [last[pair] | {"times": count} for pair, count in times.items()]

@@ -184,8 +184,8 @@ def _identity(path: Path) -> tuple[str, str]:
 
 def _count_faces(file: Path) -> collections.Counter[str]:
     """Returns how many lines each input has, without a last line without its end."""
-    rows = storage.json_lines(file, "--overwrite it")
-    return collections.Counter(str(row.get("file")) for row in rows)
+    rows = storage.json_lines(file, "--overwrite it", required=("file",))
+    return collections.Counter(str(row["file"]) for row in rows)
 
 
 def _keep_lines(file: Path, names: Collection[str]) -> None:

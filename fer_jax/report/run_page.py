@@ -218,7 +218,7 @@ def _confusion(one: dict[str, Any], classes: Sequence[str], title: str) -> "Figu
 
 def _training_figures(workdir: Path, metric: str, best: int | None) -> dict[str, "Figure"]:
     """Returns loss and accuracy by step, or nothing without a log."""
-    rows = storage.read_json_lines(workdir / "metrics.jsonl")
+    rows = storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
     if not rows:
         return {}
     chosen = f"best checkpoint, by {metric.replace('_', ' ')}"
@@ -256,7 +256,7 @@ def generator_page(workdir: Path) -> str:
     """Returns the HTML of a generator's page."""
     config = storage.read_json(workdir / "config.json")
     environment = storage.read_json(workdir / "environment.json")
-    rows = storage.read_json_lines(workdir / "metrics.jsonl")
+    rows = storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
     measured = [row for row in rows if row.get("kid") is not None]
     best = _best(rows)
     answer = "No step was measured yet."
@@ -297,7 +297,7 @@ def generator_page(workdir: Path) -> str:
 
 def generator_figures(workdir: Path) -> dict[str, "Figure"]:
     """Returns {name: figure} of what the training logged, by step."""
-    rows = storage.read_json_lines(workdir / "metrics.jsonl")
+    rows = storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
     best = _best(rows)
     found = {}
     for title, keys, y_end in GENERATOR_FIGURES:

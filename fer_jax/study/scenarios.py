@@ -252,7 +252,7 @@ def history_of(workdir: Path, metric: str) -> list[dict[str, float]]:
     last = steps_done(workdir)
     return [
         {name: float("nan") if value is None else value for name, value in row.items()}
-        for row in storage.read_json_lines(workdir / "metrics.jsonl")
+        for row in storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
         if metric in row and row["step"] <= last
     ]
 

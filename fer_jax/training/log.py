@@ -102,7 +102,7 @@ class MetricsLog:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Returns the rows of metrics.jsonl, oldest first, without a half-written last line."""
-    return read_json_lines(workdir / "metrics.jsonl")
+    return read_json_lines(workdir / "metrics.jsonl", ("step",))
 
 
 # What a progress line shows of a row, in this order.

@@ -118,7 +118,7 @@ def compare_logs(run: Path, again: Path) -> tuple[float, int | None]:
     one, other = (
         {
             (row["step"], name): float("nan") if value is None else value
-            for row in storage.read_json_lines(workdir / "metrics.jsonl")
+            for row in storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
             for name, value in row.items()
             if name not in SPEED
         }

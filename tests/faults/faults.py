@@ -297,9 +297,9 @@ def wait_for_save(workdir: Path, run: Run) -> None:
 
 
 def send_signal(bench: Bench, run: Run, workdir: Path, trial: int) -> bool:
-    """Sends SIGTERM and SIGINT in turn: a checkpoint is saved, and the exit code is 75."""
+    """Sends SIGTERM, SIGINT and SIGHUP in turn: a checkpoint is saved, and the exit code is 75."""
     time.sleep(bench.random.uniform(0, 2.0))
-    number = (signal.SIGTERM, signal.SIGINT)[trial % 2]
+    number = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)[trial % 3]
     with contextlib.suppress(ProcessLookupError):
         run.process.send_signal(number)
     code = run.wait(ENDS_WITHIN_S)
@@ -619,6 +619,24 @@ def trainers_of(workdir: Path) -> list[int]:
     return found
 
 
+def in_a_process(bench: Bench, first: int, count: int, *, kind: str) -> str:
+    """Runs trials of hostile.py in a process of their own; returns what they print."""
+    if kind == "idle_network" and not shutil.which("strace"):
+        raise SkippedTrial("needs strace")
+    words = [kind, str(first), str(count), str(bench.folder / "hostile")]
+    environment = bench.environment(1) | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("hostile.py")), *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise FailedTrial(f"ended with {done.returncode}: {done.stderr[-1500:]}")
+    return done.stdout.strip()
+
+
 class Fault(NamedTuple):
     """A row of the table.
 
@@ -631,8 +649,13 @@ class Fault(NamedTuple):
 
     trials: int
     together: int
-    run: Callable[[Bench, int, int], None]
+    run: Callable[[Bench, int, int], str | None]
     passes: str
+
+
+def hostile(kind: str, trials: int, together: int, passes: str) -> Fault:
+    """Returns the fault of a kind of hostile.py."""
+    return Fault(trials, together, functools.partial(in_a_process, kind=kind), passes)
 
 
 def each(trial: Callable[[Bench, int], None]) -> Callable[[Bench, int, int], None]:
@@ -657,13 +680,14 @@ def losing(lose: Callable[[int], Any]) -> Fault:
     return Fault(5, TRIALS_PER_RUN, run, "all processes end within 30 s; the run resumes")
 
 
+LINE = "one line, code 2"
 SAME_END = "the run resumes; the final state is the same bit for bit"
 FAULTS = {
     "kill -9": Fault(50, TRIALS_PER_RUN, repeatedly(kill), SAME_END),
     "damaged checkpoint": Fault(
         200, 20, each(damaged_checkpoint), "detected; training falls back to the right step"
     ),
-    "SIGTERM, SIGINT": Fault(
+    "SIGTERM, SIGINT, SIGHUP": Fault(
         20, TRIALS_PER_RUN, repeatedly(send_signal), "saved, exit code 75; the same final state"
     ),
     "other topology": Fault(6, 1, each(other_topology), "first loss agrees within 1e-5"),
@@ -675,6 +699,19 @@ FAULTS = {
     "peer killed": losing(lambda pid: os.kill(pid, signal.SIGKILL)),
     "peer stopped": losing(lambda pid: os.kill(pid, signal.SIGSTOP)),
     "peer stuck": losing(start_holder),
+    "hostile .h5": hostile("hostile_h5", 200, 50, LINE),
+    "hostile .pkl": hostile("hostile_pickle", 115, 40, LINE),
+    "broken JSON": hostile("broken_json", 196, 50, f"{LINE}, or what it says is left out"),
+    "enormous files": hostile("enormous", 10, 5, f"{LINE}, or a row of the ledger; below 3 GB"),
+    "two commands at once": hostile("two_at_once", 8, 4, "the second is refused; each row once"),
+    "ulimit, closed streams": hostile("low_limit", 15, 5, f"{LINE}; without streams as with them"),
+    "taken port": hostile("taken_port", 5, 5, LINE),
+    "page: malformed requests": hostile("malformed_requests", 10, 5, "refused, or let go"),
+    "page: 300 slow clients": hostile("slow_clients", 2, 1, "let go; others are served"),
+    "page: 200 uploads at once": hostile("many_uploads", 2, 1, "each gets an answer"),
+    "page: 2,000 requests": hostile("many_requests", 1, 1, "its memory stays within 5 %"),
+    "a minute of silence": hostile("idle_network", 5, 5, "no address is connected or sent to"),
+    "killed while it writes": hostile("leftovers", 12, 4, "the next one leaves nothing else"),
     "Slurm: preempted": Fault(3, 3, functools.partial(on_slurm, preempt=True), SAME_END),
     "Slurm: task killed": Fault(3, 3, functools.partial(on_slurm, preempt=False), SAME_END),
 }
@@ -691,6 +728,7 @@ def groups(fault: Fault, full: bool) -> list[tuple[int, int]]:
 def code_digest() -> str:
     """Returns a hash of all code that a trial runs."""
     patterns = ("fer_jax/**/*.py", "launch/**/*", "tests/faults/*.py", "configs/demo.py")
+    patterns += ("tests/hostile_files.py", "tests/nvidia_files.py", "tests/small_runs.py")
     files = {file for pattern in patterns for file in ROOT.glob(pattern) if file.is_file()}
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.suffix != ".pyc"):
@@ -720,7 +758,7 @@ def run_group(bench: Bench, name: str, first: int, count: int) -> dict[str, Any]
     """Runs a group of trials; returns its row of trials.jsonl."""
     began, outcome, note = time.monotonic(), "passed", ""
     try:
-        FAULTS[name].run(bench, first, count)
+        note = FAULTS[name].run(bench, first, count) or ""
     except SkippedTrial as skipped:
         outcome, note = "skipped", str(skipped)
     except FailedTrial as failed:
