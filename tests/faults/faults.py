@@ -9,7 +9,6 @@ changed.
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -62,7 +61,6 @@ STARTS_WITHIN_S = 600.0  # on a machine in use, compilation included
 TRIALS_PER_RUN = 5
 TIMINGS = {"images_per_second", "data_wait_share", "model_flop_per_second"}
 DISK_BYTES = 64 * 2**20
-PTRACE_ATTACH = 16
 
 
 class FailedTrial(Exception):
@@ -333,28 +331,28 @@ def lose_peer(
     return True
 
 
+# Traces a process until it ends. A program of its own: what this file imports takes seconds, after
+# which the process that it stops may be in the middle of something that may take minutes.
+HOLD = """
+import ctypes, os, sys
+if ctypes.CDLL(None).ptrace(16, int(sys.argv[1]), None, None):  # PTRACE_ATTACH
+    sys.exit(1)
+os.waitpid(int(sys.argv[1]), 0)
+print("held", flush=True)
+os.waitpid(int(sys.argv[1]), 0)  # its parent learns of its end only after its tracer
+"""
+
+
 def start_holder(pid: int) -> subprocess.Popen[bytes]:
     """Stops the main thread of a process, whose other threads continue."""
-    holder = subprocess.Popen([sys.executable, __file__, f"--hold={pid}"], stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", HOLD, str(pid)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert holder.stdout
     with holder.stdout:
         if holder.stdout.readline() != b"held\n":
             holder.wait()
             raise SkippedTrial("tracing a process is not allowed here")
     return holder
-
-
-def hold(pid: int) -> int:
-    """Traces a process until it ends; returns the exit code of --hold."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.ptrace(PTRACE_ATTACH, pid, None, None):
-        return 1
-    os.waitpid(pid, 0)
-    print("held", flush=True)
-    with contextlib.suppress(ChildProcessError):
-        # Its parent learns of its end only after its tracer.
-        os.waitpid(pid, 0)
-    return 0
 
 
 def damaged_checkpoint(bench: Bench, trial: int) -> None:
@@ -820,13 +818,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", default="", choices=list(FAULTS), metavar="FAULT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "faults")
-    parser.add_argument("--hold", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--stall_after", type=int, help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args(argv)
     # Orbax warns about a file that its own manager does not write.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    if arguments.hold is not None:
-        return hold(arguments.hold)
     if arguments.stall_after is not None:
         return stall(arguments.stall_after, rest)
     if rest:
