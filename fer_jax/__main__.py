@@ -14,6 +14,7 @@ from fer_jax.errors import (
     InputError,
     Preempted,
     did_you_mean,
+    disk_error_message,
 )
 from fer_jax.process import check_limits, keep_freed_memory, open_closed_streams
 
@@ -106,6 +107,16 @@ def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) 
         where = f": {error.filename}" if error.filename else ""
         remedy = "; make room and rerun the same command" if error.errno in DISK_FULL_ERRNOS else ""
         print(f"fer-jax: {error.strerror}{where}{remedy}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        # So the writers of records and of checkpoints, in C++, say that the disk is full.
+        full = [os.strerror(number) for number in DISK_FULL_ERRNOS]
+        if disk_error_message(error) not in full:
+            raise
+        print(
+            f"fer-jax: {disk_error_message(error)}; make room and rerun the same command",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("fer-jax: interrupted; rerun the same command to resume", file=sys.stderr)

@@ -9,10 +9,11 @@ import errno
 import os
 from collections.abc import Iterable
 
-# Errors of the file system that the user can fix: a missing permission, a full disk.
+# Errors of the file system that the user can fix: a missing permission, a full or failing disk.
 DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 USER_FIXABLE_ERRNOS = DISK_FULL_ERRNOS | {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
 }
 
 

@@ -396,12 +396,15 @@ def lock(folder: Path) -> Iterator[None]:
     file = folder / LOCK_FILE
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        # A link would be followed to a file that is then overwritten.
+        raise InputError(f"'{file}' is not a file; remove it")
     with file.open("a+") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             opened.seek(0)
-            holder = opened.read().strip() or "another process"
+            holder = opened.readline(200).strip() or "another process"
             raise InputError(
                 f"'{folder}' is in use by {holder}; wait until it ends, or choose another folder"
             ) from None
@@ -437,5 +440,7 @@ def check_links(workdir: Path) -> None:
     inside = workdir.resolve()
     for folder, folders, files in os.walk(workdir):
         for path in (Path(folder, name) for name in (*folders, *files)):
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            # Not `Path.resolve`, which raises RuntimeError of a loop.
+            target = Path(os.path.realpath(path))
+            if path.is_symlink() and (target == path or not target.is_relative_to(inside)):
                 raise InputError(f"'{path}' is a link out of the workdir; replace it by its target")

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -425,6 +426,19 @@ def test_short_and_long_rows_of_a_manifest_are_rows(tmp_path: Path):
         "5.png": "not in the manifest",
     }
     assert build_summary("x", tmp_path / "data")["records"] == 4
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A limit of the file size stands for it; the shards are written by C++."""
+    source = make_zip(tmp_path / "x.zip", {f"happy/{n}.png": picture(n) for n in range(6)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        assert build(source, tmp_path / "data", "--folds=2", protocol="folds") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large; make room and rerun the same command" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
 
 def test_links_out_of_a_folder_are_not_read(tmp_path: Path):

@@ -84,6 +84,7 @@ def folder(tmp_path: Path, write_video: WriteVideo) -> Path:
     (folder / "words.jpg").write_text("no picture at all")
     (folder / "empty.jpg").touch()
     (folder / "notes.txt").write_text("notes")
+    (folder / "itself.jpg").symlink_to("itself.jpg")
     (folder / "words.mp4").write_text("no clip at all")
     write_video(folder / "moves.avi", [scene(n) for n in range(20)])
     return folder
@@ -101,6 +102,7 @@ def test_a_folder_ends_in_predictions_and_reasons(
     assert {name: row["reason"] for name, row in ledger.items() if row["reason"]} == {
         "words.jpg": "unreadable image",
         "empty.jpg": "empty file",
+        "itself.jpg": "no such file",
         "notes.txt": "neither a picture nor a clip: its name ends in .txt",
         "words.mp4": "not a video, or damaged",
     }
@@ -116,7 +118,7 @@ def test_a_folder_ends_in_predictions_and_reasons(
         "moves.avi": ("20", "20", "40"),
     }
     said = capsys.readouterr().out
-    assert "8 inputs: 4 processed (0 of them in part), 4 not" in said
+    assert "9 inputs: 4 processed (0 of them in part), 5 not" in said
     assert "23 pictures, 22 with a face, 44 faces" in said
 
     rows = lines(out / "faces.jsonl")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -271,3 +272,22 @@ def test_no_pipe_is_waited_for(tmp_path: Path):
         storage.append(tmp_path / "pipe", "line\n")
     os.mkfifo(tmp_path / storage.CHECKSUMS_FILE)
     assert "it has no SHA256SUMS" in storage.find_corruption(tmp_path)
+
+
+def test_a_lock_is_a_file_and_no_link(tmp_path: Path):
+    kept = tmp_path / "kept"
+    kept.write_text("of another")
+    folder, lock = tmp_path / "run", tmp_path / "run" / storage.LOCK_FILE
+    folder.mkdir()
+    for place in (lambda: lock.symlink_to(kept), lambda: os.mkfifo(lock), lock.mkdir):
+        place()
+        with pytest.raises(InputError, match="/run/.lock' is not a file"), storage.lock(folder):
+            pass
+        shutil.rmtree(lock) if lock.is_dir() else lock.unlink()
+    assert kept.read_text() == "of another"
+
+
+def test_a_link_to_itself_leads_nowhere(tmp_path: Path):
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(InputError, match="is a link out of the workdir"):
+        storage.check_links(tmp_path)

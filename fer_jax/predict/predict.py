@@ -106,7 +106,9 @@ def find_inputs(words: Iterable[str]) -> list[Input]:
             # Bytes of names that are not UTF-8 are written as escapes.
             names = (os.fsencode(p).decode(errors="backslashreplace") for p in (file, relative))
             kind = KINDS.get(file.suffix.lower()) or ("picture" if images.is_picture(file) else "")
-            found.setdefault(file.resolve(), Input(file, *names, kind=kind))
+            # Not `Path.resolve`, which raises RuntimeError of a link to itself.
+            real = Path(os.path.realpath(file))
+            found.setdefault(real, Input(file, *names, kind=kind))
     return list(found.values())
 
 
