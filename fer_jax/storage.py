@@ -31,25 +31,38 @@ MAX_TABLE_BYTES = 2**29
 MAX_ROWS = 2_000_000  # of a CSV that others wrote
 MAX_JSON_BYTES = 64 * 2**20
 _SECRET_NAME = (
-    r"[\w.-]*(?:pass(?:word|wd|phrase)|pwd|secret|token|credential|signature|authorization"
-    r"|(?:api|access|account|private|auth)[_-]?key)[\w.-]*"
+    r"[\w.-]{0,40}(?:pass(?:word|wd|phrase)|pwd|secret|token|credential|signature"
+    r"|apikey|(?:access|account|private|auth)key|[\w.][_-]key)[\w.-]{0,40}"
 )
-_SECRET_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,"']+)"""
+_QUOTE = r"""(?:\\?["']|%2[27])?"""
+_SECRET_VALUE = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^\s&;,"']+)"""
 # The user of a URL, whose password may have "@" and "/" (but not be a port and a path), values of
 # names like those of secrets, and what is a secret by its form.
 SECRETS = (
-    (re.compile(r"(?<=://)(?:[^\s/@:]*:(?!\d+/)\S*|[^/@\s]+)@"), "***@"),
+    (re.compile(r"(?<=://)(?:[^\s/@:]*:(?!\d+/)\S{0,999}|[^/@\s]+)@"), "***@"),
     (re.compile(r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|$)"), "***"),
+    (re.compile(rf"(?i)(authorization{_QUOTE}\s*[=:]\s*)[^\"'\n]+"), r"\1***"),
+    (re.compile(r"(?i)(\b(?:set-)?cookie:\s*).+"), r"\1***"),
     (
         re.compile(
-            rf"(?i)((?:\b{_SECRET_NAME}|[?&]sig)[\"']?\s*[=:]\s*(?:(?:bearer|basic)\s+)?)"
-            + _SECRET_VALUE
+            rf"(?i)((?:\b{_SECRET_NAME}|\bpass|[?&#](?:sig|key|auth|code|policy)){_QUOTE}\s*"
+            rf"(?:[=:]|%3[ad])\s*(?:\\[\"']|%2[27])?){_SECRET_VALUE}"
         ),
         r"\1***",
     ),
     (re.compile(rf"(?i)(--{_SECRET_NAME}\s+|\bbearer\s+)(?!--){_SECRET_VALUE}"), r"\1***"),
-    (re.compile(r"(?i)(\b(?:set-)?cookie:\s*).+"), r"\1***"),
-    (re.compile(r"\b(?:gh[opsu]_|hf_|glpat-|xox[abp]-|AKIA|sk-)[\w-]{16,}"), "***"),
+    # On the command lines of curl and sshpass, and in .netrc.
+    (re.compile(r"((?:^|\s)(?:-u|--user)[\s=]+['\"]?[^\s:]+:)\S+"), r"\1***"),
+    (re.compile(r"(\bsshpass\s+-p\s*|\blogin\s+\S+\s+password\s+)\S+"), r"\1***"),
+    (re.compile(r"(\bhooks\.slack\.com/services/|/api/webhooks/)\S+"), r"\1***"),
+    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+"), "***"),
+    (
+        re.compile(
+            r"\b(?:gh[oprsu]_|github_pat_|hf_|glpat-|xox[abeprs]-|A[KS]IA|AIza|ya29\.|[rs]k[-_]"
+            r"|npm_|pypi-|dckr_pat_)[\w-]{16,}"
+        ),
+        "***",
+    ),
 )
 
 

@@ -195,6 +195,12 @@ def test_secrets_are_not_written(text: str, kept: str):
         *("Authorization: Bearer {}", "authorization: Basic {}", "curl -H 'Bearer {}'"),
         *("https://h/x?sv=1&sig={}&se=2", "https://h/x?X-Amz-Credential={}&y", "client_secret={}"),
         *("Cookie: session={}; a=b", "aws_secret_access_key = {}", "passwd:{}", "pwd={};"),
+        *("Authorization: token {}", "Proxy-Authorization: Digest {}", "subscription_key={}"),
+        *("Ocp-Apim-Subscription-Key: {}", "KAGGLE_KEY={}", "pass={}", "https://h/x?key={}&y"),
+        *("https://h/x?auth={}", "https://h/x?code={}", "api_key%3D{}", "token%22%3A%22{}"),
+        *("curl -u me:{} https://h", "sshpass -p {} ssh h", "machine h login me password {}"),
+        *("https://hooks.slack.com/services/T0/B0/{}", "https://h/api/webhooks/12/{}"),
+        *("password='it\\'s {}'", '{{\\"password\\": \\"{}\\"}}'),
         "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
     ],
 )
@@ -205,7 +211,13 @@ def test_no_form_of_a_secret_is_written(form: str, secret: str):
     assert secret not in written and written.startswith("before ")
 
 
-@pytest.mark.parametrize("token", ["ghp_", "hf_", "glpat-", "xoxb-", "AKIA", "sk-"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("ghp_", "github_pat_", "hf_", "glpat-", "xoxb-", "AKIA", "ASIA", "sk-", "sk_live_"),
+        *("AIza", "ya29.", "npm_", "pypi-", "dckr_pat_", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0."),
+    ],
+)
 def test_a_known_token_is_not_written_wherever_it_stands(token: str):
     assert storage.redact_secrets(f"see {token}{'a1B2' * 5} here") == "see *** here"
 
