@@ -450,7 +450,7 @@ def redact_secrets(text: str) -> str:
 
 def check_links(workdir: Path) -> None:
     """Refuses a workdir with a link out of it (InputError), which a run would write through."""
-    inside = workdir.resolve()
+    inside = Path(os.path.realpath(workdir))
     for folder, folders, files in os.walk(workdir):
         for path in (Path(folder, name) for name in (*folders, *files)):
             # Not `Path.resolve`, which raises RuntimeError of a loop.

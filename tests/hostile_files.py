@@ -77,6 +77,16 @@ def _stored(shape: Any = (3, 3, 3, 32), dtype: str = "f4", value: Any = 0, **opt
     return lambda group, target: group.create_dataset("0", shape, dtype, fillvalue=value, **options)
 
 
+def _many(group: h5py.Group, target: Path) -> None:
+    for number in range(100):
+        group.create_dataset(f"{number}", (2**25,), "f4", chunks=(2**20,))
+
+
+def _long_name(group: h5py.Group, target: Path) -> None:
+    _stored()(group, target)
+    group.attrs.create("name", np.bytes_(b"a"), (), "S8000000")
+
+
 # What an array of Keras' weights is instead: (function of the group and of the file to read, how
 # the error says it).
 H5: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
@@ -93,6 +103,9 @@ H5: dict[str, tuple[Callable[[Any, Path], Any], str]] = {
     "integers": (_stored(dtype="i4"), "not an array of floats"),
     "texts": (_stored(dtype="S8", value=b"x"), "not an array of floats"),
     "no numbers": (_stored(value=np.nan), "not finite"),
+    "many large arrays": (_many, "together are larger"),
+    "a long name": (_long_name, "attribute 'name' is too large"),
+    "a cycle": (lambda group, target: group.__setitem__("0", group), "not an array of floats"),
     "an unusual filter": (_stored(compression="lzf"), "a filter that is not supported"),
 }
 
@@ -109,7 +122,7 @@ def write_h5(path: Path, what: str, *, before: int = 0) -> Path:
     else:
         with h5py.File(target, "w") as file:
             file["x"] = secret
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver="latest") as file:
         file["elsewhere"] = secret
         for layer in range(before):
             _stored()(file.create_group(f"layers/conv2d_{layer}/vars"), target)

@@ -301,5 +301,6 @@ def test_a_lock_is_a_file_and_no_link(tmp_path: Path):
 
 def test_a_link_to_itself_leads_nowhere(tmp_path: Path):
     (tmp_path / "link").symlink_to("link")
+    storage.check_links(tmp_path / "link")
     with pytest.raises(InputError, match="is a link out of the workdir"):
         storage.check_links(tmp_path)

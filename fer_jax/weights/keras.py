@@ -25,7 +25,8 @@ from fer_jax.errors import InputError
 FORMAT = "fer_jax.xception_start"
 CONFIG, ARRAYS = "config.json", "arrays.safetensors"
 HEADS = ("params/logits/", "params/hidden1/", "params/hidden2/")
-MAX_NUMBERS = 2**26  # of an array and of a chunk; Xception's largest array has 3 million
+MAX_NUMBERS = 2**26  # of all arrays, and of a chunk; Xception has 23 million
+MAX_NAME_BYTES = 2**20
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 # What h5py raises for files with flipped bits, besides OSError.
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, MemoryError)
@@ -144,11 +145,17 @@ def _read_layers(path: Path) -> dict[str, list[np.ndarray]]:
             # A whole saved model keeps its weights one level down.
             group: Any = _member(file, "model_weights") if "model_weights" in file else file
             if "layers" in file:
-                layers = dict(_read_keras3(_member(file, "layers")))
+                found = _read_keras3(_member(file, "layers"))
             elif "layer_names" in group.attrs:
-                layers = dict(_read_legacy(group))
+                found = _read_legacy(group)
             else:
                 raise InputError("it is HDF5, but has no Keras weights")
+            layers, left = {}, MAX_NUMBERS
+            for layer, stored in found:
+                left -= sum(math.prod(one.shape) for one in stored)
+                if left < 0:
+                    raise InputError("its arrays together are larger than Xception's")
+                layers[layer] = [_finite(one) for one in stored]
     except OSError as error:
         raise InputError(f"'{path}' is not an HDF5 file") from error
     except InputError as error:
@@ -175,8 +182,8 @@ def _member(group: Any, name: str) -> Any:
     return group
 
 
-def _array(group: Any, name: str) -> np.ndarray:
-    """Reads a float array that is stored in the file itself, of a size that Xception can have."""
+def _array(group: Any, name: str) -> Any:
+    """Returns a float array, not read yet, that is in the file itself and of an allowed size."""
     data = _member(group, name)
     if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.dtype.itemsize > 8:
         raise InputError(f"'{name}' is not an array of floats")
@@ -188,22 +195,34 @@ def _array(group: Any, name: str) -> np.ndarray:
         raise InputError(f"'{name}' is compressed by a filter that is not supported")
     if max(math.prod(data.shape), math.prod(data.chunks or ())) > MAX_NUMBERS:
         raise InputError(f"'{name}' claims the shape {data.shape}, which is not one of Xception's")
-    array = np.asarray(data)
+    return data
+
+
+def _finite(stored: Any) -> np.ndarray:
+    array = np.asarray(stored)
     if not np.isfinite(array).all():
-        raise InputError(f"'{name}' has numbers that are not finite")
+        raise InputError(f"'{stored.name}' has numbers that are not finite")
     return array
 
 
-def _read_legacy(group: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
-    for raw in group.attrs["layer_names"]:
+def _attribute(node: Any, name: str) -> Any:
+    """Reads an attribute of a size that names of layers can have."""
+    found = node.attrs.get_id(name)
+    if math.prod(found.shape) * found.dtype.itemsize > MAX_NAME_BYTES:
+        raise InputError(f"its attribute '{name}' is too large")
+    return node.attrs[name]
+
+
+def _read_legacy(group: Any) -> Iterator[tuple[str, list[Any]]]:
+    for raw in _attribute(group, "layer_names"):
         name = _text(raw)
         layer = _member(group, name)
-        weights = [_text(weight) for weight in layer.attrs["weight_names"]]
+        weights = [_text(weight) for weight in _attribute(layer, "weight_names")]
         if weights:
             yield name, [_array(layer, weight) for weight in weights]
 
 
-def _read_keras3(group: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
+def _read_keras3(group: Any) -> Iterator[tuple[str, list[Any]]]:
     # Groups are named by class and count, in the order of the model's layers; the layer's own
     # name is an attribute, which the first versions of the format did not write.
     unnamed = _names_by_class()
@@ -213,7 +232,8 @@ def _read_keras3(group: Any) -> Iterator[tuple[str, list[np.ndarray]]]:
             continue
         kind = re.sub(r"_\d+$", "", key)
         fallback = next(unnamed.get(kind, iter(())), key)
-        name = _text(variables.attrs.get("name", fallback))
+        named = "name" in variables.attrs
+        name = _text(_attribute(variables, "name") if named else fallback)
         yield name, [_array(variables, str(index)) for index in range(len(variables))]
 
 
