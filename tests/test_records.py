@@ -1,5 +1,6 @@
 """Files of a dataset that are missing, cut off or damaged: named, or left out and counted."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,16 +92,16 @@ def test_a_missing_or_cut_file_is_one_line(
     ("file", "content", "says"),
     [
         ("features.json", None, "features.json' is missing; build the dataset again"),
-        ("features.json", b"{", "has damaged metadata .*; build the dataset again"),
+        ("features.json", b"{", "features.json' is damaged .*; build the dataset again"),
         ("features.json", b'{"a": 1}', "has damaged metadata .*; build the dataset again"),
-        ("features.json", b"[" * 100_000, "has damaged metadata .*; build the dataset again"),
+        ("features.json", b"[" * 100_000, "features.json' is damaged .*; build the dataset again"),
         (
             "features.json",
             b'{"featuresDict": {"features": 5}}',
             "has damaged metadata .*; build the dataset again",
         ),
-        ("dataset_info.json", b"{", "has damaged metadata .*; build the dataset again"),
-        ("dataset_info.json", b"[]", "has damaged metadata .*; build the dataset again"),
+        ("dataset_info.json", b"{", "dataset_info.json' is damaged .*; build the dataset again"),
+        ("dataset_info.json", b"[]", "dataset_info.json' is damaged .*; build the dataset again"),
         ("dataset_info.json", b'{"splits": 5}', "has damaged metadata .*; build the dataset again"),
     ],
 )
@@ -114,6 +115,15 @@ def test_damaged_metadata_is_one_line(file: str, content: bytes | None, says: st
         with pytest.raises(InputError, match=says) as error:
             read()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+def test_metadata_that_are_a_pipe_are_not_waited_for(file: str, data_dir: Path):
+    (path,) = data_dir.glob(f"{NAME}/*/*/{file}")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{file}' is damaged .not a file"):
+        split_names(NAME, data_dir)
 
 
 def test_a_damaged_record_is_named_by_file_and_number(data_dir: Path):

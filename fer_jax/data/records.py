@@ -209,8 +209,10 @@ def split_names(name: str, data_dir: Path) -> list[str]:
 
 def _open_builder(name: str, directory: Path) -> Any:
     """Returns TFDS's read-only builder; its decorators hide its types."""
-    if not (directory / "features.json").is_file():
-        raise InputError(f"'{directory / 'features.json'}' is missing; {REBUILD}")
+    for file in (directory / "features.json", directory / "dataset_info.json"):
+        # Before TFDS reads them, which would wait for a pipe.
+        if not read_json(file, REBUILD):
+            raise InputError(f"'{file}' is missing; {REBUILD}")
     try:
         builder: Any = tfds.builder_from_directory(directory)
         features = set(builder.info.features)
