@@ -8,6 +8,7 @@ was writing. Errors of the file system are OSErrors that name the file.
 import contextlib
 import csv
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -196,10 +197,8 @@ def read_table(
     """
     if not path.is_file():
         return []
-    if path.stat().st_size > MAX_TABLE_BYTES:
-        raise InputError(f"'{path}' is over {MAX_TABLE_BYTES >> 20} MiB")
     try:
-        text = (_whole_lines(path) if appended else path.read_bytes()).decode("utf-8-sig")
+        text = (_whole_lines(path) if appended else _read(path)).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 text ({error})") from error
     try:
@@ -271,7 +270,10 @@ def json_lines(
         if not path.is_file():
             raise ValueError("not a file")
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            read_line = functools.partial(lines.readline, MAX_JSON_BYTES)
+            for number, line in enumerate(iter(read_line, b""), 1):
+                if len(line) == MAX_JSON_BYTES:
+                    raise ValueError(f"line {number} has over {MAX_JSON_BYTES >> 20} MiB")
                 if not line.endswith(b"\n"):
                     return
                 try:
@@ -338,8 +340,14 @@ def drop_torn_line(path: Path) -> None:
             path.unlink()
 
 
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > MAX_TABLE_BYTES:
+        raise InputError(f"'{path}' is over {MAX_TABLE_BYTES >> 20} MiB")
+    return path.read_bytes()
+
+
 def _whole_lines(path: Path) -> bytes:
-    data = path.read_bytes()
+    data = _read(path)
     return data[: data.rfind(b"\n") + 1]
 
 

@@ -305,6 +305,9 @@ def test_what_is_not_exactly_the_network_is_refused(tmp_path: Path):
     refused(generator_file(path, arrays=more), "that StyleGAN2 does not: 'synthesis.b8.conv9")
     other = arrays["G_ema"] | {"synthesis.b8.conv1.bias": np.ones(5, np.float32)}
     refused(generator_file(path, arrays=other), r"synthesis.b8.conv1.bias of shape \(5,\)")
+    bias = arrays["G_ema"]["synthesis.b8.conv1.bias"] * np.float32(np.nan)
+    damaged = arrays["G_ema"] | {"synthesis.b8.conv1.bias": bias}
+    refused(generator_file(path, arrays=damaged), "synthesis.b8.conv1.bias that are not finite")
     shared = arrays["G_ema"] | {"mapping.fc1.bias": arrays["G_ema"]["mapping.fc0.bias"]}
 
     def make() -> Any:

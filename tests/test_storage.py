@@ -304,3 +304,14 @@ def test_a_link_to_itself_leads_nowhere(tmp_path: Path):
     storage.check_links(tmp_path / "link")
     with pytest.raises(InputError, match="is a link out of the workdir"):
         storage.check_links(tmp_path)
+
+
+def test_a_huge_file_of_lines_is_not_read(tmp_path: Path):
+    path = tmp_path / "huge.jsonl"
+    path.touch()
+    os.truncate(path, 2**40)
+    with pytest.raises(InputError, match="line 1 has over 64 MiB"):
+        storage.read_json_lines(path)
+    for read in (storage.drop_torn_line, storage.read_table):
+        with pytest.raises(InputError, match="huge.jsonl' is over 512 MiB"):
+            read(path)

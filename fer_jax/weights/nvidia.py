@@ -169,6 +169,8 @@ def checked(config: Config, arrays: dict[str, np.ndarray]) -> Network:
             )
         if array.dtype.kind != "f":
             raise InputError(f"has {name} of type {array.dtype}, not floating point")
+        if not np.isfinite(array).all():
+            raise InputError(f"has numbers in {name} that are not finite")
         found[name] = array
     if len({id(array) for array in found.values()}) < len(found):
         raise InputError("uses the same array for several parameters")
