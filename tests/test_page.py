@@ -36,6 +36,7 @@ from fer_jax.inference.recognizer import Recognizer
 from fer_jax.media import images
 from fer_jax.media.faces import Face
 from fer_jax.predict import page as page_module
+from fer_jax.predict import server as server_module
 from fer_jax.predict.page import LIMITS, Limits, listen, render, warm_up
 from fer_jax.predict.server import make_server
 
@@ -207,6 +208,25 @@ def test_clients_that_stall_are_let_go(server: Served):
             assert silent.recv(9) == b""
     assert 1 < time.monotonic() - begun < 20
     assert ask(server, "GET", "/")[0] == 200
+
+
+def test_an_address_has_a_number_of_connections(server: Served, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 4)
+    with contextlib.ExitStack() as stack:
+
+        def connect(source: str) -> socket.socket:
+            there = ("127.0.0.1", server.port)
+            made = socket.create_connection(there, timeout=30, source_address=(source, 0))
+            return stack.enter_context(made)
+
+        first = [connect("127.0.0.3") for _ in range(4)]
+        begun, one_more = time.monotonic(), connect("127.0.0.3")
+        with contextlib.suppress(ConnectionResetError):
+            assert one_more.recv(9) == b""
+        assert time.monotonic() - begun < 1, "it was let go for sending nothing"
+        for one in (first[0], connect("127.0.0.4")):
+            one.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in one.recv(99)
 
 
 def test_an_upload_of_unknown_length_has_the_same_limit(server: Served):

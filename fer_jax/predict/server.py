@@ -51,6 +51,7 @@ HEADERS = {
 # Of an upload that is too large this many times the limit is still read: a browser whose
 # connection is closed while it sends does not read the reason.
 DROPPED = 4
+MAX_CONNECTIONS = 256  # of one address, requests or not
 
 
 def make_server(recognizer: Recognizer, limits: Limits = LIMITS, host: str = LOOPBACK) -> Any:
@@ -84,12 +85,25 @@ def make_server(recognizer: Recognizer, limits: Limits = LIMITS, host: str = LOO
 
 
 class _Protocol(H11Protocol):
-    """Closes connections that send no request, or do not read the response, in time."""
+    """Closes connections that send no request, or do not read the response, in time.
+
+    And those of an address that has too many: each is an open file, whose number is limited.
+    """
+
+    of_address: collections.Counter[str] = collections.Counter()  # by address
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (as uvicorn has it)
         super().connection_made(transport)
         self._unread: asyncio.TimerHandle | None = None
+        self._address = (self.client or ("",))[0]
+        self.of_address[self._address] += 1
+        if self.of_address[self._address] > MAX_CONNECTIONS:
+            transport.abort()
         self.loop.call_later(self.timeout_keep_alive, self._close_without_request)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.of_address[self._address] -= 1
 
     def _close_without_request(self) -> None:
         if self.cycle is None:

@@ -705,7 +705,7 @@ FAULTS = {
     "ulimit, closed streams": hostile("low_limit", 15, 5, f"{LINE}; without streams as with them"),
     "taken port": hostile("taken_port", 5, 5, LINE),
     "page: malformed requests": hostile("malformed_requests", 10, 5, "refused, or let go"),
-    "page: 300 slow clients": hostile("slow_clients", 2, 1, "let go; others are served"),
+    "page: 1,500 slow connections": hostile("slow_clients", 2, 1, "let go; others are served"),
     "page: 200 uploads at once": hostile("many_uploads", 2, 1, "each gets an answer"),
     "page: 2,000 requests": hostile("many_requests", 1, 1, "its memory stays within 5 %"),
     "a minute of silence": hostile("idle_network", 5, 5, "no address is connected or sent to"),

@@ -303,8 +303,8 @@ def taken_port(bench: Bench, trial: int) -> None:
         assert time.monotonic() - began < 60
 
 
-def serve(run: Path) -> None:
-    """Serves the page of a run, with short times and a detector that takes all for a face."""
+def serve(run: Path, waiting_s: int) -> None:
+    """Serves the page of a run, with a detector that takes each picture for a face."""
     process.keep_freed_memory()
     recognizer.make_detector = lambda *_, **__: (
         lambda image, size: [
@@ -315,13 +315,21 @@ def serve(run: Path) -> None:
         model = recognizer.load(run)
         page.warm_up(model)
         print(listening.getsockname()[1], flush=True)
-        make_server(model, page.LIMITS._replace(waiting_s=2)).run(sockets=[listening])
+        make_server(model, page.LIMITS._replace(waiting_s=waiting_s)).run(sockets=[listening])
 
 
 @contextlib.contextmanager
-def serving(bench: Bench) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serving(bench: Bench, waiting_s: int = 2) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Serves the page in a process; yields it and its port. It must not print anything."""
-    command = [sys.executable, __file__, "serve", str(bench.folder / "run")]
+    limited = ["bash", "-c", 'ulimit -Sn 1024; exec "$@"', "bash"]
+    command = [
+        *limited,
+        sys.executable,
+        __file__,
+        "serve",
+        str(bench.folder / "run"),
+        str(waiting_s),
+    ]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as server:
         assert server.stdout and server.stderr
@@ -398,20 +406,24 @@ def malformed_requests(bench: Bench, trial: int) -> None:
 
 
 def slow_clients(bench: Bench, trial: int) -> None:
-    """300 clients send a byte now and then: they are let go, and another address is served."""
-    with serving(bench) as (_, port), contextlib.ExitStack() as stack:
-        slow = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)
-        ]
-        for number, one in enumerate(slow):
-            one.sendall(POST + b"Content-Length: 99\r\n\r\n" if number % 2 else POST[:20])
+    """Connections that send a byte now and then are let go, and another address is served."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 2**16), most))
+    with serving(bench, waiting_s=20) as (_, port), contextlib.ExitStack() as stack:
+        slow = []
+        for number in range(1500):  # more than files may be open
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with contextlib.suppress(ConnectionError):
+                one.sendall(POST + b"Content-Length: 99\r\n\r\n" if number % 2 else POST[:20])
             one.setblocking(False)
+            slow.append(one)
         began, longest = time.monotonic(), 0.0
-        while slow and time.monotonic() - began < 60:
+        while slow and time.monotonic() - began < 120:
             asked = time.monotonic()
             assert ask(port, source="127.0.0.2") == 200
             longest = max(longest, time.monotonic() - asked)
             slow = [one for one in slow if drips(one)]
+            time.sleep(0.2)
         assert not slow, f"{len(slow)} are still connected"
         assert longest < 5, f"another client waited {longest:.1f} s"
 
@@ -472,7 +484,7 @@ def idle_network(bench: Bench, trial: int) -> None:
     what = ("jax", "onnxruntime", "openvino", "export", "page")[trial % 5]
     log, temporary = bench.folder / "trace", bench.folder / "temporary"
     temporary.mkdir()
-    words = [__file__, "serve", str(bench.folder / "run")]
+    words = [__file__, "serve", str(bench.folder / "run"), "20"]
     if what != "page":
         words = ["-c", IDLES, str(bench.folder), what]
     trace = ["strace", "-f", "-qq", f"--output={log}", "--trace=connect,sendto,sendmsg,sendmmsg"]
@@ -543,6 +555,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     kind, *rest = sys.argv[1:]
     if kind == "serve":
-        serve(Path(rest[0]))
+        serve(Path(rest[0]), int(rest[1]))
     else:
         main(kind, int(rest[0]), int(rest[1]), Path(rest[2]))
