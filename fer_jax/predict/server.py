@@ -79,6 +79,8 @@ def make_server(recognizer: Recognizer, limits: Limits = LIMITS, host: str = LOO
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=limits.waiting_s,
+        # Accepted at once, before any is closed because its address has too many.
+        backlog=128,
         timeout_graceful_shutdown=1,
     )
     return uvicorn.Server(config)
