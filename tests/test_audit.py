@@ -21,6 +21,8 @@ from fer_jax.media.extraction import Found
 from fer_jax.media.images import decode, encode_jpeg
 from fer_jax.schema import EMOTIONS
 
+pytestmark = pytest.mark.usefixtures("short_network")
+
 FACES: dict[int, bytes] = {}
 
 

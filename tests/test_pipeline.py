@@ -19,6 +19,8 @@ from fer_jax.sharding import batch_sharding, make_mesh
 from fer_jax.training import classifier as program
 from fer_jax.training import memory, pipeline
 
+pytestmark = pytest.mark.usefixtures("short_network")
+
 INPUTS = ("stream", "memmap", "device")
 
 

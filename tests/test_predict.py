@@ -22,6 +22,8 @@ from fer_jax.predict import predict as predicting
 from fer_jax.predict.output import DrawnFace, annotate
 from fer_jax.schema import EMOTIONS, TASKS
 
+pytestmark = pytest.mark.usefixtures("short_network")
+
 WriteVideo = Callable[..., Path]
 
 

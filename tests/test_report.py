@@ -30,6 +30,8 @@ from fer_jax.report.layout import position, without_empty_columns
 from fer_jax.report.report import report
 from fer_jax.schema import EMOTIONS
 
+pytestmark = pytest.mark.usefixtures("short_network")
+
 HOSTILE = "<script>alert(1)</script>"
 # A phone's width; 360 is the narrowest that is common.
 PHONE = 360

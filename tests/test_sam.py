@@ -10,6 +10,8 @@ from test_train import TINY, make_step, uneven_batch
 
 from fer_jax.methods.sam import perturbed_params
 
+pytestmark = pytest.mark.usefixtures("short_network")
+
 RATE = 0.1  # of the step's SGD
 SMALL = TINY | {"num_middle_blocks": 0, "dropout": 0.3}
 

@@ -4,12 +4,15 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import TINY, make_step, uneven_batch
 
 from fer_jax.methods.swad import Decision, decide, fresh_average, with_decision, with_step
 from fer_jax.training.step import TrainState
+
+pytestmark = pytest.mark.usefixtures("short_network")
 
 SMALL = TINY | {"num_middle_blocks": 0}
 
