@@ -78,6 +78,7 @@ OPTIONS = {
     "peers": Option("to compare with"),
     "pictures": Option("to search", 200),
     "resolution": Option("pixels of a side", 8),
+    "simulations": Option("number of simulated datasets", 0),
     "source": Option("folder of clips, instead of rendered ones"),
     "steps": Option("in one repeat", 1),
     "virtual_devices": Option("on a machine that has only a CPU", 1),
@@ -125,8 +126,8 @@ BENCHMARKS = {
     "audit": Benchmark("analysis_speed", "the search for near-duplicates", {"pictures": 100_000}),
     "statistics": Benchmark(
         "analysis_speed",
-        "bootstrap intervals, beside scikit-learn",
-        {"images": 100_000},
+        "bootstrap intervals and tests, beside scikit-learn",
+        {"images": 100_000, "simulations": 300},
     ),
     "stylegan2": Benchmark(
         "generator_speed",

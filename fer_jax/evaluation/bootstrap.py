@@ -24,7 +24,7 @@ for proportions of clustered samples), on the log scale for the loss and the Bri
   of estimates a cluster counts by its share in each, and these by their shares of the variance.
 - Seeds are a second source of error: the variance between them, less what the choice of clusters
   explains of it, with degrees of freedom by Welch and Satterthwaite.
-`tests/error_rates.py` measures how often such intervals cover the true value; percentiles
+`fer-jax benchmark statistics` measures how often such intervals cover the true value; percentiles
 of the draws were too narrow below 200 clusters.
 """
 
