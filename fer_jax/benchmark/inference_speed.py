@@ -34,6 +34,7 @@ from fer_jax.media import faces
 from fer_jax.media.detector import detector_model
 from fer_jax.media.video import Frame, Video, frame_image
 from fer_jax.models import xception
+from fer_jax.schema import TASKS
 
 CALIBRATION = 32  # images of noise: the speed of int8 does not depend on them
 PATH = "clip to predictions"
@@ -85,7 +86,7 @@ def _write_network(folder: Path, options: argparse.Namespace, dtype: str) -> Pat
     config.test_time_flip = False
     arguments = model_arguments(config)
     about = {"format": runtime.FORMAT, "task": config.task, "step": step}
-    about |= {"classes": [str(number) for number in range(arguments["num_classes"])]}
+    about |= {"classes": list(TASKS[config.task])}
     about |= {"image_size": config.model.image_size, "config": json.loads(to_json(config))}
     flat: dict[str, Any] = traverse_util.flatten_dict(arrays, sep="/")
     arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
