@@ -35,7 +35,8 @@ DRAWN = 96  # half the side of a drawn head, in pixels
 LEVELS = 4  # drawings between neutral and the expression
 BLINK = -1.0  # of the lids
 OPEN = 0.65  # of the mouth that is drawn at most
-DARK_SKIN, GREY_AGE = 390, 60  # sum of red, green and blue; years
+DARKEST_SKIN, DARK_SKIN = 270, 390  # sums of red, green and blue
+GREY_AGE = 60  # years
 # Of a reaction: it begins, is there, begins to fade, is over.
 ONSET, APEX, FADING, OVER = 0.0, 0.25, 0.85, 1.05
 
@@ -192,8 +193,13 @@ class Frame(NamedTuple):
 
 
 def person(rng: np.random.Generator) -> Identity:
-    """Samples a person, whose hair is dark where the skin is."""
+    """Samples a person, whose hair is dark where the skin is.
+
+    The skin is as a camera shows it that exposes for the face; the cascade misses darker ones.
+    """
     who = draw.identity(rng)
+    lift = max(1.0, DARKEST_SKIN / sum(who.skin))
+    who.skin = tuple(round(value * lift) for value in who.skin)
     if sum(who.skin) < DARK_SKIN and who.hair_style != draw.BALD and who.age < GREY_AGE:
         who.hair = draw.HAIR[int(rng.integers(0, 2))]
     return who
