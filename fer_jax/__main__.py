@@ -78,7 +78,14 @@ def main(argv: list[str] | None = None) -> int:
         return _run(verb, rest)
     # Imported here because it imports JAX, which other verbs start faster without.
     distributed = importlib.import_module("fer_jax.distributed")
-    return distributed.exit_process(_run(verb, rest, before=distributed.initialize))
+    return distributed.exit_process(_run(verb, rest, before=_connect))
+
+
+def _connect() -> None:
+    distributed = importlib.import_module("fer_jax.distributed")
+    distributed.initialize()
+    if distributed.process_info_from_env(os.environ).processes > 1:
+        importlib.import_module("fer_jax.models.kernels").agree(distributed.smallest)
 
 
 def _run(verb: str, rest: list[str], before: Callable[[], None] = lambda: None) -> int:

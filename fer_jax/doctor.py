@@ -98,6 +98,16 @@ def check_disk(directory: Path, free_bytes: int) -> Check:
     return Check("disk", OK, detail)
 
 
+def check_kernels(reason: str) -> Check:
+    """Says whether a network uses the compiled kernels on this CPU, and warns if it cannot."""
+    if not reason:
+        return Check("cpu kernels", OK, "compiled for this processor")
+    if "=no" in reason:
+        return Check("cpu kernels", OK, f"off: {reason}")
+    remedy = "install g++ or clang++, or name a C++17 compiler in CXX"
+    return Check("cpu kernels", WARNING, f"training is slower without them: {reason}", remedy)
+
+
 def check_cache(directory: Path) -> Check:
     """Warns if compiled programs cannot be cached, so that every run compiles again."""
     if os.access(_existing(directory), os.W_OK):
@@ -157,6 +167,8 @@ def diagnose(data_dir: Path) -> list[Check]:
         return checks
     import jax
 
+    from fer_jax.models import kernels
+
     kinds = [device.device_kind for device in jax.devices()]
     has_nvidia = shutil.which("nvidia-smi") is not None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -166,6 +178,7 @@ def diagnose(data_dir: Path) -> list[Check]:
         *checks,
         check_devices(jax.default_backend(), kinds, has_nvidia),
         Check("processor", OK, f"{os.cpu_count()} cores, {memory:.0f} GiB memory{_bfloat16()}"),
+        *([check_kernels(kernels.why_not())] if jax.default_backend() == "cpu" else []),
         check_video(),
         check_script_runtime(),
         check_extras(),

@@ -46,6 +46,13 @@ def test_an_unused_gpu_and_a_full_disk_are_warnings():
     assert doctor.check_disk(Path("/"), 10**12).status == doctor.OK
 
 
+def test_missing_kernels_are_a_warning_and_kernels_that_are_off_are_not():
+    assert doctor.check_kernels("").status == doctor.OK
+    assert doctor.check_kernels("FER_JAX_CPU_KERNELS=no").status == doctor.OK
+    missing = doctor.check_kernels("no C++ compiler was found")
+    assert missing.status == doctor.WARNING and "install g++" in missing.remedy
+
+
 def test_the_cache_must_be_writable_and_missing_extras_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -44,7 +44,7 @@ from fer_jax.inference.network import (
     predict_step,
 )
 from fer_jax.inference.runtime import Run, to_onnx
-from fer_jax.models import xception
+from fer_jax.models import kernels, xception
 
 FILES = {"safetensors": ARRAYS, "onnx": runtime.ONNX, "stablehlo": "model.stablehlo"}
 CARD = "README.md"
@@ -190,9 +190,10 @@ def _stablehlo(network: Exportable) -> tuple[bytes, Run]:
     size = network.arguments["image_size"]
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
-    exported = jax.export.export(
-        jax.jit(lambda images: network.step(network.arrays, images)), platforms=("cpu", "cuda")
-    )(images)
+    with kernels.portable():
+        exported = jax.export.export(
+            jax.jit(lambda images: network.step(network.arrays, images)), platforms=("cpu", "cuda")
+        )(images)
     data = exported.serialize()
     back = jax.export.deserialize(data)
     return bytes(data), lambda crops: np.asarray(back.call(crops))

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fer_jax.models import kernels
+
 EPSILON = 1e-3  # Keras'
 # Rows summed within one loop; XLA:CPU would write every product to memory before a sum.
 ROWS_IN_A_LOOP = range(8, 17)
@@ -68,9 +70,20 @@ def sum_pixels(term: Callable[[slice], jax.Array], height: int) -> jax.Array:
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Computes mean and biased variance, [channels], in the dtype of `accumulator`."""
     dtype = accumulator(x.dtype)
-    count = x.size // x.shape[-1]
-    mean = sum_pixels(lambda rows: x[:, rows].astype(dtype), x.shape[1]) / count
-    square = sum_pixels(lambda rows: jnp.square(x[:, rows].astype(dtype)), x.shape[1]) / count
+
+    def plain(x: jax.Array) -> jax.Array:
+        return jnp.stack(
+            [
+                sum_pixels(lambda rows: x[:, rows].astype(dtype), x.shape[1]),
+                sum_pixels(lambda rows: jnp.square(x[:, rows].astype(dtype)), x.shape[1]),
+            ]
+        )
+
+    if kernels.usable(x.dtype):
+        sums = jax.lax.platform_dependent(x, cpu=kernels.channel_sums, default=plain)
+    else:
+        sums = plain(x)
+    mean, square = sums / (x.size // x.shape[-1])
     return mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
@@ -258,10 +271,13 @@ def depthwise_conv3x3(
 
     A pending BatchNorm and, with `relu`, a ReLU are applied to the input on reading.
 
-    On CPU nine shifted multiply-adds with their own gradient: XLA:CPU's grouped convolution is more
-    than ten times slower forward and twenty times backward. Elsewhere the grouped convolution.
+    On CPU the compiled kernels or, without them, nine shifted multiply-adds with their own
+    gradient: XLA:CPU's grouped convolution is more than ten times slower forward and twenty times
+    backward. Elsewhere the grouped convolution.
     """
     x = x if isinstance(x, Unnormalized) else as_unnormalized(x)
+    if kernels.usable(x.values.dtype):
+        return fused_conv3x3(x, kernel, relu)
     if jax.default_backend() == "cpu":
         return shifted_conv3x3(x, kernel, relu)
     return grouped_conv3x3(_activated(x, relu), kernel)
@@ -335,6 +351,40 @@ def _shifted_backward(
 
 
 shifted_conv3x3.defvjp(lambda x, k, relu: (shifted_conv3x3(x, k, relu), (x, k)), _shifted_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def fused_conv3x3(x: Unnormalized, kernel: jax.Array, relu: bool) -> jax.Array:
+    """Does the same with the kernel of each platform that has one, forward and backward."""
+
+    def compiled(x: Unnormalized, kernel: jax.Array) -> jax.Array:
+        return kernels.depthwise(*x, kernel.astype(x.scale.dtype), relu)
+
+    def plain(x: Unnormalized, kernel: jax.Array) -> jax.Array:
+        return jnp.asarray(shifted_conv3x3(x, kernel, relu))
+
+    return jax.lax.platform_dependent(x, kernel, cpu=compiled, default=plain)
+
+
+def _fused_backward(
+    relu: bool, saved: tuple[Unnormalized, jax.Array], gradient: jax.Array
+) -> tuple[Unnormalized, jax.Array]:
+    def compiled(
+        x: Unnormalized, kernel: jax.Array, gradient: jax.Array
+    ) -> tuple[Unnormalized, jax.Array]:
+        taps = kernel.astype(x.scale.dtype)
+        *of_x, of_kernel = kernels.depthwise_gradient(*x, taps, gradient, relu)
+        return Unnormalized(*of_x), of_kernel.astype(kernel.dtype)
+
+    def plain(
+        x: Unnormalized, kernel: jax.Array, gradient: jax.Array
+    ) -> tuple[Unnormalized, jax.Array]:
+        return _shifted_backward(relu, (x, kernel), gradient)
+
+    return jax.lax.platform_dependent(*saved, gradient, cpu=compiled, default=plain)
+
+
+fused_conv3x3.defvjp(lambda x, k, relu: (fused_conv3x3(x, k, relu), (x, k)), _fused_backward)
 
 
 @jax.custom_vjp

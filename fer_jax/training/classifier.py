@@ -27,7 +27,7 @@ from fer_jax.evaluation import baselines
 from fer_jax.inference.network import PredictStep, compile_predict_step, model_arguments
 from fer_jax.methods import swad
 from fer_jax.methods.adaptation import MomentsStep, compile_moments_step
-from fer_jax.models import flops, xception
+from fer_jax.models import flops, kernels, xception
 from fer_jax.schema import TASKS, UNKNOWN
 from fer_jax.sharding import (
     batch_sharding,
@@ -94,6 +94,8 @@ def _plan(
 ) -> Plan:
     """Compiles the programs of a run, writes its inputs, and plans its loop."""
     config, mesh = run.config, run.mesh
+    # Builds them, or says that they are missing, before the lines about compilations.
+    kernels.usable(config.model.dtype)
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
         num_steps=num_steps,

@@ -30,6 +30,7 @@ from fer_jax.data.experiment import (
 )
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
+from fer_jax.models import kernels
 from fer_jax.sharding import make_mesh, replicated
 from fer_jax.storage import write_atomically
 from fer_jax.training.preemption import PreemptionNotice, handle_signals
@@ -142,6 +143,7 @@ def describe_machine() -> dict[str, Any]:
         "devices": [" ".join(dict.fromkeys((d.platform, d.device_kind))) for d in jax.devices()],
         "processes": jax.process_count(),
         "processor": _processor(),
+        "kernels": kernels.describe(),
         "cpu_cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "settings": {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
