@@ -1,89 +1,286 @@
-"""Build, synthesize, train, evaluate and report on rendered faces.
+"""Film rendered people, collect their videos, train on every mixture of sources, and report.
 
-Takes minutes. The face generator is not trained: its network is part of the project.
+Takes minutes, without data or network. A killed demo goes on with the same command. The face
+generator is not trained: its network is part of the project.
 """
 
+import http.server
+import itertools
+import json
+import os
 import shlex
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-import cv2
+from tqdm import tqdm
 
-from fer_jax import compilations, figures
-from fer_jax.config import OneLineParser, default_data_dir, load_config
-from fer_jax.data import build
-from fer_jax.data.records import open_records
-from fer_jax.report.study_page import overview
-from fer_jax.study import matrix, study
-from fer_jax.study.scenarios import check_leaks, check_study
+from fer_jax import compilations, distributed, results, storage
+from fer_jax.collect import collect
+from fer_jax.config import OneLineParser, load_config
+from fer_jax.data import build, splits
+from fer_jax.errors import InputError
+from fer_jax.evaluation import metrics, predictions
+from fer_jax.study import matrix, pictures, study
+from fer_jax.study.distances import METRIC
+from fer_jax.study.scenarios import ScenarioRun, check_leaks, check_study
 from fer_jax.synthesis import synthesize
 from fer_jax.training.log import duration
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "study_demo.py"
 NETWORK = ROOT / "data_builders" / "demo" / "generator"
-# Per emotion, as in each of the rendered sources.
-COUNT = 180
+# The generator was trained on the people of this world's laboratory.
+SEED = 2026
+# Links name this host without a port, so that the names of records do not depend on it.
+ADDRESS = "http://127.0.0.1"
+# The platform behind each test set whose people are rendered.
+PLATFORM_OF = {
+    "neurobiosense/grouped": "laboratory",
+    "youtube/grouped": "social",
+    "calls/folds": "calls",
+}
+FACES = ["--detector=haar", "--frames=3"]  # OpenCV's cascade needs no file
+CROPPED = "--detector=none"
+CORE_SECONDS = 600  # of the whole demo, on a processor that films a clip in `CLIP_SECONDS`
+CLIP_SECONDS = 0.05
+
+
+class Plan(NamedTuple):
+    """How large the demo is."""
+
+    people: dict[str, int]  # by platform
+    synthetic: int  # faces of each emotion
+    fresh: int  # people of each platform, for the true scores
+    changes: dict[str, Any]  # of the study's config
+
+
+WHOLE = Plan({"laboratory": 120, "social": 80, "calls": 40}, 180, 2000, {})
+QUICK = Plan(
+    {"laboratory": 20, "social": 20, "calls": 4},
+    synthetic=12,
+    fresh=40,
+    changes={"run.num_epochs": 1.0, "run.validate_every_epochs": 1.0, "run.model.width": 0.05},
+)
 
 
 def main(argv: list[str]) -> None:
     """Runs the verb `demo`."""
     parser = OneLineParser("fer-jax demo", __doc__, show_defaults=True)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/study_demo"), help="results")
-    parser.add_argument("--data_dir", type=Path, default=default_data_dir(), help="datasets")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/study_demo"), help="clips, datasets and results"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help="of the people and how they are filmed"
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute, to see that all parts run")
     arguments = parser.parse_args(argv)
-    workdir, data_dir = arguments.workdir, arguments.data_dir
+    distributed.check_alone("demo")
+    if not 0 <= arguments.seed < 2**31:
+        raise InputError(f"--seed must be 0 to {2**31 - 1}, got {arguments.seed}")
     started = time.monotonic()
-    compilations.enable_compilation_cache()
-
-    print("1/5 build: rendered faces of two sources", flush=True)
-    _run("build", build.main, "demo", f"--data_dir={data_dir}")
-
-    print("\n2/5 synthesize: faces of a generator that was trained on rendered ones", flush=True)
-    faces = workdir / "faces"
-    options = [f"--network={NETWORK}", f"--out={faces}", f"--count={COUNT}", "--detector=none"]
-    _run("synthesize", synthesize.main, *options, "--min_size=32", "--batch_size=64")
-    options = ["synthetic/grouped", "--name=demo_synthetic", f"--source={faces}", "--detector=none"]
-    _run("build", build.main, *options, f"--data_dir={data_dir}")
-
-    config = load_config(str(CONFIG), check_study)
-    scenarios, runs = study.open_study(config, workdir, data_dir)
-    check_leaks(scenarios)
-    names = ", ".join(scenario.name for scenario in scenarios)
-    print(f"\n3/5 train: {len(runs)} runs, one for each mixture of sources ({names})", flush=True)
-    study.write_config(config, workdir)
-    study.train_missing(runs, data_dir)
-
-    print("\n4/5 evaluate: on unseen people of every source", flush=True)
-    study.predict_missing(config, runs, data_dir)
-    found = matrix.write(config, scenarios, runs, workdir, data_dir)
-    study.write_faces(workdir, scenarios[0].experiment.test)
-    print(f"\n{matrix.summary(found)}\n\n{found['answer']}")
-
-    print("\n5/5 report", flush=True)
+    plan = QUICK if arguments.quick else WHOLE
+    workdir = arguments.workdir
+    check_same(workdir, {"seed": arguments.seed, "quick": arguments.quick})
+    found, runs = run(workdir, plan, arguments.seed)
+    print(f"\n{matrix.summary(found)}\n{truth_in_words(found)}\n\n{found['answer']}")
+    video = next((workdir / "sources" / "social").glob("*.mp4"))
+    pictures.write(workdir, workdir / "data", found, video, runs[-1])
     page = study.write_report(workdir, runs)
-    write_overview(workdir, data_dir, found)
     print(f"done in {duration(time.monotonic() - started)}; open {page.resolve()}")
-    run = shlex.quote(str(runs[0].workdir))
+    model = shlex.quote(str(runs[0].workdir))
     print("\nNext, predict with the baseline, or build a dataset of your own and train on it:")
-    print(f"  fer-jax predict IMAGE_OR_VIDEO --model={run}")
+    print(f"  fer-jax predict IMAGE_OR_VIDEO --model={model}")
     print("  fer-jax build face_folder/grouped --name=NAME --source=FOLDER_OR_ZIP")
     print("  fer-jax train --config=configs/demo.py --config.sources=NAME/grouped --workdir=DIR")
 
 
-def write_overview(workdir: Path, data_dir: Path, scored: dict[str, Any]) -> None:
-    """Writes overview.png: the matrix with six faces of each test set above it."""
-    pictures = []
-    for one in scored["test_sets"]:
-        faces = study.sample_faces(open_records(one["dataset"], one["split"], data_dir))
-        pictures.append(cv2.vconcat([cv2.hconcat(faces[:3]), cv2.hconcat(faces[3:])]))
-    figure = overview(scored, pictures)
-    figure.patch.set_visible(True)  # white, also where a page is dark
-    figures.save(figure, workdir / "overview.png", dpi=120)
+def check_same(workdir: Path, options: dict[str, Any]) -> None:
+    """Refuses a folder of another demo, whose clips would be mixed with this one's."""
+    file = workdir / "demo.json"
+    before = storage.read_json(file)
+    if before and before != options:
+        differing = "; ".join(storage.differences(before, options))
+        raise InputError(f"'{workdir}' has a demo with other options: {differing}; name another")
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_atomically(file, json.dumps(options) + "\n")
 
 
-def _run(verb: str, main: Callable[[list[str]], None], *options: str) -> None:
-    print(f"$ fer-jax {verb} {shlex.join(options)}", flush=True)
-    main(list(options))
+def run(
+    workdir: Path, plan: Plan, seed: int, *, null: bool = False
+) -> tuple[dict[str, Any], Sequence[ScenarioRun]]:
+    """Runs everything up to the study's results.json, which has the true scores.
+
+    `null`: all platforms look like the laboratory. Returns the results and the study's runs.
+    """
+    compilations.enable_compilation_cache()
+    build.find_builder("demo")  # makes data_builders importable
+    from data_builders.demo import world
+
+    data_dir, cores = workdir / "data", len(os.sched_getaffinity(0))
+    where = world.World(seed, null)
+    people = {
+        platform: invited(partial(world.viewer, where, platform), platform, count)
+        for platform, count in plan.people.items()
+    }
+    sources = workdir / "sources"
+    videos = [
+        *world.laboratory(sources / "NeuroBioSense", people["laboratory"]),
+        *(social := world.social(sources / "social", people["social"])),
+        *world.calls(sources / "calls", people["calls"]),
+    ]
+    print(f"five parts; {_estimate(plan, videos[0], cores)}\n")
+    num_people = sum(map(len, people.values()))
+    print(f"1/5 film: {num_people} rendered people in {len(videos)} videos", flush=True)
+    for _ in tqdm(world.render_all(videos, cores), "film", len(videos), unit="video", disable=None):
+        pass
+
+    print(f"\n2/5 collect: links to the {len(social)} social videos, from a local server")
+    links = sources / "links.csv"
+    world.write_links(links, social, ADDRESS)
+    with served(sources / "social") as proxy:
+        words = [str(links), f"--output={sources / 'youtube'}", f"--proxy={proxy}"]
+        _run("collect", collect.main, *words)
+
+    print("\n3/5 build: the datasets, and faces of a generator")
+    to = [f"--data_dir={data_dir}"]
+    place = f"--source={sources / 'NeuroBioSense'}"
+    _run("build", build.main, "neurobiosense/grouped", place, *FACES, *to)
+    _run("build", build.main, "youtube/grouped", f"--source={sources / 'youtube'}", *FACES, *to)
+    place = f"--source={sources / 'calls'}"
+    _run("build", build.main, "clips/folds", "--name=calls", place, "--folds=2", *FACES, *to)
+    faces = workdir / "faces"
+    words = [f"--network={NETWORK}", f"--out={faces}", f"--count={plan.synthetic}"]
+    _run(
+        "synthesize", synthesize.main, *words, "--detector=none", "--min_size=32", "--batch_size=64"
+    )
+    _run("build", build.main, "synthetic/grouped", f"--source={faces}", CROPPED, *to)
+
+    config = load_config(str(CONFIG), check_study)
+    config.update_from_flattened_dict(plan.changes)
+    scenarios, runs = study.open_study(config, workdir, data_dir)
+    check_leaks(scenarios)
+    names = ", ".join(scenario.name for scenario in scenarios)
+    print(
+        f"\n4/5 train: {len(runs)} networks, one for each mixture of sources: {names}", flush=True
+    )
+    study.write_config(config, workdir)
+    study.train_missing(runs, data_dir)
+
+    print("\n5/5 evaluate: on people that no network was trained on", flush=True)
+    fresh = {}
+    for name, platform in PLATFORM_OF.items():
+        words = [f"--people={plan.fresh}", f"--seed={seed}", *["--null"] * null, *to]
+        _run("build", build.main, f"demo/fresh_{platform}", *words)
+        fresh[name] = f"demo/fresh_{platform}"
+    more = config.copy_and_resolve_references()
+    more.test_sets = (*config.test_sets, *fresh.values())
+    study.predict_missing(more, runs, data_dir)
+    found = matrix.write(config, scenarios, runs, workdir, data_dir)
+    add_truth(found, runs, fresh)
+    results.write(workdir, found)
+    study.write_faces(workdir, scenarios[0].experiment.test)
+    return found, runs
+
+
+def invited(viewer: Callable[[int], Any], platform: str, count: int) -> list[Any]:
+    """Returns people of a platform, by number, of whom 80, 10 and 10 % are in the parts.
+
+    `grouped` hashes names, so the parts of any few people would differ much in size.
+    """
+    dataset, prefix = {"laboratory": ("neurobiosense", "p"), "social": ("youtube", "P")}.get(
+        platform, ("", "")
+    )
+    if not dataset:
+        return [viewer(number) for number in range(count)]
+    tenth = max(1, round(count / 10))
+    places = {"train": count - 2 * tenth, "validation": tenth, "test": tenth}
+    people = []
+    for one in map(viewer, itertools.count()):
+        subject = f"{dataset}/{prefix}{one.id}"
+        part = splits.grouped(splits.group_key(dataset, subject=subject, clip="", record=""))
+        if places[part]:
+            places[part] -= 1
+            people.append(one)
+        if not any(places.values()):
+            return people
+    raise AssertionError("numbers do not end")
+
+
+def _estimate(plan: Plan, video: Any, cores: int) -> str:
+    """Says how long a demo takes, from the time of filming a clip."""
+    if plan is not WHOLE:
+        return "about a minute"
+    started = time.perf_counter()
+    list(video.viewer.film(video.reactions[0], video.viewer.where()))
+    slower = (time.perf_counter() - started) / CLIP_SECONDS
+    minutes = CORE_SECONDS * slower / 60 / min(cores, 2)
+    return f"about {minutes:.0f} minutes on this machine; a killed demo goes on where it was"
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    """Answers a proxy's requests, which name the whole URL, with files of a folder."""
+
+    def send_head(self) -> Any:
+        self.path = urlsplit(self.path).path
+        return super().send_head()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Is silent."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serves a folder's files on this machine as `ADDRESS`; yields the URL of the proxy."""
+    page = "<html><body>Videos of rendered people, and no video on this page.</body></html>"
+    storage.write_atomically(folder / "about.html", page)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(_Handler, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"{ADDRESS}:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def add_truth(found: dict[str, Any], runs: Sequence[ScenarioRun], fresh: Mapping[str, str]) -> None:
+    """Adds to a study's cells the network's balanced accuracy on thousands of fresh people.
+
+    `fresh` has the dataset of fresh people by that of the test set. "truth" of a cell is {"value",
+    "n": people, "covered": whether the cell's interval covers the value}.
+    """
+    workdirs = {run.scenario.name: run.workdir for run in runs}
+    for cell in found["cells"]:
+        name = fresh.get(cell["dataset"])
+        if name is None or cell["empty"]:
+            continue
+        file = predictions.file_name(name, "test")
+        table, _ = predictions.read(workdirs[cell["scenario"]] / "predictions" / file)
+        value = metrics.score(table["label"], table["probabilities"])[METRIC]
+        low, high = cell["metrics"][METRIC]["interval"]
+        covered = low is not None and low <= value <= high
+        cell["truth"] = {"value": value, "n": len(table["label"]), "covered": covered}
+
+
+def truth_in_words(found: Mapping[str, Any]) -> str:
+    """Says how many of the intervals cover the true score."""
+    known = [cell["truth"] for cell in found["cells"] if "truth" in cell]
+    covered = sum(one["covered"] for one in known)
+    return (
+        f"{covered} of {len(known)} intervals cover the true score, which is known because people "
+        f"are rendered: the same networks on {min(one['n'] for one in known)} or more fresh people"
+    )
+
+
+def _run(verb: str, main: Callable[[list[str]], Any], *words: str) -> None:
+    print(f"$ fer-jax {verb} {shlex.join(words)}", flush=True)
+    main(list(words))

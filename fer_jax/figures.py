@@ -212,6 +212,20 @@ def heatmap(
 
 
 @_style()
+def strip(pictures: Sequence[np.ndarray], names: Sequence[str], title: str) -> "Figure":
+    """Draws pictures, uint8 RGB [height, width, 3] of any sizes, side by side with their names."""
+    shares = [picture.shape[1] / picture.shape[0] for picture in pictures]
+    figure = _figure(title, 1.7 * sum(shares) + 0.5, 2.0)
+    for place, picture, name in zip(
+        figure.subplots(1, len(pictures), width_ratios=shares), pictures, names, strict=True
+    ):
+        place.imshow(picture)
+        place.set_title(name, fontsize=8)
+        place.set_axis_off()
+    return figure
+
+
+@_style()
 def differences(
     names: Sequence[str],
     values: Sequence[float],

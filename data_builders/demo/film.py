@@ -19,7 +19,7 @@ Each number of a platform is a range, from which every setting or person samples
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import cv2
@@ -31,6 +31,7 @@ from data_builders.demo.rooms import advertisement, room
 
 FPS = 6
 NUM_FRAMES = 12  # of one reaction, which lasts two seconds
+ALL = range(NUM_FRAMES)
 DRAWN = 96  # half the side of a drawn head, in pixels
 LEVELS = 4  # drawings between neutral and the expression
 BLINK = -1.0  # of the lids
@@ -264,7 +265,7 @@ def film(
     interested: bool,
     where: Setting,
     rng: np.random.Generator,
-    num_frames: int = NUM_FRAMES,
+    wanted: Collection[int] = ALL,
 ) -> Iterator[Frame]:
     """Films a reaction of a person.
 
@@ -274,7 +275,7 @@ def film(
       interested: looks at the screen and leans in, or looks away.
       where: the setting.
       rng: for what differs between reactions in one setting.
-      num_frames: of the reaction, `FPS` per second.
+      wanted: the frames to film, of `ALL`; the others cost next to nothing.
 
     Yields:
       The frames.
@@ -297,36 +298,37 @@ def film(
 
     depth = _depth(who)
     away = 0.0 if interested else 8.0 * np.sign(apex.gaze[0])
-    yaw = away + _wander(num_frames, p.turn_degrees, rng)
-    pitch = where.pitch_degrees + _wander(num_frames, 0.6 * p.turn_degrees, rng)
-    roll = apex.roll_degrees + _wander(num_frames, 0.4 * p.turn_degrees, rng)
-    sway = _wander(num_frames, 0.02 * where.size, rng)
-    shake = np.cumsum(rng.normal(0, where.shake * where.size, (num_frames, 2)), axis=0)
+    yaw = away + _wander(p.turn_degrees, rng)
+    pitch = where.pitch_degrees + _wander(0.6 * p.turn_degrees, rng)
+    roll = apex.roll_degrees + _wander(0.4 * p.turn_degrees, rng)
+    sway = _wander(0.02 * where.size, rng)
+    shake = np.cumsum(rng.normal(0, where.shake * where.size, (NUM_FRAMES, 2)), axis=0)
     shake = np.clip(shake - shake.mean(axis=0), -MARGIN, MARGIN)
-    brightness = 1 + _wander(num_frames, where.flicker, rng)
-    blinks = set(rng.integers(0, num_frames, 1).tolist())
+    brightness = 1 + _wander(where.flicker, rng)
+    blinks = set(rng.integers(0, NUM_FRAMES, 1).tolist())
     # Before a cut the camera was a little further away.
-    cut = int(rng.integers(3, num_frames // 2)) if rng.random() < p.cut else 0
-    peak = _course(num_frames)
-    for index in range(num_frames):
+    cut = int(rng.integers(3, NUM_FRAMES // 2)) if rng.random() < p.cut else 0
+    peak = _course()
+    starts = rng.integers(0, p.width, NUM_FRAMES)  # of the noise
+    for index in wanted:
         drawing = head(round(peak[index] * (LEVELS - 1)), index in blinks)
         turned = _turned(drawing, depth, yaw[index], pitch[index])
         size = where.size * apex.lean * (0.85 if index < cut else 1.0)
         centre = (where.place[0] + sway[index] + shake[index, 0], where.place[1] + shake[index, 1])
         layers = _head_in(p, turned, size, centre, roll[index])
-        image = _camera(where, layers, shake[index], float(brightness[index]), rng)
+        image = _camera(where, layers, shake[index], float(brightness[index]), int(starts[index]))
         yield Frame(image, centre, size * who.eye_distance, float(peak[index]))
 
 
-def _course(num_frames: int) -> np.ndarray:
+def _course() -> np.ndarray:
     """How much of the expression each frame shows."""
-    t = (np.arange(num_frames) + 0.5) / num_frames
+    t = (np.arange(NUM_FRAMES) + 0.5) / NUM_FRAMES
     return np.interp(t, [ONSET, APEX, FADING, OVER], [0.0, 1.0, 1.0, 0.0])
 
 
-def _wander(num_frames: int, size: float, rng: np.random.Generator) -> np.ndarray:
-    """A slow motion about 0 of about this size, [num_frames]."""
-    t = np.arange(num_frames) / FPS
+def _wander(size: float, rng: np.random.Generator) -> np.ndarray:
+    """A slow motion about 0 of about this size, [NUM_FRAMES]."""
+    t = np.arange(NUM_FRAMES) / FPS
     slow, fast = rng.uniform(0.2, 0.5), rng.uniform(0.5, 1.0)
     phases = rng.uniform(0, 2 * np.pi, 2)
     waves = np.sin(2 * np.pi * slow * t + phases[0]) + 0.4 * np.sin(
@@ -477,15 +479,17 @@ def _camera(
     head: tuple[np.ndarray, np.ndarray],
     shake: np.ndarray,
     brightness: float,
-    rng: np.random.Generator,
+    start: int,
 ) -> np.ndarray:
-    """Takes a frame of a head in its setting: uint8 RGB [height, width, 3]."""
+    """Takes a frame of a head in its setting: uint8 RGB [height, width, 3].
+
+    `start` is the column at which the frame's part of the noise begins.
+    """
     p = where.platform
     x, y = (MARGIN - np.round(shake)).astype(int)
     image = where.background[y : y + p.height, x : x + p.width]
     for colours, alpha in filter(None, (where.other, head)):
         image = image * (1 - alpha) + colours * where.tint
-    start = int(rng.integers(0, p.width))
     gain = where.contrast * where.exposure * brightness
     image = cv2.addWeighted(
         *(image, gain, where.noise[:, start : start + p.width], 1.0),

@@ -1,6 +1,6 @@
 """The rendered world: its people, and their clips as the sources of the study are laid out.
 
-Three platforms (see film.py), and no person is on two of them:
+Three platforms (see film.py), and no person is on two of them, or in two worlds:
 
 laboratory: NeuroBioSense's tree, Advertisement Categories/CATEGORY/PARTICIPANT/AD/LETTER/, with its
     spreadsheet. Every participant watches advertisements of one category, as published.
@@ -9,14 +9,15 @@ social: one video of each person, with a reaction after the other, and links.csv
 calls: a folder of clips with manifest.csv; the platform that nobody is trained on.
 
 Every person shows each of the seven emotions once. Interest is as frequent in each category as in
-the published laboratory videos. All of it depends on the seed only.
+the published laboratory videos. All of it depends on the seed only. In a null world all platforms
+look like the laboratory, so that nothing is to be gained from another platform's look.
 """
 
 import concurrent.futures
 import hashlib
 import io
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ LETTERS = {
     "surprise": "SU",
 }
 ADS_EACH, ADS_PER_CATEGORY = 4, 6  # watched by a participant, and shown
+MAX_PEOPLE = 100_000  # of a platform in one world
 TABLE = "Participant_demographic_information.xlsx"
 TABLE_HEADER = ("RECORD ID", "SUBJECT ID", "GENDER", "AGE", "AD CODE", "INTERESTED IN")
 LINK_COLUMNS = (
@@ -60,10 +62,17 @@ class Reaction(NamedTuple):
     ad: int
 
 
+class World(NamedTuple):
+    """What determines everything that is rendered."""
+
+    seed: int
+    null: bool = False  # all platforms look like the laboratory
+
+
 class Viewer(NamedTuple):
     """A person on a platform, by number, and the reactions in the order of filming."""
 
-    seed: int
+    world: World
     platform: str
     number: int
     who: Identity
@@ -71,19 +80,27 @@ class Viewer(NamedTuple):
     reactions: tuple[Reaction, ...]
 
     @property
+    def id(self) -> int:
+        """Differs between the people of a platform, also of worlds with other seeds."""
+        return self.world.seed * MAX_PEOPLE + self.number + 1
+
+    @property
     def name(self) -> str:
-        """Differs between the people of a platform."""
-        return f"P{self.number + 1:03}"
+        """The id, as folders and files are named."""
+        return f"P{self.id:03}"
 
     def where(self) -> film.Setting:
         """Returns the setting in which the person is filmed."""
-        rng = rng_of(self.seed, self.platform, str(self.number), "setting")
-        return film.setting(self.platform, self.who, self.content, rng)
+        rng = rng_of(self.world.seed, self.platform, str(self.number), "setting")
+        look = "laboratory" if self.world.null else self.platform
+        return film.setting(look, self.who, self.content, rng)
 
-    def film(self, reaction: Reaction, where: film.Setting) -> Iterator[film.Frame]:
-        """Films a reaction."""
-        rng = rng_of(self.seed, self.platform, str(self.number), reaction.emotion)
-        return film.film(self.who, reaction.emotion, reaction.interested, where, rng)
+    def film(
+        self, reaction: Reaction, where: film.Setting, wanted: Collection[int] = film.ALL
+    ) -> Iterator[film.Frame]:
+        """Films the wanted frames of a reaction."""
+        rng = rng_of(self.world.seed, self.platform, str(self.number), reaction.emotion)
+        return film.film(self.who, reaction.emotion, reaction.interested, where, rng, wanted)
 
 
 class Video(NamedTuple):
@@ -100,9 +117,9 @@ def rng_of(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
 
 
-def viewer(seed: int, platform: str, number: int) -> Viewer:
-    """Returns the person of a number on one of `film.PLATFORMS`."""
-    rng = rng_of(seed, platform, str(number))
+def viewer(world: World, platform: str, number: int) -> Viewer:
+    """Returns the person of a number, below `MAX_PEOPLE`, on one of `film.PLATFORMS`."""
+    rng = rng_of(world.seed, platform, str(number))
     who = film.person(rng)
     category = number % len(draw.CONTENTS)
     content = draw.CONTENTS[category]
@@ -115,28 +132,38 @@ def viewer(seed: int, platform: str, number: int) -> Viewer:
         Reaction(emotion, interested[ad], int(ad) + 1)
         for emotion, ad in zip(emotions, watched, strict=True)
     ]
-    return Viewer(seed, platform, number, who, content, tuple(reactions))
+    return Viewer(world, platform, number, who, content, tuple(reactions))
 
 
-def viewers(seed: int, platform: str, count: int) -> list[Viewer]:
+def viewers(world: World, platform: str, count: int) -> list[Viewer]:
     """Returns the first people of a platform."""
-    return [viewer(seed, platform, number) for number in range(count)]
+    return [viewer(world, platform, number) for number in range(count)]
 
 
 def render(video: Video) -> Path:
     """Writes a video as MPEG-4, unless it is there; returns its path."""
     if not video.path.is_file():
         video.path.parent.mkdir(parents=True, exist_ok=True)
+        where = video.viewer.where()
+        frames = (
+            frame for reaction in video.reactions for frame in video.viewer.film(reaction, where)
+        )
         with storage.replacing(video.path, durable=False) as temporary:
-            where = video.viewer.where()
-            size = (where.platform.width, where.platform.height)
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            writer = cv2.VideoWriter(str(temporary), code, film.FPS, size)
-            for reaction in video.reactions:
-                for frame in video.viewer.film(reaction, where):
-                    writer.write(cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
-            writer.release()
+            write_video(temporary, frames)
     return video.path
+
+
+def write_video(file: Path, frames: Iterable[film.Frame]) -> None:
+    """Writes frames as MPEG-4."""
+    writer = None
+    for frame in frames:
+        height, width = frame.image.shape[:2]
+        if writer is None:
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            writer = cv2.VideoWriter(str(file), code, film.FPS, (width, height))
+        writer.write(cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR))
+    assert writer is not None  # there are frames
+    writer.release()
 
 
 def render_all(videos: Sequence[Video], processes: int) -> Iterator[Path]:
@@ -181,7 +208,7 @@ def _write_table(file: Path, people: Sequence[Viewer]) -> None:
     for one in people:
         watched = {reaction.ad: reaction.interested for reaction in one.reactions}
         for ad, interested in watched.items():
-            about = (one.number + 1, one.who.gender.upper(), one.who.age)
+            about = (one.id, one.who.gender.upper(), one.who.age)
             sheet.append((row - 1, *about, f"A{ad}", "YES" if interested else "NO"))
             row += 1
         for column in range(2, 5):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FACES = "test_faces"
+ONE_FRAME = "one_frame.png"  # beside the page, if there is one
 
 
 def study_page(workdir: Path, scored: dict[str, Any], faces: bool = True) -> str:
@@ -42,6 +43,9 @@ def study_page(workdir: Path, scored: dict[str, Any], faces: bool = True) -> str
         strips={name: data_uri(file) for name, file in strips.items() if file.is_file()}
         if faces
         else {},
+        one_frame=data_uri(workdir / ONE_FRAME)
+        if faces and (workdir / ONE_FRAME).is_file()
+        else None,
         within={
             (cell["scenario"], f"{cell['dataset']} {cell['split']}")
             for cell in scored["cells"]

@@ -115,7 +115,7 @@ def check_study(config: Config) -> Config:
 def _check_scenario(config: Config, block: Any) -> str:
     name = block.get("name") if isinstance(block, Mapping) else None
     # The name is part of a folder's name, in which a dot comes before the seed.
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w+-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9+][\w+-]*", name):
         raise InputError(
             f"a scenario must have a name of letters, digits, '_', '+' and '-', got {block!r}"
         )
