@@ -15,11 +15,11 @@ from fer_jax.config import Config, default_generator
 def get_config() -> Config:
     """Returns the config."""
     config = default_generator()
-    config.sources = ("demo/controlled",)
-    config.num_images = 400_000
+    config.sources = ("neurobiosense/grouped",)
+    config.num_images = 240_000
     config.model.update(image_size=32, channel_base=1024, channel_max=64, latent_dim=64)
     config.input = "device"
-    # As in configs/stylegan_small.py, but with ADA: 1,008 faces are soon memorized.
+    # As in configs/stylegan_small.py, but with ADA: 2,000 faces are soon memorized.
     config.path_weight = 0.0
     config.style_mixing = 0.0
     config.class_weight = 1.0
