@@ -10,7 +10,9 @@ of a generator that saw the baseline's training people only, or both. Every scen
 the validation parts of its own sources. The last test set is of a platform that none is trained on.
 """
 
-from fer_jax.config import Config, default_study
+from pathlib import Path
+
+from fer_jax.config import Config, default_study, load_config
 
 
 def get_config() -> Config:
@@ -23,14 +25,15 @@ def get_config() -> Config:
         "train on 80 % of each source's people, select on the validation people of the sources "
         "that are trained on, test on other people; nobody trains on the calls"
     )
-    laboratory, social, synthetic = "neurobiosense/grouped", "youtube/grouped", "synthetic/grouped"
+    mixed = load_config(str(Path(__file__).with_name("mixed_protocol.py")))
+    laboratory, social, synthetic = mixed.sources
     config.scenarios = (
         {"name": "baseline", "sources": (laboratory,)},
         {"name": "+YouTube", "sources": (laboratory, social)},
         {"name": "+StyleGAN2", "sources": (laboratory, synthetic)},
-        {"name": "all", "sources": (laboratory, social, synthetic)},
+        {"name": "all", "sources": mixed.sources},
     )
-    config.test_sets = (laboratory, social, synthetic, {"name": "calls/folds", "test": "all"})
+    config.test_sets = (*mixed.sources, {"name": "calls/folds", "test": "all"})
     run = config.run
     run.batch_size = 64
     run.num_epochs = 9.0

@@ -62,10 +62,10 @@ class Plan(NamedTuple):
 
 WHOLE = Plan({"laboratory": 120, "social": 80, "calls": 40}, 180, 2000, {})
 QUICK = Plan(
-    {"laboratory": 20, "social": 20, "calls": 4},
+    {"laboratory": 10, "social": 10, "calls": 2},
     synthetic=12,
-    fresh=40,
-    changes={"run.num_epochs": 1.0, "run.validate_every_epochs": 1.0, "run.model.width": 0.05},
+    fresh=12,
+    changes={"run.num_epochs": 2.0, "run.validate_every_epochs": 1.0, "run.model.width": 0.05},
 )
 
 

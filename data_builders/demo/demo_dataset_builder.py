@@ -37,6 +37,7 @@ INTERESTED = {"food_market": 0.55, "cosmetics_fashion": 0.65, "car_tech": 0.83}
 INTENSITY = {"controlled": (0.55, 1.1), "social": (0.4, 1.0)}
 FIRST_FRESH = 10_000  # number of the first fresh person of a platform
 FRAMES = (2, 6, 10)  # of a reaction, which `--frames=3` takes from its clip
+FEW = 100  # people, for whom processes take longer to start than to film
 HAAR = Extraction(detector="haar")
 
 
@@ -90,6 +91,9 @@ class Builder(RecordBuilder):
     def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
         if not _platform(self.protocol):
             yield from self.examples(rows, render)
+            return
+        if len(rows) < FEW:
+            yield from self.examples(rows, lambda row: [filmed(row)])
             return
         # Drawing holds the interpreter, so the threads of `examples` wait for processes.
         context = multiprocessing.get_context("spawn")

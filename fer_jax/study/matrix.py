@@ -430,18 +430,32 @@ def answer(
     found = bootstrap.difference(means[name], num_compared=len(added))
     low, high = found["interval"]
     shown = interval(found["interval"], signed=True).replace("n/a", "(no interval)")
-    verdict = ", which is not significant" if low <= 0 <= high else ""
+    verdict = ", which is not significant: chance may explain it" if low <= 0 <= high else ""
     chosen = ""
     if len(added) > 1:
         rank = "highest" if found["difference"] > 0 else "least negative"
         chosen = (
-            f"; the {rank} of {len(added)} scenarios that add datasets to it, and the interval is "
-            "corrected for that choice"
+            f"; the {rank} of {len(added)} scenarios that add datasets, so the interval is "
+            "corrected for the choice"
         )
+    reached = {
+        who: np.mean([_value(cells, who, where) for where in unseen]) for who in (name, baseline)
+    }
     return (
-        f"On the test sets that are unseen for all of them ({', '.join(map(' '.join, unseen))}), "
-        f"'{name}' changes the balanced accuracy of '{baseline}' by "
-        f"{number(found['difference'], signed=True)} {shown}{verdict}{chosen}{fixed}."
+        f"Of 100 faces of {', '.join(map(' '.join, unseen))}, which none of these networks was "
+        f"trained on, '{name}' recognizes {100 * reached[name]:.0f} and '{baseline}' "
+        f"{100 * reached[baseline]:.0f}, if each class counts the same: a difference in balanced "
+        f"accuracy of {number(found['difference'], signed=True)} {shown}{verdict}{chosen}{fixed}."
+    )
+
+
+def _value(cells: Sequence[Mapping[str, Any]], scenario: str, where: tuple[str, str]) -> float:
+    """The balanced accuracy of a scenario on a test set, (dataset, split)."""
+    return next(
+        cell["metrics"][METRIC]["value"]
+        for cell in cells
+        if (cell["scenario"], cell["dataset"], cell["split"], cell["variant"])
+        == (scenario, *where, "")
     )
 
 
