@@ -1,7 +1,7 @@
 r"""The demo's study: do other sources make a network generalize? In minutes, on rendered people.
 
     fer-jax demo                                # films, collects and builds the datasets first
-    fer-jax study --config=configs/study_demo.py --workdir=runs/study_demo \\
+    fer-jax study --config=configs/study_demo.py --workdir=runs/study_demo \
       --data_dir=runs/study_demo/data
 
 The four scenarios of the paper and the mixed protocol of configs/mixed_protocol.py, with equal

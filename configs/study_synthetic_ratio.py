@@ -1,7 +1,8 @@
-"""How many synthetic faces per real face: from none to five, and synthetic faces alone.
+r"""How many synthetic faces per real face: from none to five, and synthetic faces alone.
 
     fer-jax demo                    # builds its datasets
-    fer-jax study --config=configs/study_synthetic_ratio.py --workdir=runs/study_ratio
+    fer-jax study --config=configs/study_synthetic_ratio.py --workdir=runs/study_ratio \
+      --data_dir=runs/study_demo/data
     fer-jax study --config=configs/study_synthetic_ratio.py:REAL,SYNTHETIC,OTHER --workdir=DIR
 
 The variant names datasets: the real one, the synthetic one, and others that are only tested on; the
@@ -11,8 +12,10 @@ default is the demo's. All runs take equal steps, so synthetic faces do not mean
 
 from fer_jax.config import Config, default_study
 
+DEMO = "neurobiosense/grouped,synthetic/grouped,youtube/grouped"
 
-def get_config(datasets: str = "demo/controlled,demo_synthetic/grouped,demo/social") -> Config:
+
+def get_config(datasets: str = DEMO) -> Config:
     """Returns the study; the variant is REAL,SYNTHETIC[,OTHER...]."""
     real, synthetic, *others = datasets.split(",")
     config = default_study()

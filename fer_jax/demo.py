@@ -119,7 +119,7 @@ def run(
     `null`: all platforms look like the laboratory. Returns the results and the study's runs.
     """
     compilations.enable_compilation_cache()
-    build.find_builder("demo")  # makes data_builders importable
+    build.find_builder("demo")  # so that data_builders can be imported
     from data_builders.demo import world
 
     data_dir, cores = workdir / "data", len(os.sched_getaffinity(0))
@@ -154,21 +154,18 @@ def run(
     _run("build", build.main, "youtube/grouped", f"--source={sources / 'youtube'}", *FACES, *to)
     place = f"--source={sources / 'calls'}"
     _run("build", build.main, "clips/folds", "--name=calls", place, "--folds=2", *FACES, *to)
-    faces = workdir / "faces"
-    words = [f"--network={NETWORK}", f"--out={faces}", f"--count={plan.synthetic}"]
-    _run(
-        "synthesize", synthesize.main, *words, "--detector=none", "--min_size=32", "--batch_size=64"
-    )
-    _run("build", build.main, "synthetic/grouped", f"--source={faces}", CROPPED, *to)
+    if plan.synthetic:
+        faces = workdir / "faces"
+        words = [f"--network={NETWORK}", f"--out={faces}", f"--count={plan.synthetic}", CROPPED]
+        _run("synthesize", synthesize.main, *words, "--min_size=32", "--batch_size=64")
+        _run("build", build.main, "synthetic/grouped", f"--source={faces}", CROPPED, *to)
 
     config = load_config(str(CONFIG), check_study)
     config.update_from_flattened_dict(plan.changes)
     scenarios, runs = study.open_study(config, workdir, data_dir)
     check_leaks(scenarios)
     names = ", ".join(scenario.name for scenario in scenarios)
-    print(
-        f"\n4/5 train: {len(runs)} networks, one for each mixture of sources: {names}", flush=True
-    )
+    print(f"\n4/5 train: {len(runs)} networks, one for each mixture ({names})", flush=True)
     study.write_config(config, workdir)
     study.train_missing(runs, data_dir)
 
@@ -176,8 +173,8 @@ def run(
     fresh = {}
     for name, platform in PLATFORM_OF.items():
         words = [f"--people={plan.fresh}", f"--seed={seed}", *["--null"] * null, *to]
-        _run("build", build.main, f"demo/fresh_{platform}", *words)
-        fresh[name] = f"demo/fresh_{platform}"
+        fresh[name] = f"rendered/{platform}"
+        _run("build", build.main, fresh[name], *words)
     more = config.copy_and_resolve_references()
     more.test_sets = (*config.test_sets, *fresh.values())
     study.predict_missing(more, runs, data_dir)

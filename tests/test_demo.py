@@ -1,8 +1,12 @@
 """`fer-jax demo`: all parts run for real, on few people and a small network."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,13 +28,9 @@ SCENARIOS = ("baseline", "+YouTube", "+StyleGAN2", "all")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished demo, and what it printed."""
     workdir = tmp_path_factory.mktemp("demo") / "study_demo"
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr(
-            "builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words)))
-        )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["demo", "--quick", f"--workdir={workdir}"]) == 0
-    return workdir, "\n".join(printed)
+    return workdir, printed.getvalue()
 
 
 def test_five_parts_end_with_the_page(finished: tuple[Path, str]):
@@ -69,7 +69,7 @@ def test_nobody_is_in_two_parts_or_on_two_platforms(finished: tuple[Path, str]):
                 assert seen.setdefault(who, f"{name} {part}") == f"{name} {part}"
     assert list(sizes.values()) == [8, 1, 1] * 2
     for platform in ("laboratory", "social", "calls"):
-        fresh = open_records(f"demo/fresh_{platform}", "test", data_dir)
+        fresh = open_records(f"rendered/{platform}", "test", data_dir)
         people = {who.rpartition("_")[2] for who in fresh.columns["subject_id"]}
         assert len(people) == len(fresh) >= 9
         assert not people & {who.rpartition("/")[2].lstrip("pP") for who in seen}
@@ -83,27 +83,23 @@ def test_true_scores_are_of_fresh_people(finished: tuple[Path, str]):
     for cell in cells:
         platform = demo.PLATFORM_OF[cell["dataset"]]
         folder = workdir / "runs" / f"{cell['scenario']}.seed_0" / "predictions"
-        table, _ = predictions.read(folder / f"demo-fresh_{platform}.test.csv")
+        table, _ = predictions.read(folder / f"rendered-{platform}.test.csv")
         scored = metrics.score(table["label"], table["probabilities"])["balanced_accuracy"]
         assert cell["truth"]["value"] == scored and cell["truth"]["n"] == len(table["label"])
 
 
 def test_an_interval_covers_the_true_score_or_does_not(tmp_path: Path):
-    table = {"label": np.array([0, 0, 1, 1]), "probabilities": np.eye(2)[[0, 1, 1, 1]]}
-    table |= {name: np.array(["a", "b", "c", "d"]) for name in ("record_id", "dataset", "split")}
+    table = {name: np.array(["0", "1", "2", "3"]) for name in predictions.ORDER}
+    table |= {"label": np.array([0, 0, 1, 1]), "probabilities": np.eye(2)[[0, 1, 1, 1]]}
     folder = tmp_path / "predictions"
     folder.mkdir()
-    name = predictions.file_name("demo/fresh_calls", "test")
+    name = predictions.file_name("rendered/calls", "test")
     predictions.write(folder / name, table, ("no", "yes"), {})
-    run = scenarios.ScenarioRun(
-        scenario=type("Scenario", (), {"name": "one"}),  # type: ignore[arg-type]
-        config=load_config(str(demo.ROOT / "configs" / "demo.py")),
-        workdir=tmp_path,
-    )
+    run: Any = SimpleNamespace(scenario=SimpleNamespace(name="one"), workdir=tmp_path)
     for interval, covered in (([0.7, 0.8], True), ([0.76, 0.9], False), ([None, None], False)):
         cell = {"scenario": "one", "dataset": "calls/folds", "empty": None}
         cell["metrics"] = {"balanced_accuracy": {"interval": interval}}
-        demo.add_truth({"cells": [cell]}, [run], {"calls/folds": "demo/fresh_calls"})
+        demo.add_truth({"cells": [cell]}, [run], {"calls/folds": "rendered/calls"})
         assert cell["truth"] == {"value": 0.75, "n": 4, "covered": covered}
 
 
@@ -112,16 +108,17 @@ def test_the_same_command_goes_on_and_another_seed_is_refused(
 ):
     workdir = tmp_path / "copied"
     shutil.copytree(finished[0], workdir)
-    before = (workdir / "results.json").read_bytes()
+    before = json.loads((workdir / "results.json").read_text())
     shutil.rmtree(workdir / "runs" / "all.seed_0")
     capsys.readouterr()
     assert main(["demo", "--quick", f"--workdir={workdir}"]) == 0
     printed = capsys.readouterr().out
     assert "run 1 of 1: all.seed_0" in printed and printed.count("is already built") == 7
-    assert (workdir / "results.json").read_bytes() == before
+    after = json.loads((workdir / "results.json").read_text())
+    assert after["cells"] == before["cells"] and after["differences"] == before["differences"]
     assert main(["demo", "--quick", "--seed=3", f"--workdir={workdir}"]) == 2
     error = capsys.readouterr().err
-    assert "has a demo with other options: seed was 2026, now 3" in error
+    assert "has a demo with other options: seed (was 2026, now 3)" in error
 
 
 def test_the_whole_demo_has_four_networks_and_a_platform_that_none_trains_on():

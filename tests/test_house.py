@@ -39,10 +39,10 @@ FLOORS = {
     "fer_jax.predict": 7,
     "fer_jax.export": 7,
     "fer_jax.study": 8,
-    "fer_jax.benchmark": 8,
+    "fer_jax.benchmark": 10,
     "fer_jax.demo": 9,
     "fer_jax.doctor": 9,
-    "fer_jax.__main__": 10,
+    "fer_jax.__main__": 11,
     "data_builders": 3,
     "configs": 2,
 }

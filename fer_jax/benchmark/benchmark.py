@@ -76,6 +76,7 @@ OPTIONS = {
     "num_middle_blocks": Option("of the network", 0),
     "peer_python": Option("the Python of an environment that has the package fer"),
     "peers": Option("to compare with"),
+    "people": Option("fresh ones of each platform, whose scores are the truth", 1),
     "pictures": Option("to search", 200),
     "resolution": Option("pixels of a side", 8),
     "simulations": Option("number of simulated datasets", 0),
@@ -83,6 +84,7 @@ OPTIONS = {
     "steps": Option("in one repeat", 1),
     "virtual_devices": Option("on a machine that has only a CPU", 1),
     "width": Option("of the network"),
+    "worlds": Option("of rendered people, and as many in which all platforms look alike", 1),
 }
 BENCHMARKS = {
     "model": Benchmark(
@@ -138,6 +140,11 @@ BENCHMARKS = {
         "generator_speed",
         "each part of a generator's training, beside PyTorch",
         {"resolution": 64, "channel_base": 4096, "channel_max": 128, "batch": 8},
+    ),
+    "worlds": Benchmark(
+        "rendered_worlds",
+        "how often the demo's statements are true, over rendered worlds (3 minutes each)",
+        {"worlds": 20, "people": 10_000},
     ),
 }
 
