@@ -121,6 +121,16 @@ def test_the_same_command_goes_on_and_another_seed_is_refused(
     assert "has a demo with other options: seed (was 2026, now 3)" in error
 
 
+def test_a_network_is_not_tested_on_people_whom_its_generator_saw(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [f"--config={demo.ROOT / 'configs' / 'demo.py'}", f"--workdir={tmp_path / 'run'}"]
+    words += [f"--data_dir={finished[0] / 'data'}", "--config.sources=synthetic/grouped"]
+    test_sets = "--config.test_sets=({'name': 'neurobiosense/grouped', 'test': 'train'},)"
+    assert main(["train", *words, test_sets]) == 2
+    assert "the generator of synthetic/grouped saw" in capsys.readouterr().err
+
+
 def test_the_whole_demo_has_four_networks_and_a_platform_that_none_trains_on():
     config = load_config(str(demo.CONFIG), scenarios.check_study)
     assert tuple(one["name"] for one in config.scenarios) == SCENARIOS and len(config.seeds) == 1
