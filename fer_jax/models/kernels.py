@@ -1,9 +1,9 @@
-"""The compiled kernels of depthwise.cc, which replace slower forms in layers.py on CPU.
+"""The compiled kernels of kernels.cc, which replace slower forms in layers.py on CPU.
 
 The machine's C++ compiler builds them at their first use, for the machine's processor, into the
-folder of compiled programs. Without a compiler, and in dtypes other than float32 and bfloat16, the
-plain forms of layers.py are used. $FER_JAX_CPU_KERNELS=no turns the kernels off; =yes makes it an
-error if they cannot be built.
+folder of compiled programs. Without a compiler, in dtypes other than float32 and bfloat16, and for
+fewer than 16 channels, the plain forms of layers.py are used. $FER_JAX_CPU_KERNELS=no turns the
+kernels off; =yes makes it an error if they cannot be built.
 """
 
 import contextlib
@@ -11,13 +11,14 @@ import contextvars
 import ctypes
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ from fer_jax.errors import InputError
 
 SWITCH = "FER_JAX_CPU_KERNELS"
 OFF = f"{SWITCH}=no"
-SOURCE = Path(__file__).with_name("depthwise.cc")
-TARGETS = ("forward", "backward", "moments")
+SOURCE = Path(__file__).with_name("kernels.cc")
+HANDLERS = ("forward", "backward", "pool", "pool_backward", "sums")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
+MIN_CHANNELS = 16  # a vector of kernels.cc
 TAPS = 9
 
 _portable = contextvars.ContextVar("portable", default=False)
@@ -51,18 +53,20 @@ def portable() -> Iterator[None]:
         _portable.reset(token)
 
 
-def usable(dtype: Any) -> bool:
-    """Returns whether to trace the kernels for values of a dtype; builds them at the first use.
+def usable(x: jax.Array) -> bool:
+    """Returns whether to trace the kernels for values [b, h, w, c]; builds them at the first use.
 
     Prints one line, once, if they cannot be built.
     """
-    if _portable.get() or dtype not in (jnp.float32, jnp.bfloat16):
+    if _portable.get() or x.dtype not in (jnp.float32, jnp.bfloat16) or x.shape[-1] < MIN_CHANNELS:
         return False
-    if jax.default_backend() != "cpu":
-        return False
-    if reason := why_not():
-        _print_once(reason)
-    return not reason
+    return jax.default_backend() == "cpu" and prepare()
+
+
+def prepare() -> bool:
+    """Builds the kernels if no earlier process did; prints one line, once, if they cannot be."""
+    _print_once(why_not())
+    return not why_not()
 
 
 @functools.cache
@@ -88,12 +92,9 @@ def why_not() -> str:
 
 @functools.cache
 def _print_once(reason: str) -> None:
-    if reason != OFF:
-        print(
-            f"fer-jax: training is slower without the CPU kernels: {reason} ({SWITCH}=no hides "
-            "this line)",
-            file=sys.stderr,
-        )
+    if reason and reason != OFF:
+        line = f"fer-jax: training is slower without the CPU kernels: {reason}"
+        print(f"{line} ({OFF} hides this line)", file=sys.stderr)
 
 
 def describe() -> str:
@@ -141,7 +142,7 @@ def _build() -> Path:
     # The headers are those of the installed jaxlib.
     about = f"{metadata.version('jaxlib')} {command}".encode()
     name = hashlib.sha256(about + source).hexdigest()[:16]
-    library = compilations.folder() / f"depthwise-{name}.so"
+    library = compilations.folder() / f"kernels-{name}.so"
     if not library.exists():
         with storage.replacing(library, durable=False) as temporary:
             subprocess.run(
@@ -156,77 +157,51 @@ def _build() -> Path:
 
 def _register(library: Path) -> None:
     functions = ctypes.CDLL(str(library))
-    for name in TARGETS:
+    for name in HANDLERS:
         handler = jax.ffi.pycapsule(getattr(functions, name))
         jax.ffi.register_ffi_target(f"fer_jax_{name}", handler, platform="cpu")
 
 
-def _by_image(call: Callable[..., Any], rule: str) -> Callable[..., Any]:
-    """Makes each device of a sharded batch compute its images, without communication.
+def _run(
+    name: str, results: Sequence[tuple[Any, Any]], *arguments: jax.Array, **options: Any
+) -> list[jax.Array]:
+    """Calls a kernel; `results` are (shape of one image's, dtype).
 
-    `rule` gives the images' axis the same letter in all arrays that have one.
+    Results, and arguments of four axes, have an entry for each image. Of a sharded batch each
+    device computes its own images, without communication.
     """
 
-    def partition(mesh: Any, arguments: Any, results: Any) -> Any:
-        axes = arguments[0].sharding.spec
-        images = NamedSharding(mesh, PartitionSpec(*axes[:1]))
-        whole = NamedSharding(mesh, PartitionSpec())
-        of_arguments = tuple(
-            images if part.strip().startswith("n") else whole
-            for part in rule.split("->")[0].split(",")
-        )
-        return mesh, call, jax.tree.map(lambda _: images, results), of_arguments
+    def call(*arguments: jax.Array) -> Any:
+        images = arguments[0].shape[0]
+        whole = [jax.ShapeDtypeStruct((images, *shape), dtype) for shape, dtype in results]
+        return jax.ffi.ffi_call(f"fer_jax_{name}", whole)(*arguments, **options)
 
+    def partition(mesh: Any, given: Any, _: Any) -> Any:
+        batch = NamedSharding(mesh, PartitionSpec(*given[0].sharding.spec[:1]))
+        whole = NamedSharding(mesh, PartitionSpec())
+        of_arguments = tuple(batch if len(one.shape) == 4 else whole for one in given)
+        return mesh, call, [batch] * len(results), of_arguments
+
+    # A rule such as "n x0 x1 x2, x3 -> n x4": no axis but that of the images is shared.
+    unique = (f"x{number}" for number in itertools.count())
+    inputs = [[next(unique) for _ in one.shape] for one in arguments]
+    inputs = [["n", *axes[1:]] if len(axes) == 4 else axes for axes in inputs]
+    outputs = [["n", *(next(unique) for _ in shape)] for shape, _ in results]
+    rule = " -> ".join(", ".join(map(" ".join, side)) for side in (inputs, outputs))
     partitioned = custom_partitioning(call)
     partitioned.def_partition(partition=partition, sharding_rule=rule)
-    return partitioned
-
-
-def _call(name: str, results: Any, *arguments: jax.Array, **attributes: Any) -> Any:
-    return jax.ffi.ffi_call(f"fer_jax_{name}", results)(*arguments, **attributes)
-
-
-@functools.cache
-def _forward(relu: bool) -> Callable[..., Any]:
-    def call(values: Any, scale: Any, offset: Any, kernel: Any) -> Any:
-        y = jax.ShapeDtypeStruct(values.shape, values.dtype)
-        return _call("forward", y, values, scale, offset, kernel, relu=relu)
-
-    return _by_image(call, "n h w c, d, e, i j f -> n k l m")
-
-
-@functools.cache
-def _backward(relu: bool) -> Callable[..., Any]:
-    def call(values: Any, scale: Any, offset: Any, kernel: Any, gradient: Any) -> Any:
-        batch, channels = values.shape[0], values.shape[-1]
-        results = (
-            jax.ShapeDtypeStruct(values.shape, values.dtype),
-            jax.ShapeDtypeStruct((batch, TAPS, channels), jnp.float32),
-            jax.ShapeDtypeStruct((batch, 2, channels), jnp.float32),
-        )
-        return _call("backward", results, values, scale, offset, kernel, gradient, relu=relu)
-
-    rule = "n h w c, d, e, i j f, n g k l -> n m o p, n q r, n s t"
-    return _by_image(call, rule)
-
-
-@functools.cache
-def _moments() -> Callable[..., Any]:
-    def call(x: Any) -> Any:
-        sums = jax.ShapeDtypeStruct((x.shape[0], 2, x.shape[-1]), jnp.float32)
-        return _call("moments", sums, x)
-
-    return _by_image(call, "n h w c -> n s t")
+    return partitioned(*arguments)
 
 
 def depthwise(
     values: jax.Array, scale: jax.Array, offset: jax.Array, kernel: jax.Array, relu: bool
 ) -> jax.Array:
-    """Convolves values * scale + offset, after a ReLU or not, by [3, 3, c] float32.
+    """Convolves values * scale + offset, after a ReLU or not, by [3, 3, c] with zero padding.
 
-    Maps [b, h, w, c] to the same, float32 or bfloat16; scale and offset are float32 [c].
+    Maps [b, h, w, c], float32 or bfloat16, to the same; all others are float32, [c].
     """
-    return _forward(relu)(values, scale, offset, kernel)
+    result = (values.shape[1:], values.dtype)
+    return _run("forward", [result], values, scale, offset, kernel, relu=relu)[0]
 
 
 def depthwise_gradient(
@@ -238,11 +213,35 @@ def depthwise_gradient(
     relu: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Computes the gradients of `depthwise` in values, scale, offset and kernel, in one pass."""
-    of_values, of_kernel, sums = _backward(relu)(values, scale, offset, kernel, gradient)
-    sums = sums.sum(0)
-    return of_values, sums[0], sums[1], of_kernel.sum(0).reshape(kernel.shape)
+    channels = values.shape[-1]
+    results = [(values.shape[1:], values.dtype), ((TAPS + 2, channels), jnp.float32)]
+    of_values, sums = _run("backward", results, values, scale, offset, kernel, gradient, relu=relu)
+    *of_taps, of_scale, of_offset = sums.sum(0)
+    return of_values, of_scale, of_offset, jnp.stack(of_taps).reshape(kernel.shape)
 
 
-def channel_sums(x: jax.Array) -> jax.Array:
-    """Sums values and their squares over images and pixels: [b, h, w, c] to float32 [2, c]."""
-    return _moments()(x).sum(0)
+def max_pool(values: jax.Array, scale: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes the 3x3 maximum of values * scale + offset with stride 2, and its tap as uint8.
+
+    Maps [b, h, w, c], float32 or bfloat16, to two arrays [b, ceil(h / 2), ceil(w / 2), c]; scale
+    and offset are float32 [c].
+    """
+    height, width, channels = values.shape[1:]
+    shape = (-(-height // 2), -(-width // 2), channels)
+    pooled, first = _run("pool", [(shape, values.dtype), (shape, jnp.uint8)], values, scale, offset)
+    return pooled, first
+
+
+def max_pool_gradient(
+    values: jax.Array, scale: jax.Array, first: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes the gradients of `max_pool` in values, scale and offset, in one pass."""
+    results = [(values.shape[1:], values.dtype), ((2, values.shape[-1]), jnp.float32)]
+    of_values, sums = _run("pool_backward", results, values, scale, first, gradient)
+    of_scale, of_offset = sums.sum(0)
+    return of_values, of_scale, of_offset
+
+
+def channel_sums(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sums a and a * b over images and pixels: two [b, h, w, c] to float32 [2, c]."""
+    return _run("sums", [((2, a.shape[-1]), jnp.float32)], a, b)[0].sum(0)

@@ -66,23 +66,30 @@ def sum_pixels(term: Callable[[slice], jax.Array], height: int) -> jax.Array:
     return functools.reduce(operator.add, sums)
 
 
+def channel_sums(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sums a and a * b over images, rows and columns: two [b, h, w, c] to [2, c].
+
+    The inputs have one dtype, the sums that of `accumulator`.
+    """
+
+    def plain(a: jax.Array, b: jax.Array) -> jax.Array:
+        dtype, height = accumulator(a.dtype), a.shape[1]
+
+        def product(rows: slice) -> jax.Array:
+            return a[:, rows].astype(dtype) * b[:, rows].astype(dtype)
+
+        single = sum_pixels(lambda rows: a[:, rows].astype(dtype), height)
+        return jnp.stack([single, sum_pixels(product, height)])
+
+    if not kernels.usable(a):
+        return plain(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=kernels.channel_sums, default=plain)
+
+
 @jax.custom_vjp
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Computes mean and biased variance, [channels], in the dtype of `accumulator`."""
-    dtype = accumulator(x.dtype)
-
-    def plain(x: jax.Array) -> jax.Array:
-        return jnp.stack(
-            [
-                sum_pixels(lambda rows: x[:, rows].astype(dtype), x.shape[1]),
-                sum_pixels(lambda rows: jnp.square(x[:, rows].astype(dtype)), x.shape[1]),
-            ]
-        )
-
-    if kernels.usable(x.dtype):
-        sums = jax.lax.platform_dependent(x, cpu=kernels.channel_sums, default=plain)
-    else:
-        sums = plain(x)
+    sums = channel_sums(x, x)
     mean, square = sums / (x.size // x.shape[-1])
     return mean, jnp.maximum(square - jnp.square(mean), 0)
 
@@ -110,16 +117,8 @@ def affine(x: Unnormalized) -> jax.Array:
 
 
 def _affine_gradient(x: Unnormalized, gradient: jax.Array) -> Unnormalized:
-    dtype, height = x.scale.dtype, gradient.shape[1]
-
-    def product(rows: slice) -> jax.Array:
-        return gradient[:, rows].astype(dtype) * x.values[:, rows].astype(dtype)
-
-    return Unnormalized(
-        (gradient * x.scale).astype(x.values.dtype),
-        sum_pixels(product, height),
-        sum_pixels(lambda rows: gradient[:, rows].astype(dtype), height),
-    )
+    of_offset, of_scale = channel_sums(gradient, x.values)
+    return Unnormalized((gradient * x.scale).astype(x.values.dtype), of_scale, of_offset)
 
 
 affine.defvjp(lambda x: (affine(x), x), lambda x, g: (_affine_gradient(x, g),))
@@ -149,13 +148,21 @@ class BatchNorm(nnx.Module):
         return Unnormalized(x, scale.astype(dtype), (self.bias[...] - mean * scale).astype(dtype))
 
 
-@jax.custom_vjp
-def max_pool3x3(x: jax.Array) -> jax.Array:
+def max_pool3x3(x: jax.Array | Unnormalized) -> jax.Array:
     """3x3 maximum with stride 2: [b, h, w, c] to [b, ceil(h / 2), ceil(w / 2), c] in x's dtype.
 
-    The gradient goes to the first maximum of a window in reading order, as in XLA, whose
-    select-and-scatter is twenty times slower on CPU.
+    A pending BatchNorm is applied on reading. The gradient goes to the first maximum of a window in
+    reading order, as in XLA, whose select-and-scatter is twenty times slower on CPU.
     """
+    x = x if isinstance(x, Unnormalized) else as_unnormalized(x)
+    if kernels.usable(x.values):
+        return _fused_pool(x)
+    return shifted_max_pool(affine(x))
+
+
+@jax.custom_vjp
+def shifted_max_pool(x: jax.Array) -> jax.Array:
+    """Does the same as the maximum of nine shifted arrays, without BatchNorm."""
     first, *others = _windows(x)
     for window in others:
         first = jnp.maximum(first, window)
@@ -176,7 +183,7 @@ def _windows(x: jax.Array) -> list[jax.Array]:
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, Any]:
-    pooled = max_pool3x3(x)
+    pooled = jnp.asarray(shifted_max_pool(x))
     first = jnp.full(pooled.shape, len(_TAPS), jnp.uint8)
     for number, window in reversed(list(enumerate(_windows(x)))):
         first = jnp.where(window == pooled, jnp.uint8(number), first)
@@ -232,7 +239,40 @@ def _materialize(x: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda carried: carried[0] < end, unchanged, (jnp.int32(0), x))[1]
 
 
-max_pool3x3.defvjp(_max_pool_forward, _max_pool_backward)
+shifted_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+@jax.custom_vjp
+def _fused_pool(x: Unnormalized) -> jax.Array:
+    return _fused_pool_forward(x)[0]
+
+
+def _fused_pool_forward(x: Unnormalized) -> tuple[jax.Array, Any]:
+    def plain(x: Unnormalized) -> tuple[jax.Array, jax.Array]:
+        pooled, (first, _) = _max_pool_forward(affine(x))
+        return pooled, first
+
+    def compiled(x: Unnormalized) -> tuple[jax.Array, jax.Array]:
+        return kernels.max_pool(*x)
+
+    pooled, first = jax.lax.platform_dependent(x, cpu=compiled, default=plain)
+    return pooled, (x, first)
+
+
+def _fused_pool_backward(
+    saved: tuple[Unnormalized, jax.Array], gradient: jax.Array
+) -> tuple[Unnormalized]:
+    def compiled(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
+        return Unnormalized(*kernels.max_pool_gradient(x.values, x.scale, first, gradient))
+
+    def plain(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
+        (of_affine,) = _max_pool_backward((first, x.values[:0]), gradient)
+        return _affine_gradient(x, of_affine)
+
+    return (jax.lax.platform_dependent(*saved, gradient, cpu=compiled, default=plain),)
+
+
+_fused_pool.defvjp(_fused_pool_forward, _fused_pool_backward)
 
 
 def glorot(key: jax.Array, shape: tuple[int, ...], fan_in: int, fan_out: int) -> jax.Array:
@@ -276,7 +316,7 @@ def depthwise_conv3x3(
     backward. Elsewhere the grouped convolution.
     """
     x = x if isinstance(x, Unnormalized) else as_unnormalized(x)
-    if kernels.usable(x.values.dtype):
+    if kernels.usable(x.values):
         return fused_conv3x3(x, kernel, relu)
     if jax.default_backend() == "cpu":
         return shifted_conv3x3(x, kernel, relu)

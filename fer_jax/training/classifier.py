@@ -95,7 +95,8 @@ def _plan(
     """Compiles the programs of a run, writes its inputs, and plans its loop."""
     config, mesh = run.config, run.mesh
     # Builds them, or says that they are missing, before the lines about compilations.
-    kernels.usable(config.model.dtype)
+    if jax.default_backend() == "cpu":
+        kernels.prepare()
     schedule = make_schedule(
         learning_rate=config.optimizer.learning_rate,
         num_steps=num_steps,
