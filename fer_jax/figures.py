@@ -333,7 +333,9 @@ def _variables(medium: str) -> str:
 
 def _fix_layout(figure: "Figure") -> None:
     """Lays the figure out once: drawn again, it would change a little."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
     figure.set_layout_engine("none")
 
 
@@ -350,9 +352,14 @@ def save(figure: "Figure", file: Path, dpi: int = 300) -> None:
 @_style()
 def svg(figure: "Figure", *, standalone: bool = False) -> Markup:
     """Returns a figure as SVG that follows a page's CSS variables (`standalone`: has its own)."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.StringIO()
     _fix_layout(figure)
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    dpi, figure.dpi = figure.dpi, 300  # of pictures in it
+    # As savefig does, which draws once more before, for layouts that may still change.
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    figure.dpi = dpi
     start, body = re.split(r"<metadata>.*?</metadata>", buffer.getvalue(), flags=re.DOTALL)
     viewbox = re.findall(r'viewBox="[^"]*"', start)[-1]
     # matplotlib's own style would be the whole page's.

@@ -20,6 +20,7 @@ from fer_jax.config import Config, default_study, load_config, override
 from fer_jax.errors import InputError
 from fer_jax.evaluation import bootstrap, metrics, predictions
 from fer_jax.evaluation.compare import compare
+from fer_jax.report import run_page
 from fer_jax.schema import EMOTIONS, INTERESTS
 from fer_jax.sharding import make_mesh
 from fer_jax.study import matrix, scenarios, study
@@ -46,6 +47,8 @@ def get_config():
     run.validate_every_epochs = 1.0
     return config
 """
+pytestmark = pytest.mark.usefixtures("short_network")
+
 RUNS = ("base.seed_0", "base.seed_1", "both.seed_0", "both.seed_1")
 
 
@@ -148,6 +151,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     recording("train", "")
     recording("evaluate", "?")
     yield called
+
+
+@pytest.fixture
+def plain_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages of the runs lack their figures, which take longest to write again."""
+    monkeypatch.setattr(run_page, "run_figures", lambda *_, **__: {})
 
 
 def fingerprint(workdir: Path) -> dict[str, int]:
@@ -332,6 +341,7 @@ def test_everything_is_as_the_contract_says(finished: Path, data_dir: Path):
     }
 
 
+@pytest.mark.usefixtures("plain_pages")
 def test_again_nothing_is_trained_or_predicted(
     copied: Path, data_dir: Path, config_file: Path, trained: list[str]
 ):
@@ -344,6 +354,7 @@ def test_again_nothing_is_trained_or_predicted(
     assert now == was
 
 
+@pytest.mark.usefixtures("plain_pages")
 def test_a_deleted_run_alone_is_trained_again(
     copied: Path,
     data_dir: Path,
@@ -368,6 +379,7 @@ def test_a_deleted_run_alone_is_trained_again(
     assert now["cells"] == was["cells"] and now["differences"] == was["differences"]
 
 
+@pytest.mark.usefixtures("plain_pages")
 def test_a_deleted_table_is_predicted_again_and_counted(
     copied: Path, data_dir: Path, config_file: Path, trained: list[str]
 ):
@@ -577,6 +589,7 @@ def test_the_defaults_are_complete():
         scenarios.check_study(default_study())
 
 
+@pytest.mark.usefixtures("plain_pages")
 def test_a_run_that_averages_is_predicted_once(
     config_file: Path, data_dir: Path, tmp_path: Path, trained: list[str]
 ):

@@ -34,7 +34,7 @@ GENERATOR_FIGURES = (
 
 def run_page(workdir: Path, scored: dict[str, Any], faces: bool) -> str:
     """Returns the HTML of a run's page, with or without the faces of its errors."""
-    plots = run_figures(workdir, scored)
+    plots = run_figures(workdir, scored, confusion=False)  # the page has it as a table
     plain = {(one["dataset"], one["split"]) for one in scored["sets"] if not one["variant"]}
     sets = []
     for index, one in enumerate(scored["sets"], 1):
@@ -141,12 +141,17 @@ def _answer(scored: dict[str, Any]) -> str:
     return f"Balanced accuracy is {'; '.join(parts)} ({notes}).{missing}"
 
 
-def run_figures(workdir: Path, scored: dict[str, Any]) -> dict[str, "Figure"]:
-    """Returns {name: figure} of each evaluated split and of the training."""
+def run_figures(
+    workdir: Path, scored: dict[str, Any], *, confusion: bool = True
+) -> dict[str, "Figure"]:
+    """Returns {name: figure} of each evaluated split, and of the training."""
     found = {}
     for one in scored["sets"]:
         stem = one["table"].removesuffix(".csv")
-        found |= {f"{stem}.{key}": f for key, f in _set_figures(one, scored["classes"]).items()}
+        drawn = _set_figures(one, scored["classes"])
+        if confusion:
+            drawn["confusion"] = _confusion(one, scored["classes"], set_name(one))
+        found |= {f"{stem}.{name}": figure for name, figure in drawn.items()}
     metric = scored["reproduce"]["config"]["selection_metric"]
     return found | _training_figures(workdir, metric, scored["best_step"])
 
@@ -184,7 +189,6 @@ def _set_figures(one: dict[str, Any], classes: Sequence[str]) -> dict[str, "Figu
             roc, f"ROC curves of {title}", "false positive rate", "recall", diagonal="chance level"
         ),
         "reliability": _reliability(one["reliability"], title),
-        "confusion": _confusion(one, classes, title),
     }
 
 
