@@ -51,9 +51,9 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(recognizer: Recognizer, limits: Limits) -> Iterator[Served]:
+def serving(recognizer: Recognizer, limits: Limits, token: str = "") -> Iterator[Served]:
     listening = listen("127.0.0.1", 0)
-    server = make_server(recognizer, limits)
+    server = make_server(recognizer, limits, token=token)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
@@ -95,6 +95,27 @@ def server(run: Path) -> Iterator[Served]:
         )
         with serving(fer_jax.load(run), limits) as server:
             yield server
+
+
+def test_a_token_is_asked_for_where_there_is_one(server: Served):
+    with serving(server.recognizer, LIMITS, token="a+b") as guarded:
+        body = images.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+        for headers in (
+            {},
+            {"Authorization": "Bearer a b"},
+            {"Authorization": "Bearer "},
+            {"Cookie": f"{server_module.COOKIE}=\u00e4"},
+        ):
+            for method, path in (("GET", "/"), ("POST", "/picture"), ("GET", "/?token=a+b")):
+                status, given, content = ask(guarded, method, path, body, **headers)
+                assert status == 401 and b"token" in content and "Set-Cookie" not in given
+        assert ask(guarded, "POST", "/picture", body, Authorization="Bearer a+b")[0] == 200
+        status, given, _ = ask(guarded, "GET", "/?token=a%2Bb")
+        cookie, *attributes = given["Set-Cookie"].split("; ")
+        assert status == 200 and {"HttpOnly", "SameSite=Strict"} <= set(attributes)
+        assert ask(guarded, "POST", "/picture", body, Cookie=cookie)[0] == 200
+        # A page of another site has neither.
+        assert ask(guarded, "POST", "/picture", body, Cookie=cookie, Origin="http://x")[0] == 403
 
 
 def ask(

@@ -7,8 +7,11 @@ stores nothing, and listens on this machine only unless --host is given.
 import contextlib
 import errno
 import ipaddress
+import os
+import secrets
 import socket
 import time
+import urllib.parse
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +31,7 @@ from fer_jax.predict.timeline import Timeline
 
 TEMPLATES = Path(__file__).parent
 LOOPBACK = "127.0.0.1"
+TOKEN = "FER_JAX_TOKEN"  # the variable of the environment
 FACE_SIZE = 144  # pixels a side, of the faces on the page
 MAX_HEATMAPS = 24  # per picture, of the largest faces
 
@@ -237,15 +241,18 @@ def main(argv: list[str]) -> None:
         # Before the first request, which would wait for it.
         warm_up(recognizer)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"http://{host}:{listening.getsockname()[1]}/  (Ctrl-C ends it)", flush=True)
-        if not _is_loopback(arguments.host):
+        is_local = _is_loopback(arguments.host)
+        token = os.environ.get(TOKEN, "" if is_local else secrets.token_urlsafe(16))
+        query = f"?token={urllib.parse.quote(token)}" if token else ""
+        print(f"http://{host}:{listening.getsockname()[1]}/{query}  (Ctrl-C ends it)", flush=True)
+        if not is_local:
             print(
-                "Everybody who can reach this machine can use the page, unencrypted; their "
-                "browsers will not give it a camera.",
+                "Everybody who has this URL and can reach this machine can use the page, "
+                "unencrypted; their browsers will not give it a camera.",
                 flush=True,
             )
         try:
-            make_server(recognizer, host=arguments.host).run(sockets=[listening])
+            make_server(recognizer, host=arguments.host, token=token).run(sockets=[listening])
         except KeyboardInterrupt:
             print("ended")
 

@@ -51,11 +51,18 @@ HEADERS = {
 # Of an upload that is too large this many times the limit is still read: a browser whose
 # connection is closed while it sends does not read the reason.
 DROPPED = 4
+COOKIE = "fer_jax_token"
 MAX_CONNECTIONS = 256  # of one address, requests or not
 
 
-def make_server(recognizer: Recognizer, limits: Limits = LIMITS, host: str = LOOPBACK) -> Any:
-    """Returns a uvicorn server; `run(sockets=[...])` serves until Ctrl-C or `should_exit`."""
+def make_server(
+    recognizer: Recognizer, limits: Limits = LIMITS, host: str = LOOPBACK, token: str = ""
+) -> Any:
+    """Returns a uvicorn server; `run(sockets=[...])` serves until Ctrl-C or `should_exit`.
+
+    With a `token` it answers only who has it: from the URL "/?token=TOKEN", which keeps it in a
+    cookie, or in a header "Authorization: Bearer TOKEN".
+    """
     views = _Views(recognizer, limits)
     errors = (HTTPException, InputError, ClientDisconnect, Exception)
     app = Starlette(
@@ -64,7 +71,7 @@ def make_server(recognizer: Recognizer, limits: Limits = LIMITS, host: str = LOO
             Route("/picture", views.picture, methods=["POST"]),
             Route("/clip", views.clip, methods=["POST"]),
         ],
-        middleware=[Middleware(_Guard, limits=limits, host=host)],
+        middleware=[Middleware(_Guard, limits=limits, host=host, token=token)],
         exception_handlers=dict.fromkeys(errors, _on_error),
     )
     config = uvicorn.Config(
@@ -124,8 +131,8 @@ class _Protocol(H11Protocol):
 class _Guard:
     """Limits the number of requests, refuses those of other pages, adds the security headers."""
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, host: str) -> None:
-        self._app, self._limits = app, limits
+    def __init__(self, app: ASGIApp, *, limits: Limits, host: str, token: str) -> None:
+        self._app, self._limits, self._token = app, limits, token
         self._requests: collections.Counter[str] = collections.Counter()  # by address
         self._names = {name.lower() for name in (socket.gethostname(), "localhost", host)}
 
@@ -135,10 +142,14 @@ class _Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if self._token and self._is_token(request.query_params.get("token", "")):
+                    kept = f"{COOKIE}={urllib.parse.quote(self._token)}"
+                    headers["Set-Cookie"] = f"{kept}; HttpOnly; SameSite=Strict; Path=/"
             await send(message)
 
+        request = Request(scope)
         client = (scope["client"] or ("",))[0]
-        if refusal := self._refusal(client, Headers(scope=scope)):
+        if refusal := self._refusal(client, request.headers) or self._unknown(request):
             await self._drop_body(receive)
             await refusal(scope, receive, send_with_headers)
             return
@@ -147,6 +158,20 @@ class _Guard:
             await self._app(scope, receive, send_with_headers)
         finally:
             self._requests[client] -= 1
+
+    def _unknown(self, request: Request) -> Response | None:
+        """Refuses who lacks the token, if there is one."""
+        given = (
+            request.headers.get("authorization", "").removeprefix("Bearer "),
+            urllib.parse.unquote(request.cookies.get(COOKIE, "")),
+            request.query_params.get("token", ""),
+        )
+        if not self._token or any(map(self._is_token, given)):
+            return None
+        return _error(401, "the token is missing or wrong; open the URL that was printed")
+
+    def _is_token(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), self._token.encode())
 
     def _refusal(self, client: str, headers: Headers) -> Response | None:
         limit = self._limits.requests
