@@ -275,23 +275,28 @@ def check_fields(config: Config, table: Fields) -> None:
     """Refuses fields, types and values that a table does not allow."""
     _convert(config, table)
     values = dict(fields(config))
-    for name, value in values.items():
+    for name in values:
         if name not in table:
             if inner := [field for field in table if field.startswith(f"{name}.")]:
                 raise InputError(f"'{name}' is a block; set one of its fields: {', '.join(inner)}")
             raise InputError(unknown_field(name, table))
-        _check_value(name, value, table[name])
-    if lacking := table.keys() - values.keys():
-        raise InputError(
-            f"the config lacks {', '.join(sorted(lacking))}; start from default_config(), "
-            "default_generator() or default_study()"
-        )
+    _check_values(values, table)
     for name in ("keep_checkpoints", "run.keep_checkpoints"):
         if values.get(name, 2) < 2:
             raise InputError(
                 f"config.{name} must be at least 2, because the newest checkpoint may be "
                 f"corrupted, got {values[name]}"
             )
+
+
+def _check_values(values: dict[str, Any], table: Fields) -> None:
+    if lacking := table.keys() - values.keys():
+        raise InputError(
+            f"the config lacks {', '.join(sorted(lacking))}; start from default_config(), "
+            "default_generator() or default_study()"
+        )
+    for name, field in table.items():
+        _check_value(name, values[name], field)
 
 
 def _convert(config: ConfigDict, table: Fields, prefix: str = "") -> None:
@@ -367,11 +372,22 @@ def read_config(workdir: Path, *, of_generator: bool = False) -> Config:
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(f"'{workdir}' holds no run (no config.json); train with --workdir first")
-    config = from_dict(storage.read_json(file, "choose another workdir"))
+    content = storage.read_json(file, "choose another workdir")
+    try:
+        config = completed(from_dict(content))
+        # Fields that there are no more may be there.
+        table = _fields_of(config)
+        _convert(config, table)
+        _check_values(dict(fields(config)), table)
+    except (ValueError, TypeError) as error:  # of names, too, that no field can have
+        message = str(error).splitlines()[0]
+        raise InputError(
+            f"'{file}' was not written by this version of fer_jax: {message}"
+        ) from error
     if is_generator(config) != of_generator:
         kind = "a classifier" if of_generator else "a generator (`fer-jax synthesize` uses it)"
         raise InputError(f"'{workdir}' holds the training of {kind}; choose another workdir")
-    return completed(config)
+    return config
 
 
 def completed(config: Config) -> Config:
@@ -386,6 +402,21 @@ def _fill(config: Any, defaults: Any) -> None:
             config[name] = value
         elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
             _fill(config[name], value)
+
+
+def named_path(text: str) -> Path:
+    """Reads an option that names a file or a folder."""
+    if not text:  # a shell's variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("it is empty; name a path")
+    return Path(text)
+
+
+def output_path(text: str) -> Path:
+    """Reads an option that names what is to be written, if it can be written there."""
+    path = named_path(text)
+    if reason := storage.why_not_writable(path):
+        raise argparse.ArgumentTypeError(f"'{path}' cannot be written: {reason}")
+    return path
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -405,6 +436,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, epilog=epilog, formatter_class=formatter
         )
+        self.register("type", Path, named_path)
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError instead of printing the usage."""

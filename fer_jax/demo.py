@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fer_jax import compilations, distributed, results, storage
 from fer_jax.collect import collect
-from fer_jax.config import OneLineParser, load_config
+from fer_jax.config import OneLineParser, load_config, output_path
 from fer_jax.data import build, splits
 from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions
@@ -73,7 +73,10 @@ def main(argv: list[str]) -> None:
     """Runs the verb `demo`."""
     parser = OneLineParser("fer-jax demo", __doc__, show_defaults=True)
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/study_demo"), help="clips, datasets and results"
+        "--workdir",
+        type=output_path,
+        default=Path("runs/study_demo"),
+        help="clips, datasets and results",
     )
     parser.add_argument(
         "--seed", type=int, default=SEED, help="of the people and how they are filmed"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import storage
+from fer_jax import forms, storage
 from fer_jax.errors import InputError
 
 FILE = "results.json"
@@ -43,9 +43,16 @@ def read(workdir: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     content = storage.read_json(file, "remove it and evaluate again")
-    if "test_access" not in content or not content.keys() & {"scenarios", "checkpoint"}:
-        verb = "study" if "scenarios" in content else "evaluate"
-        raise InputError(f"'{file}' was written by another version; rerun `fer-jax {verb}`")
+    is_study = "scenarios" in content
+    rerun = f"rerun `fer-jax {'study' if is_study else 'evaluate'}`"
+    if "test_access" not in content or not (is_study or "checkpoint" in content):
+        raise InputError(f"'{file}' was written by another version; {rerun}")
+    try:
+        # What an earlier version lacks is said where it is needed.
+        form = forms.STUDY_RESULTS if is_study else forms.RUN_RESULTS
+        forms.check_form(content, form, complete=False)
+    except ValueError as error:
+        raise InputError(f"'{file}' was changed ({error}); {rerun}") from error
     return content
 
 

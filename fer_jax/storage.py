@@ -17,13 +17,15 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fer_jax.errors import USER_FIXABLE_ERRNOS, InputError
+from fer_jax.forms import Form, check_form
 
 CHECKSUMS_FILE = "SHA256SUMS"
 LOCK_FILE = ".lock"
@@ -112,6 +114,21 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
     """Writes a file completely or not at all; text as UTF-8."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def why_not_writable(path: Path) -> str:
+    """Returns why the system would not write a file or folder, or create it; "" if it would."""
+    folder = path
+    try:
+        # Not `Path.exists`, which does not know a link to itself.
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if folder != path and not folder.is_dir():
+            return f"'{folder}' is not a folder"
+        with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else folder.parent):
+            return ""
+    except OSError as error:
+        return str(error.strerror)
 
 
 def _sync(path: Path) -> None:
@@ -215,12 +232,12 @@ def read_table(
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def read_json(file: Path, remedy: str = "") -> dict[str, Any]:
+def read_json(file: Path, remedy: str = "", form: Form | None = None) -> dict[str, Any]:
     """Reads an object from a JSON file; {} if there is no file.
 
     Raises:
       InputError: the file is no regular one, too large, no JSON (Infinity and NaN are none), nested
-        too deeply, or has no object. `remedy` ends the message.
+        too deeply, or has no object, or none of this `form`. `remedy` ends the message.
     """
     if not file.exists():
         return {}
@@ -228,7 +245,7 @@ def read_json(file: Path, remedy: str = "") -> dict[str, Any]:
         if not file.is_file() or file.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"not a file of at most {MAX_JSON_BYTES >> 20} MiB")
         text = file.read_text(encoding="utf-8")
-        return _object(text, parse_constant=_finite, parse_float=_finite)
+        return _object(text, form, parse_constant=_finite, parse_float=_finite)
 
 
 @contextlib.contextmanager
@@ -241,10 +258,11 @@ def _naming(file: Path, remedy: str) -> Iterator[None]:
         raise InputError(f"'{file}' is damaged ({str(error).splitlines()[0]}){end}") from error
 
 
-def _object(text: str | bytes, **options: Any) -> dict[str, Any]:
+def _object(text: str | bytes, form: Form | None, **options: Any) -> dict[str, Any]:
     content = json.loads(text, **options)
     if not isinstance(content, dict):
         raise ValueError("not an object")
+    check_form(content, form or {})
     return content
 
 
@@ -256,13 +274,12 @@ def _finite(number: str) -> float:
 
 
 def json_lines(
-    path: Path, remedy: str = "", *, required: Collection[str] = ()
+    path: Path, remedy: str = "", *, form: Form | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of a JSON Lines file one by one, without a torn last line.
 
     Nothing, if there is no file. A row may have NaN. Raises InputError if it is no regular file, or
-    if a line (which it names) has no object, or none with values of the `required` names; `remedy`
-    ends the message.
+    if a line (which it names) has no object, or none of this `form`; `remedy` ends the message.
     """
     if not path.exists():
         return
@@ -277,20 +294,15 @@ def json_lines(
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    row = _object(line)
-                    lists = [
-                        name for name in required if isinstance(row.get(name, []), list | dict)
-                    ]
-                    if lists:
-                        raise ValueError(f"has no value of {', '.join(lists)}")
+                    row = _object(line, form)
                 except (ValueError, RecursionError) as error:
                     raise ValueError(f"line {number}: {error}") from error
                 yield row
 
 
-def read_json_lines(path: Path, required: Collection[str] = ()) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, form: Form | None = None) -> list[dict[str, Any]]:
     """Returns the rows of a JSON Lines file, as `json_lines` yields them."""
-    return list(json_lines(path, required=required))
+    return list(json_lines(path, form=form))
 
 
 def read_cells(data: bytes, name: str, *, errors: str = "strict") -> Iterator[list[str]]:
@@ -402,8 +414,10 @@ def differences(
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, keep_file: bool = True) -> Iterator[None]:
     """Creates a folder and locks it against other processes until the block ends.
+
+    Without `keep_file` its lock file is removed then, of a folder that is passed on.
 
     The operating system releases the lock when the process ends, even if it is killed. Temporary
     files of such processes are removed, and a folder that was created and got no file.
@@ -431,6 +445,8 @@ def lock(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise InputError(f"'{file}' cannot be locked: {error.strerror}") from error
+        if not _is_at(opened, file):
+            raise InputError(f"'{folder}' was in use until now; rerun the same command")
         try:
             opened.truncate(0)
             opened.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -444,9 +460,19 @@ def lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             opened.truncate(0)
-            if is_new and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                file.unlink()
+            is_empty = is_new and [path.name for path in folder.iterdir()] == [LOCK_FILE]
+            if is_empty or not keep_file:
+                file.unlink(missing_ok=True)
+            if is_empty:
                 folder.rmdir()
+
+
+def _is_at(opened: IO[str], file: Path) -> bool:
+    """Returns whether an open file is what has its name: who had the lock may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(opened.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def redact_secrets(text: str) -> str:

@@ -169,6 +169,26 @@ def test_a_damaged_config_of_a_run_is_refused(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"batch_size": "8"}, "config.batch_size must be .*, got '8'"),
+        ({"sources": {"a": 1}}, "lacks sources"),
+        ({"model": 5}, "lacks model"),
+        ({"seed": None}, "config.seed must be"),
+        ({"task": ["emotion"]}, "config.task must be"),
+        ({"selection_metric": "luck"}, "config.selection_metric cannot be 'luck'"),
+        ({"a.b": 1}, "dot"),
+    ],
+)
+def test_a_runs_config_of_other_types_is_refused(change: dict[str, Any], says: str, tmp_path: Path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(to_json(default_config())) | change))
+    with pytest.raises(InputError, match=f"config.json' was not written by .*: .*{says}") as error:
+        read_config(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_a_runs_config_is_a_config_file(tmp_path: Path):
     file = tmp_path / "config.json"
     config = default_config()
@@ -427,3 +447,46 @@ def test_a_file_in_a_folders_place_is_one_line_too(
     printed = capsys.readouterr().err
     assert printed == f"fer-jax: --data_dir '{tmp_path / 'taken'}' is a file; name a folder\n"
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config=configs/demo.py", "--workdir"],
+        ["study", "--config=configs/study_demo.py", "--workdir"],
+        ["reproduce", "runs/demo", "--workdir"],
+        ["demo", "--workdir"],
+        ["build", "demo/controlled", "--data_dir"],
+        ["audit", "demo/controlled", "--workdir"],
+        ["audit", "demo/controlled", "--workdir=.", "--write_exclusions"],
+        ["benchmark", "audit", "--workdir"],
+        ["export", "--workdir=runs/demo", "--out"],
+        ["predict", "photos", "--model=runs/demo", "--out"],
+        ["synthesize", "--network=network", "--count=1", "--out"],
+        ["collect", "links.csv", "--output"],
+        ["compare", "runs/a", "runs/b", "--output"],
+        ["convert", "network.pkl"],
+    ],
+)
+def test_what_cannot_be_written_is_one_line_before_anything_is_done(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("link")
+    flag = f"{words.pop()}=" if words[-1].startswith("--") and "=" not in words[-1] else ""
+    for place, says in (
+        ("/proc/self/here/x", "No such file or directory"),
+        (tmp_path / "file" / "run", "file' is not a folder"),
+        (tmp_path / "link" / "run", "link' is not a folder"),
+        ("", "it is empty; name a path"),
+    ):
+        assert main([*words, f"{flag}{place}"]) == 2
+        printed = capsys.readouterr().err
+        assert says in printed and printed.count("\n") == 1, printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]):
+    for words in (["evaluate", "--workdir="], ["report", "--workdir="], ["page", "--model="]):
+        assert main(words) == 2
+        assert "it is empty; name a path" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A converted folder is the same network as the file it came from."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from nvidia_files import random_arrays, write_torch
 
+from fer_jax import storage
 from fer_jax.__main__ import main
 from fer_jax.errors import InputError
 from fer_jax.models import stylegan2
@@ -52,6 +54,19 @@ def same(found: dict[str, nvidia.Network], expected: dict[str, nvidia.Network]) 
         for key, array in network.arrays.items():
             np.testing.assert_array_equal(found[name].arrays[key], array)
             assert found[name].arrays[key].shape == array.shape
+
+
+def test_two_conversions_do_not_write_the_same_folder(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["convert", str(source), str(tmp_path / "out")]
+    with storage.lock(tmp_path / "out"):
+        assert main(words) == 2
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+    assert main(words) == 0 == main(words)
+    assert "8 px" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"arrays.safetensors", "config.json"}
 
 
 def test_a_folder_is_the_same_as_its_file(source: Path, tmp_path: Path):

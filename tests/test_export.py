@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from small_runs import picture, write_dataset, write_run
 
+from fer_jax import storage
 from fer_jax.__main__ import main
 from fer_jax.data.augment import normalize
 from fer_jax.data.records import open_records
@@ -83,6 +85,9 @@ def test_every_form_is_checked_and_written(
     pytest.importorskip("onnxruntime")
     (run / "results.json").unlink(missing_ok=True)
     out = tmp_path / "export"
+    with storage.lock(out):
+        assert main(["export", f"--workdir={run}", f"--out={out}"]) == 2
+        assert f"in use by process {os.getpid()}" in capsys.readouterr().err
     assert main(["export", f"--workdir={run}", f"--out={out}"]) == 0
     printed = capsys.readouterr().out
     assert "checked on 7 validation faces" in printed
@@ -182,7 +187,7 @@ def test_the_card_has_scores_with_intervals(run: Path, data_dir: Path, tmp_path:
         "chance": 0.2,
     }
     one |= dict.fromkeys(interval, 0.5) | {"intervals": interval}
-    one |= {"caveats": ["only 3 clusters (by subject): rough intervals"], "curves": {}}
+    one |= {"caveats": ["only 3 clusters (by subject): rough intervals"], "curves": []}
     one |= {"errors": [{"record_id": "faces/secret"}]}
     scores = {"sets": [one], "classes": list(load(run).classes), "task": "emotion"}
     scores |= {"test_access": [], "checkpoint": {"step": load(run).step}}

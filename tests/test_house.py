@@ -15,6 +15,7 @@ FLOORS = {
     "fer_jax.compilations": 0,
     "fer_jax.errors": 0,
     "fer_jax.fields": 0,
+    "fer_jax.forms": 0,
     "fer_jax.schema": 0,
     "fer_jax.storage": 0,
     "fer_jax.config": 1,
@@ -53,6 +54,7 @@ GROUND_FLOOR = [
     "fer_jax.errors",
     "fer_jax.fields",
     "fer_jax.schema",
+    "fer_jax.forms",
     "fer_jax.storage",
 ]
 # `fer_jax.load` imports what it calls when it is called.

@@ -1,5 +1,6 @@
 """The reports: self-contained, every number from results.json, readable by anybody anywhere."""
 
+import functools
 import json
 import math
 import re
@@ -397,6 +398,44 @@ def test_names_are_text_not_markup(tmp_path: Path):
     page = report(tmp_path).read_text()
     assert HOSTILE not in page
     assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("sets", 0, "accuracy"), "0.5"),
+        (("sets", 0, "n_by_class"), {}),
+        (("sets", 0, "intervals", "ece"), [0.1]),
+        (("sets", 0, "intervals", "recall", 0), None),
+        (("sets", 0, "curves", 1), 3),
+        (("sets", 0, "errors"), {}),
+        (("sets", 0, "dataset"), None),
+        (("sets", 0), "lab"),
+        (("classes",), "anger"),
+        (("means", "within"), []),
+        (("generalization", "within", "loss"), 0.1),
+        (("test_access", 0, "times"), None),
+        (("checkpoint",), None),
+        (("reproduce", "config", "selection_metric"), 1),
+    ],
+)
+def test_results_of_other_types_are_one_line(
+    workdir: Path, place: tuple[Any, ...], value: Any, capsys: pytest.CaptureFixture[str]
+):
+    """Without a page: what is there stays."""
+    file = workdir / "results.json"
+    before = file.read_text()
+    content = json.loads(before)
+    content["test_access"].append({"dataset": "x", "split": "test", "times": 1})
+    functools.reduce(lambda held, key: held[key], place[:-1], content)[place[-1]] = value
+    file.write_text(json.dumps(content))
+    page = (workdir / "report.html").read_bytes()
+    assert main(["report", f"--workdir={workdir}"]) == 2
+    printed = capsys.readouterr().err
+    file.write_text(before)
+    assert printed.count("\n") == 1 and "rerun `fer-jax evaluate`" in printed
+    assert str(place[-1]) in printed and json.dumps(value)[:60] in printed
+    assert (workdir / "report.html").read_bytes() == page
 
 
 def test_parts_that_are_missing_are_said_to_be(tmp_path: Path):

@@ -1,11 +1,13 @@
 """Files that are whole or absent, tables with a torn last line, checksums, differences, locks."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from fer_jax import storage
 from fer_jax.errors import InputError
+from fer_jax.forms import Maybe
 
 
 def test_a_failed_write_keeps_the_old_file_and_no_other(tmp_path: Path):
@@ -252,6 +255,42 @@ def test_a_damaged_json_file_is_one_line(content: bytes, says: str, tmp_path: Pa
     assert str(raised.value).count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"a": "1"}, 'a cannot be "1"'),
+        ({"a": True}, "a cannot be true"),
+        ({"a": None}, "a cannot be null"),
+        ({"a": 1.0}, "a cannot be 1.0"),
+        ({"a": 1, "f": 1}, "f cannot be 1"),
+        ({}, "it lacks 'a'"),
+        ({"a": 1, "b": [{"c": "x"}, 5]}, r"b\[1\] cannot be 5"),
+        ({"a": 1, "b": [{}]}, r"b\[0\] lacks 'c'"),
+        ({"a": 1, "b": {}}, "b cannot be {}"),
+        ({"a": 1, "d": {"e": [1]}}, r"d.e cannot be \[1\]"),
+        ({"a": 1, "d": {"e": [1, "x"]}}, r'd.e\[1\] cannot be "x"'),
+        ({"a": 1, "d": []}, r"d cannot be \[\]"),
+    ],
+)
+def test_json_of_another_form_is_named(content: dict[str, Any], says: str, tmp_path: Path):
+    form = {"a": int, "b?": [{"c": str}], "d?": Maybe({str: (int, int | None)})}
+    form["f?"] = bool | str
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"a.json' is damaged .{says}.; rebuild$"):
+        storage.read_json(file, "rebuild", form)
+    for right in (
+        {},
+        {"b": []},
+        {"d": None},
+        {"d": {}},
+        {"d": {"e": [1, None]}, "more": "x"},
+        {"f": True},
+    ):
+        file.write_text(json.dumps({"a": 1} | right))
+        assert storage.read_json(file, "rebuild", form) == {"a": 1} | right
+
+
 def test_a_pipe_a_device_and_a_huge_file_are_not_read_as_json(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
@@ -272,8 +311,8 @@ def test_a_damaged_line_of_json_is_named(line: bytes, tmp_path: Path):
     assert str(raised.value).count("\n") == 0
     file.write_bytes(b'{"a": 1}\n' + line)  # torn
     assert storage.read_json_lines(file) == [{"a": 1}]
-    with pytest.raises(InputError, match="line 1: has no value of b, c"):
-        storage.read_json_lines(file, ("a", "b", "c"))
+    with pytest.raises(InputError, match="line 1: it lacks 'b'"):
+        storage.read_json_lines(file, {"a": int, "b": int})
 
 
 def test_no_pipe_is_waited_for(tmp_path: Path):
@@ -284,6 +323,22 @@ def test_no_pipe_is_waited_for(tmp_path: Path):
         storage.append(tmp_path / "pipe", "line\n")
     os.mkfifo(tmp_path / storage.CHECKSUMS_FILE)
     assert "it has no SHA256SUMS" in storage.find_corruption(tmp_path)
+
+
+def test_a_lock_without_its_file_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Opened while another process had it, which then removed it: a third may have a new one."""
+    folder, flock = tmp_path / "out", storage.fcntl.flock
+
+    def removed(*arguments: Any) -> None:
+        flock(*arguments)
+        (folder / storage.LOCK_FILE).unlink()
+
+    with storage.lock(folder, keep_file=False):
+        (folder / "kept").touch()
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+    monkeypatch.setattr(storage.fcntl, "flock", removed)
+    with pytest.raises(InputError, match="in use until now"), storage.lock(folder):
+        pass
 
 
 def test_a_lock_is_a_file_and_no_link(tmp_path: Path):

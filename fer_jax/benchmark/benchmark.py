@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fer_jax.compilations import cpu_info
-from fer_jax.config import OneLineParser
+from fer_jax.config import OneLineParser, output_path
 from fer_jax.errors import InputError, did_you_mean
 
 MIN_REPEATS = 5
@@ -314,7 +314,9 @@ def main(argv: list[str]) -> None:
         else f"NAME is one of\n{listed}\n`benchmark NAME --help` adds its options.",
     )
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--workdir", type=Path, required=True, help="receives benchmark_NAME.json")
+    parser.add_argument(
+        "--workdir", type=output_path, required=True, help="receives benchmark_NAME.json"
+    )
     parser.add_argument("--repeats", type=int, default=MIN_REPEATS, help="of each measurement")
     defaults = BENCHMARKS[named].options if named else {}
     _add_options(parser, defaults)

@@ -34,7 +34,7 @@ from fer_jax.collect import manifest
 from fer_jax.collect.failures import DISK_FULL, NOW, ON_REQUEST, REASONS, DownloadLimits
 from fer_jax.collect.links import Link, RefusedRow, read_links, video_key
 from fer_jax.collect.manifest import DONE, FAILED, PENDING, STATE_COLUMNS, UNLISTED, State
-from fer_jax.config import OneLineParser
+from fer_jax.config import OneLineParser, output_path
 from fer_jax.errors import InputError
 from fer_jax.schema import canonical_url
 
@@ -418,7 +418,7 @@ def main(argv: list[str]) -> int:
         "links", type=Path, help="CSV with the columns url and reaction_type or emotion"
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the videos and of manifest.csv"
+        "--output", type=output_path, required=True, help="folder of the videos and of manifest.csv"
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be downloaded, and write nothing"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax import storage
+from fer_jax import forms, storage
 from fer_jax.config import Config, default_data_dir, from_json, to_json
 from fer_jax.data import provenance
 from fer_jax.data.audit.findings import (
@@ -182,9 +182,9 @@ def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | 
     trained_on.test_sets = ()
     trained_on.exclusions = str(kept) if kept.is_file() else ""
     try:
-        before = storage.read_json(workdir / "environment.json")
+        before = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT)
         for name, was in before.get("datasets", {}).items():
-            if was["fingerprint"] != build_summary(name, data_dir).get("fingerprint"):
+            if was.get("fingerprint") != build_summary(name, data_dir).get("fingerprint"):
                 raise InputError(f"'{name}' is another build than the run was trained on")
         opened = open_experiment(trained_on, data_dir)
         if before.get("left_out", opened.left_out) != opened.left_out:
@@ -212,5 +212,7 @@ def leaks_into(trained: Experiment, test: Records, data_dir: Path, workdir: Path
 
 def training_data_dir(workdir: Path) -> Path:
     """Returns a run's data folder, or the default one if its environment.json is missing."""
-    trained_from = storage.read_json(workdir / "environment.json").get("data_dir")
+    trained_from = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT).get(
+        "data_dir"
+    )
     return Path(str(trained_from)) if trained_from else default_data_dir()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax import storage
+from fer_jax import forms, storage
 from fer_jax.data.records import Records, build_summary, built_datasets, open_records
 from fer_jax.data.splits import group_key
 from fer_jax.errors import InputError
@@ -111,7 +111,9 @@ def register(data_dir: Path, fingerprint: str, provenance: Provenance) -> None:
 def registered(data_dir: Path, fingerprint: str) -> dict[str, Any]:
     """Returns what was kept with `register` of a network; {} if nothing was."""
     file = data_dir / NETWORKS / f"{fingerprint[:DIGITS]}.json"
-    return storage.read_json(file, "remove it, and build the synthetic datasets again")
+    return storage.read_json(
+        file, "remove it, and build the synthetic datasets again", forms.PROVENANCE
+    )
 
 
 def _keys(records: Records) -> np.ndarray:

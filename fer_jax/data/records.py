@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from fer_jax import forms
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.media.images import resized
 from fer_jax.schema import EMOTIONS, TASKS, UNKNOWN
@@ -302,7 +303,7 @@ def build_summary(name: str, data_dir: Path) -> dict[str, Any]:
 
 def read_summary(directory: Path) -> dict[str, Any]:
     """Reads build.json beside the shards: {} if there is none, InputError if it is damaged."""
-    return read_json(directory / "build.json", REBUILD)
+    return read_json(directory / "build.json", REBUILD, forms.BUILD)
 
 
 def labelled_rows(records: Records, task: str) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import checkpoints, results, storage
-from fer_jax.config import OneLineParser, read_config
+from fer_jax.config import OneLineParser, output_path, read_config
 from fer_jax.errors import InputError
 from fer_jax.evaluation import bootstrap, calibration, predictions, relations, run_scores, scoring
 from fer_jax.results import interval, number, p_value, set_name
@@ -316,7 +316,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--draws", type=int, default=bootstrap.DRAWS)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--output", type=Path, help="a JSON file for all metrics")
+    parser.add_argument("--output", type=output_path, help="a JSON file for all metrics")
     arguments = parser.parse_args(argv)
     if arguments.draws < 100:
         raise InputError(f"--draws must be at least 100, got {arguments.draws}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from fer_jax import storage
+from fer_jax import forms, storage
 from fer_jax.data.batches import evaluation_batches
 from fer_jax.data.records import Records
 from fer_jax.errors import InputError
@@ -144,7 +144,7 @@ def write(
 
 def read_origin(path: Path) -> dict[str, Any]:
     """Returns the origin of a table; {} if none is beside it."""
-    return storage.read_json(path.with_suffix(".json"), "evaluate again")
+    return storage.read_json(path.with_suffix(".json"), "evaluate again", forms.ORIGIN)
 
 
 def read_record_ids(path: Path) -> set[str]:
@@ -196,7 +196,7 @@ def read(path: Path, expected: tuple[str, ...] | None = None) -> tuple[Table, tu
 
 def read_test_sets(workdir: Path) -> dict[str, dict[str, Any]]:
     """Returns what `TEST_SETS` says; {} where `evaluate` wrote none."""
-    return storage.read_json(workdir / TEST_SETS, "evaluate again")
+    return storage.read_json(workdir / TEST_SETS, "evaluate again", forms.TEST_SETS)
 
 
 def _groups(workdir: Path, table: Table) -> np.ndarray:

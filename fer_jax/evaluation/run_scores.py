@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import checkpoints, results, storage
+from fer_jax import checkpoints, forms, results, storage
 from fer_jax.config import Config, read_config
 from fer_jax.data.audit.findings import LOOKED_FOR, leaks_in_words
 from fer_jax.data.experiment import as_source
@@ -30,7 +30,7 @@ from fer_jax.schema import TASKS
 # Predictions file -> `experiment.leaks_into` the training data; null where it was not audited.
 LEAKS_FILE = "leaks.json"
 # One row each time that a test set was predicted.
-TEST_ACCESS_LOG, TEST_ACCESS = "test_access.jsonl", ("dataset", "split", "checkpoint")
+TEST_ACCESS_LOG = "test_access.jsonl"
 WORST_ERRORS = 12
 CURVE_POINTS, CURVE_DECIMALS = 100, 5
 
@@ -55,9 +55,9 @@ def score_run(workdir: Path) -> dict[str, Any]:
     `scoring.score_table`. InputError without a run or predictions.
     """
     config = read_config(workdir)
-    environment = storage.read_json(workdir / "environment.json")
+    environment = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT)
     logged, metric = (
-        storage.read_json_lines(workdir / "metrics.jsonl", ("step",)),
+        storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW),
         config.selection_metric,
     )
     validated = [row for row in logged if row.get(metric) is not None]
@@ -157,7 +157,7 @@ def evaluated_checkpoint(workdir: Path) -> tuple[int | None, str | None]:
     """
     files = list((workdir / "predictions").glob("*.csv"))
     made_by = {checkpoint_of(file) for file in files}
-    for row in reversed(storage.read_json_lines(workdir / TEST_ACCESS_LOG, TEST_ACCESS)):
+    for row in reversed(storage.read_json_lines(workdir / TEST_ACCESS_LOG, forms.TEST_ACCESS_ROW)):
         if (last := (row["checkpoint"], row.get("checksum"))) in made_by:
             return last
     origins = [predictions.read_origin(file) for file in files]
@@ -306,7 +306,9 @@ def leak_notes(workdir: Path, tables: Iterable[str]) -> list[str]:
     """Returns a line for each leak into the data of a run, and for tables not audited for them."""
     leaks = read_leaks(workdir)
     sets = [{"dataset": table, "split": ""} | _leaks(leaks.get(table)) for table in tables]
-    notes = _leak_warnings(storage.read_json(workdir / "environment.json"), sets)
+    notes = _leak_warnings(
+        storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT), sets
+    )
     notes = [f"LEAKS, {note}" for note in notes]
     unaudited = [one["dataset"] for one in sets if one["leaks"] is None]
     return notes + [f"not audited for leaks: {', '.join(unaudited)}"] * bool(unaudited)
@@ -356,7 +358,7 @@ def generalization(
 
 def read_leaks(workdir: Path) -> dict[str, Any]:
     """Returns the leaks that `evaluate` found into each set, as in `LEAKS_FILE`."""
-    found = storage.read_json(workdir / LEAKS_FILE)
+    found = storage.read_json(workdir / LEAKS_FILE, "evaluate again", forms.LEAKS)
     # Of an earlier version, which looked for less.
     return {table: one if one and "counts" in one else None for table, one in found.items()}
 
@@ -367,7 +369,7 @@ def read_test_access(workdir: Path) -> list[dict[str, Any]]:
     Returns {"dataset", "split", "times"} each, and of the last time "time" (ISO 8601, UTC),
     "checkpoint" (its step) and "fingerprint" (of the dataset).
     """
-    rows = storage.read_json_lines(workdir / TEST_ACCESS_LOG, TEST_ACCESS)
+    rows = storage.read_json_lines(workdir / TEST_ACCESS_LOG, forms.TEST_ACCESS_ROW)
     times = collections.Counter((row["dataset"], row["split"]) for row in rows)
     last = {(row["dataset"], row["split"]): row for row in rows}
     return [last[pair] | {"times": count} for pair, count in times.items()]

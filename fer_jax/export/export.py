@@ -25,7 +25,7 @@ from flax import traverse_util
 from tqdm import tqdm
 
 from fer_jax import compilations, results, storage
-from fer_jax.config import OneLineParser
+from fer_jax.config import OneLineParser, output_path
 from fer_jax.data.experiment import Experiment, open_trained, training_data_dir
 from fer_jax.data.records import labelled_rows
 from fer_jax.errors import InputError, did_you_mean
@@ -251,7 +251,9 @@ def main(argv: list[str]) -> None:
     """The verb `export`."""
     parser = OneLineParser("fer-jax export", __doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
-    parser.add_argument("--out", type=Path, help="the folder [WORKDIR/export, or export_int8]")
+    parser.add_argument(
+        "--out", type=output_path, help="the folder [WORKDIR/export, or export_int8]"
+    )
     parser.add_argument(
         "--format", default="", help="safetensors, onnx, stablehlo, separated by commas [all]"
     )
@@ -278,7 +280,8 @@ def main(argv: list[str]) -> None:
         )
     crops = sample_crops(trained.validation, trained.task, model.image_size, NUM_CROPS)
     out = arguments.out or workdir / (runtime.INT8_FOLDER if int8 else "export")
-    report = export(model, out, formats, crops, trained=trained if int8 else None)
+    with storage.lock(out, keep_file=False):
+        report = export(model, out, formats, crops, trained=trained if int8 else None)
     print(f"checkpoint of step {model.step}, checked on {len(crops)} validation faces:")
     for form, result in report.items():
         text = (

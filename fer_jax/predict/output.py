@@ -184,7 +184,7 @@ def _identity(path: Path) -> tuple[str, str]:
 
 def _count_faces(file: Path) -> collections.Counter[str]:
     """Returns how many lines each input has, without a last line without its end."""
-    rows = storage.json_lines(file, "--overwrite it", required=("file",))
+    rows = storage.json_lines(file, "--overwrite it", form={"file": str})
     return collections.Counter(str(row["file"]) for row in rows)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fer_jax import compilations, storage
-from fer_jax.config import OneLineParser
+from fer_jax.config import OneLineParser, output_path
 from fer_jax.errors import InputError
 from fer_jax.inference.network import ENGINES
 from fer_jax.inference.recognizer import FACES, FaceCrop, Prediction, Recognizer, load
@@ -362,7 +362,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="files, folders, 'patterns*', or webcam")
     add("--model", type=Path, required=True, help="a run's workdir, a checkpoint, an export")
-    add("--out", type=Path, help="folder of the predictions [prints the rows]")
+    add("--out", type=output_path, help="folder of the predictions [prints the rows]")
     add("--engine", default="", choices=ENGINES, help="[by the model's file]")
     add("--faces", default="detect", choices=FACES, help="crop: each picture is a face [detect]")
     add("--every", type=int, default=1, metavar="N", help="use every N-th frame of clips [1]")

@@ -33,10 +33,11 @@ def report(workdir: Path, *, faces: bool = True, figure_format: str | None = Non
         is_study = "scenarios" in scored
         try:
             page = (study_page if is_study else run_page)(workdir, scored, faces)
-        except (KeyError, jinja2.UndefinedError) as error:
+        except (KeyError, IndexError, jinja2.UndefinedError) as error:
             file, verb = workdir / results.FILE, "study" if is_study else "evaluate"
+            lacks = f"entries ({error})" if isinstance(error, IndexError) else error
             raise InputError(
-                f"'{file}' is of another version: it lacks {error}; rerun `fer-jax {verb}`"
+                f"'{file}' is of another version: it lacks {lacks}; rerun `fer-jax {verb}`"
             ) from error
         plots = {}
         if figure_format:

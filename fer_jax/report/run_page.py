@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_jax import figures, schema, storage
+from fer_jax import figures, forms, schema, storage
+from fer_jax.config import read_config, to_json
 from fer_jax.errors import InputError
 from fer_jax.figures import Line
 from fer_jax.report.layout import count, data_uri, interval, number, render
@@ -222,7 +223,7 @@ def _confusion(one: dict[str, Any], classes: Sequence[str], title: str) -> "Figu
 
 def _training_figures(workdir: Path, metric: str, best: int | None) -> dict[str, "Figure"]:
     """Returns loss and accuracy by step, or nothing without a log."""
-    rows = storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
+    rows = storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
     if not rows:
         return {}
     chosen = f"best checkpoint, by {metric.replace('_', ' ')}"
@@ -258,9 +259,10 @@ def logged(
 
 def generator_page(workdir: Path) -> str:
     """Returns the HTML of a generator's page."""
-    config = storage.read_json(workdir / "config.json")
-    environment = storage.read_json(workdir / "environment.json")
-    rows = storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
+    config = read_config(workdir, of_generator=True)
+    network = storage.read_json(workdir / "generator" / "config.json", form=forms.NETWORK)
+    environment = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT)
+    rows = storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
     measured = [row for row in rows if row.get("kid") is not None]
     best = _best(rows)
     answer = "No step was measured yet."
@@ -283,11 +285,11 @@ def generator_page(workdir: Path) -> str:
     return render(
         "generator.html",
         config=config,
-        config_text=json.dumps(config, indent=2),
+        config_text=to_json(config),
         environment=environment,
         answer=answer,
-        trained_on=list(environment["datasets"]),
-        unknown_people=storage.read_json(workdir / "generator" / "config.json").get("unknown", []),
+        trained_on=list(environment.get("datasets", {})),
+        unknown_people=network.get("unknown", []),
         features="pixels" if features == "pixels" else f"features of the run {features}",
         classes=classes,
         names=GENERATOR_MEASURES,
@@ -301,7 +303,7 @@ def generator_page(workdir: Path) -> str:
 
 def generator_figures(workdir: Path) -> dict[str, "Figure"]:
     """Returns {name: figure} of what the training logged, by step."""
-    rows = storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
+    rows = storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
     best = _best(rows)
     found = {}
     for title, keys, y_end in GENERATOR_FIGURES:

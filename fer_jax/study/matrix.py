@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax import results, storage
+from fer_jax import forms, results, storage
 from fer_jax.config import Config
 from fer_jax.data.audit.findings import LOOKED_FOR, find_near_duplicates
 from fer_jax.data.records import Records, build_summary
@@ -532,7 +532,7 @@ def _audit(scenarios: Sequence[Scenario], workdir: Path) -> dict[str, Any]:
 def _reproduce(
     config: Config, scenarios: Sequence[Scenario], runs: Sequence[ScenarioRun], data_dir: Path
 ) -> dict[str, Any]:
-    environment = storage.read_json(runs[0].workdir / "environment.json")
+    environment = storage.read_json(runs[0].workdir / "environment.json", form=forms.ENVIRONMENT)
     names = {
         part.name
         for scenario in scenarios

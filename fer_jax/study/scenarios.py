@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import checkpoints, storage
+from fer_jax import checkpoints, forms, storage
 from fer_jax.config import (
     Config,
     check_config,
@@ -252,7 +252,7 @@ def history_of(workdir: Path, metric: str) -> list[dict[str, float]]:
     last = steps_done(workdir)
     return [
         {name: float("nan") if value is None else value for name, value in row.items()}
-        for row in storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
+        for row in storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
         if metric in row and row["step"] <= last
     ]
 

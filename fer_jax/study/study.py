@@ -19,6 +19,7 @@ from fer_jax.config import (
     OneLineParser,
     default_data_dir,
     default_study,
+    output_path,
     parse_with_config,
     to_json,
 )
@@ -205,7 +206,7 @@ def _chosen_runs(
 def main(argv: list[str]) -> None:
     """Runs the verb `study`."""
     parser = OneLineParser("fer-jax study", __doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the study")
+    parser.add_argument("--workdir", type=output_path, required=True, help="of the study")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     parser.add_argument("--dry_run", action="store_true", help="only print what would be done")
     part = parser.add_mutually_exclusive_group()
@@ -220,7 +221,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--write_exclusions",
-        type=Path,
+        type=output_path,
         metavar="FILE",
         help="compare all images, write the records to exclude to FILE, and stop",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fer_jax import schema
-from fer_jax.config import RANGES
+from fer_jax.config import RANGES, output_path
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.fields import AT_LEAST_0, AT_LEAST_1, BELOW_1
 from fer_jax.synthesis import quality
@@ -178,7 +178,9 @@ class Options:
     network: Path = _general(
         dataclasses.MISSING, "NVIDIA's .pkl or the output of `convert`", "PATH"
     )
-    out: Path = _general(dataclasses.MISSING, "rerun the same command to resume in it", "DIR")
+    out: Path = _general(
+        dataclasses.MISSING, "rerun the same command to resume in it", "DIR", output_path
+    )
     generator: str = _general("G_ema", "of the network file", choices=NETWORKS)
     dtype: str = _general("float32", "of the activations", choices=DTYPES)
     teacher: Path | None = _labels(None, "a run that gives or confirms the labels", "WORKDIR", Path)

@@ -564,7 +564,7 @@ def main(argv: list[str]) -> None:
     generator = load_generator(options.network, options.generator, options.dtype)
     trained = read_about(options.network)
     if not request.class_names and trained.get("task") == request.task:
-        request = dataclasses.replace(request, class_names=tuple(trained["classes"]))
+        request = dataclasses.replace(request, class_names=tuple(trained.get("classes", ())))
     has_teacher = options.teacher is not None
     # Everything is checked before the teacher and the directions, which take their time.
     planned_sheets = _plan_sheets(generator, request, options) if has_sheets else []

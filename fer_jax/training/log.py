@@ -16,6 +16,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from fer_jax import forms
 from fer_jax.errors import InputError, disk_error_message
 from fer_jax.storage import read_json_lines, write_atomically
 
@@ -102,7 +103,7 @@ class MetricsLog:
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Returns the rows of metrics.jsonl, oldest first, without a half-written last line."""
-    return read_json_lines(workdir / "metrics.jsonl", ("step",))
+    return read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
 
 
 # What a progress line shows of a row, in this order.

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fer_jax import checkpoints, compilations, distributed, results, storage
-from fer_jax.config import Config, OneLineParser, from_dict, is_generator, read_config
+from fer_jax import checkpoints, compilations, distributed, forms, results, storage
+from fer_jax.config import Config, OneLineParser, from_dict, is_generator, output_path, read_config
 from fer_jax.data.experiment import EXCLUSIONS_FILE, training_data_dir
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
@@ -37,7 +37,7 @@ def reproduce(run: Path, workdir: Path, data_dir: Path) -> bool:
     config = read_config(run, of_generator=of_generator)
     if "scenarios" in config:
         raise InputError(f"'{run}' holds a study; reproduce one of its runs, in {run / 'runs'}")
-    environment = storage.read_json(run / "environment.json")
+    environment = storage.read_json(run / "environment.json", form=forms.ENVIRONMENT)
     if "versions" not in environment:
         raise InputError(f"'{run}' has no environment.json that says what it was trained with")
     accessed = run_scores.read_test_access(run)
@@ -90,9 +90,9 @@ def check_datasets(
     environment: Mapping[str, Any], accessed: list[dict[str, Any]], data_dir: Path
 ) -> None:
     """Refuses other builds of a run's training, validation and test data, by fingerprint."""
-    were = {name: one["fingerprint"] for name, one in environment["datasets"].items()}
+    were = {name: one.get("fingerprint") for name, one in environment["datasets"].items()}
     were |= environment.get("test_datasets", {})
-    were |= {row["dataset"]: row["fingerprint"] for row in accessed}
+    were |= {row["dataset"]: row.get("fingerprint") for row in accessed}
     for name, was in were.items():
         now = build_summary(name, data_dir).get("fingerprint")
         if was != now:
@@ -118,7 +118,7 @@ def compare_logs(run: Path, again: Path) -> tuple[float, int | None]:
     one, other = (
         {
             (row["step"], name): float("nan") if value is None else value
-            for row in storage.read_json_lines(workdir / "metrics.jsonl", ("step",))
+            for row in storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
             for name, value in row.items()
             if name not in SPEED
         }
@@ -167,7 +167,9 @@ def main(argv: list[str]) -> int:
     """Runs the verb `reproduce`; exit code 1 if a number differs."""
     parser = OneLineParser("fer-jax reproduce", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="workdir of a trained run")
-    parser.add_argument("--workdir", type=Path, help="of the new run; default: RUN.reproduced")
+    parser.add_argument(
+        "--workdir", type=output_path, help="of the new run; default: RUN.reproduced"
+    )
     parser.add_argument("--data_dir", type=Path, help="default: where the run trained from")
     arguments = parser.parse_args(argv)
     distributed.check_alone("reproduce")

@@ -9,6 +9,7 @@ from fer_jax.config import (
     check_config,
     default_data_dir,
     is_generator,
+    output_path,
     parse_with_config,
 )
 from fer_jax.training import gan
@@ -18,7 +19,7 @@ from fer_jax.training.classifier import train
 def main(argv: list[str]) -> None:
     """Runs the verb `train`."""
     parser = OneLineParser("fer-jax train", __doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", type=output_path, required=True, help="of the run")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
 
     def check(config: Config) -> Config:

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fer_jax import storage
-from fer_jax.config import OneLineParser
+from fer_jax import forms, storage
+from fer_jax.config import OneLineParser, output_path
 from fer_jax.errors import InputError
 from fer_jax.models import stylegan2
 from fer_jax.storage import sha256, write_atomically
@@ -105,7 +105,7 @@ def read_networks(path: Path, names: tuple[str, ...] = ()) -> dict[str, Network]
 
 def read_about(path: Path) -> dict[str, Any]:
     """Returns the entries of a folder's config.json except its networks; {} for a file."""
-    about = storage.read_json(path / CONFIG)
+    about = storage.read_json(path / CONFIG, form=forms.NETWORK)
     return {name: value for name, value in about.items() if name not in ("format", "networks")}
 
 
@@ -130,28 +130,33 @@ def main(argv: list[str]) -> None:
     """The verb `convert`."""
     parser = OneLineParser("fer-jax convert", __doc__)
     parser.add_argument("source", type=Path, metavar="FILE", help=".pkl, .h5 or .weights.h5")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("out", type=output_path, metavar="OUT", help="the folder to write")
     arguments = parser.parse_args(argv)
     source = arguments.source
     is_keras = source.suffix in (".h5", ".hdf5")
     if not is_keras and source.is_file():
         with source.open("rb") as file:
             is_keras = file.read(len(HDF5)) == HDF5
-    if is_keras:
-        arrays = convert_xception(arguments.source, arguments.out)
-        count = sum(array.size for array in arrays.values())
-        head = arrays.get("params/logits/bias")
-        top = "no top" if head is None else f"{len(head):,} classes"
-        print(
-            f"Xception, {top}, {count:,} parameters; train with --config.init_from={arguments.out}"
-        )
-        return
-    for name, network in convert(arguments.source, arguments.out).items():
+    with storage.lock(arguments.out, keep_file=False):
+        print((_convert_xception if is_keras else _convert)(source, arguments.out))
+
+
+def _convert_xception(source: Path, out: Path) -> str:
+    arrays = convert_xception(source, out)
+    count = sum(array.size for array in arrays.values())
+    head = arrays.get("params/logits/bias")
+    top = "no top" if head is None else f"{len(head):,} classes"
+    return f"Xception, {top}, {count:,} parameters; train with --config.init_from={out}"
+
+
+def _convert(source: Path, out: Path) -> str:
+    lines = []
+    for name, network in convert(source, out).items():
         config, count = network.config, sum(array.size for array in network.arrays.values())
         classes = config.mapping.c_dim if config.mapping else 0
         conditional = f", {classes} classes" if classes else ""
-        print(
+        lines.append(
             f"{name}: {config.resolution} px, {config.architecture}{conditional}, "
             f"{count:,} parameters"
         )
-    print(f"{arguments.out / CONFIG} and {ARRAYS}")
+    return "\n".join([*lines, f"{out / CONFIG} and {ARRAYS}"])

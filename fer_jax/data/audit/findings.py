@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from fer_jax import storage
+from fer_jax import forms, storage
 from fer_jax.data.audit import duplicates
 from fer_jax.data.records import Records, fingerprint
 from fer_jax.schema import TASKS, UNKNOWN, canonical_url
@@ -268,7 +268,7 @@ def find_near_duplicates(
     Returns {"date", "fingerprint": of what was audited, "found": near-duplicates in different
     parts}; None if the audit in the folder was of other images, or there is none.
     """
-    audited = storage.read_json(folder / AUDIT_FILE, "audit again")
+    audited = storage.read_json(folder / AUDIT_FILE, "audit again", forms.AUDIT)
     known = {(one["part"], one["fingerprint"]) for one in audited.get("parts", [])}
     if not all((part, fingerprint(records)) in known for part, records in parts):
         return None

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from fer_jax import figures
-from fer_jax.config import OneLineParser, default_data_dir, parse_with_config
+from fer_jax.config import OneLineParser, default_data_dir, output_path, parse_with_config
 from fer_jax.data.audit.duplicates import MIN_SIMILARITY
 from fer_jax.data.audit.exclusions import exclusions_to_fixed_point, write_exclusions
 from fer_jax.data.audit.findings import (
@@ -241,12 +241,12 @@ def _parser() -> OneLineParser:
     parser.add_argument("datasets", nargs="*", metavar="DATASET", help="or --config=FILE.py")
     parser.add_argument("--data_dir", type=Path, default=default_data_dir())
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="receives audit.json and audit.html"
+        "--workdir", type=output_path, required=True, help="receives audit.json and audit.html"
     )
     parser.add_argument(
         "--write_exclusions",
         "--write-exclusions",
-        type=Path,
+        type=output_path,
         metavar="FILE",
         help="list the records to leave out, for config.exclusions",
     )
