@@ -61,6 +61,13 @@ def test_from_links_to_records(
     )
     assert build("folds", tmp_path, "--folds=3", "--detector=none") == 0
     summary = build_summary("youtube/folds", tmp_path / "data")
+    frames, printed = summary["inputs"] - 1, capsys.readouterr().out
+    assert f"{summary['records']} records from {frames} frames of 5 clips" in printed
+    assert (
+        "  clips that were not read: 1\n    1 x not downloaded: removed\n"
+        "  skipped frames: 1\n    1 x no frame in the clip's window\n"
+        "  rows of the list that are not used: 1\n    1 x refused: duplicate\n" in printed
+    )
     assert summary["inputs"] == summary["records"] + sum(summary["skipped"].values())
     late = f"youtube/{video_key(third)}/5000-end"
     assert ledger(tmp_path, "folds") == {

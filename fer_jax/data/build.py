@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from fer_jax import storage
-from fer_jax.config import OneLineParser, default_data_dir
+from fer_jax.config import OneLineParser, default_data_dir, output_path
 from fer_jax.data import ledger, provenance, splits
 from fer_jax.data.builder import RecordBuilder
 from fer_jax.data.records import read_summary
@@ -94,8 +94,8 @@ def build_config(
         counts = collections.Counter(row["split"] for row in inputs.rows)
         listed = ledger.counts_in_line(counts)
         print(f"{label}: would read {len(inputs.rows)} {builder.UNIT}s: {listed}")
-        skipped = collections.Counter(reason for _, reason in inputs.skipped)
-        print(ledger.reasons(skipped, inputs.ignored))
+        not_read, not_used = map(ledger.count_reasons, (inputs.skipped, inputs.remarks))
+        print(ledger.reasons(builder.UNIT, not_read, {}, not_used, inputs.ignored))
         return final
     if final.exists() and not overwrite:
         _check_same(final, builder)
@@ -175,7 +175,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("builder", metavar="NAME[/CONFIG]")
     (find_builder(named) if named else RecordBuilder).add_arguments(parser)
     parser.add_argument(
-        "--data_dir", type=Path, default=default_data_dir(), help="receives the dataset"
+        "--data_dir", type=output_path, default=str(default_data_dir()), help="receives the dataset"
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be built")
     parser.add_argument("--overwrite", action="store_true", help="replace an older build")

@@ -33,10 +33,24 @@ def reasons_in_line(skipped: Sequence[tuple[str, str]]) -> str:
     return f" ({named}{f', {others} other reasons' * (others > 0)})" if counts else ""
 
 
-def reasons(skipped: Mapping[str, int], ignored: Mapping[str, int]) -> str:
-    """Returns the same in lines, the most frequent first, with the ignored files."""
+def reasons(
+    unit: str,
+    not_read: Mapping[str, int],
+    skipped: Mapping[str, int],
+    not_used: Mapping[str, int],
+    ignored: Mapping[str, int],
+) -> str:
+    """Returns in lines why inputs gave no record, the most frequent reasons first.
+
+    Of clips (`unit`), those that were not read are counted apart from the skipped frames; an image
+    is skipped in either case. `not_used` are rows of a list that are no input of their own.
+    """
+    counted = {"skipped": collections.Counter(not_read) + collections.Counter(skipped)}
+    if unit == "clip":
+        counted = {"clips that were not read": not_read, "skipped frames": skipped}
+    counted |= {"rows of the list that are not used": not_used, "ignored": ignored}
     lines = []
-    for title, counts in (("skipped", skipped), ("ignored", ignored)):
+    for title, counts in counted.items():
         if title == "skipped" or any(counts.values()):
             lines.append(f"  {title}: {sum(counts.values())}")
         ordered = sorted(counts.items(), key=lambda pair: -pair[1])
@@ -86,7 +100,9 @@ def write_summary(
         "inputs": num_inputs,
         "inputs_with_faces": num_inputs - len(skipped),
         "records": len(records),
-        "skipped": dict(collections.Counter(reason for _, reason in skipped)),
+        "skipped": count_reasons(skipped),
+        "not_read": count_reasons(inputs.skipped),  # of the skipped, those that were not opened
+        "not_used": count_reasons(inputs.remarks),
         "ignored": {name: count for name, count in inputs.ignored.items() if count},
         "splits": {split: len(own) for split, own in by_split.items()},
         "classes": {
@@ -102,6 +118,11 @@ def write_summary(
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / SUMMARY, text)
+
+
+def count_reasons(entries: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Returns how many (item, reason) pairs have each reason."""
+    return dict(collections.Counter(reason for _, reason in entries))
 
 
 def _subjects(records: Sequence[Mapping[str, Any]]) -> int:
@@ -140,8 +161,10 @@ def inputs_digest(inputs: Any) -> str:
 def table(label: str, summary: Mapping[str, Any], num_clips: int = 0) -> str:
     """Returns a summary as text for a terminal."""
     lines = [f"{label}: {summary['records']} records"]
+    skipped, not_read = (collections.Counter(summary[name]) for name in ("skipped", "not_read"))
     if num_clips:
-        lines[0] += f" from {summary['inputs']} frames of {num_clips} clips"
+        frames = summary["inputs"] - not_read.total()
+        lines[0] += f" from {frames} frames of {num_clips} clips"
     for split, count in summary["splits"].items():
         subjects = summary["subjects_by_split"][split]
         people = f"{subjects} subject{'s' * (subjects > 1)}" if subjects else "no named subjects"
@@ -155,4 +178,6 @@ def table(label: str, summary: Mapping[str, Any], num_clips: int = 0) -> str:
         lines.append(
             f"  below the published limits: {counts_in_line(summary['below_published'])} records"
         )
-    return "\n".join([*lines, reasons(summary["skipped"], summary["ignored"])])
+    unit = "clip" if num_clips else "image"
+    unused = (summary["not_used"], summary["ignored"])
+    return "\n".join([*lines, reasons(unit, not_read, skipped - not_read, *unused)])
