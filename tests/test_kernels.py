@@ -59,16 +59,18 @@ def as_arrays(arrays: list[np.ndarray], dtype: str) -> list[jax.Array]:
 def computed(arrays: list[jax.Array], relu: bool) -> list[jax.Array]:
     """Returns the output, the gradients of values, scale, offset and kernel, and sums."""
     values, scale, offset, kernel, gradient = arrays
-    y = kernels.depthwise(values, scale, offset, kernel, relu)
-    gradients = kernels.depthwise_gradient(values, scale, offset, kernel, gradient, relu)
-    return [y, *gradients, kernels.channel_sums(values, gradient)]
+    x = Unnormalized(values, scale, offset)
+    of_x, of_kernel = kernels.depthwise_gradient(x, kernel, gradient, relu=relu)
+    y = kernels.depthwise(x, kernel, relu=relu)
+    return [y, *of_x, of_kernel, kernels.channel_sums(values, gradient)]
 
 
 def pooled(arrays: list[jax.Array]) -> list[jax.Array]:
     """Returns the max-pool and the gradients of values, scale and offset."""
     values, scale, offset, _, gradient = arrays
-    y, first = kernels.max_pool(values, scale, offset)
-    return [y, *kernels.max_pool_gradient(values, scale, first, gradient[:, ::2, ::2])]
+    x = Unnormalized(values, scale, offset)
+    y, first = kernels.max_pool(x)
+    return [y, *kernels.max_pool_gradient(x, first, gradient[:, ::2, ::2])]
 
 
 def expected_pool(arrays: list[np.ndarray]) -> list[np.ndarray]:
@@ -209,15 +211,15 @@ def test_rounding_and_nan_are_as_in_jax():
     one, zero = jnp.ones(37), jnp.zeros(37)
     kernel = jnp.zeros((3, 3, 37)).at[1, 1].set(1.00390625)  # exact products, to be rounded
     x = values.astype(jnp.bfloat16)
-    exact = kernels.depthwise(x.astype(jnp.float32), one, zero, kernel, False)
-    rounded = kernels.depthwise(x, one, zero, kernel, False)
+    exact = kernels.depthwise(Unnormalized(x.astype(jnp.float32), one, zero), kernel, relu=False)
+    rounded = kernels.depthwise(Unnormalized(x, one, zero), kernel, relu=False)
     np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
     for dtype in (jnp.float32, jnp.bfloat16):
         spoiled = values.at[0, 1, 2, 3].set(jnp.nan).astype(dtype)
-        y = kernels.depthwise(spoiled, one, zero, kernel, True)
+        y = kernels.depthwise(Unnormalized(spoiled, one, zero), kernel, relu=True)
         assert np.argwhere(np.isnan(np.asarray(y, np.float32)))[:, 3].tolist() == [3] * 9
         assert np.isnan(kernels.channel_sums(spoiled, spoiled)[:, 3]).all()
-        pool, _ = kernels.max_pool(spoiled, one, zero)
+        pool, _ = kernels.max_pool(Unnormalized(spoiled, one, zero))
         plain = shifted_max_pool(spoiled)
         assert np.isnan(plain).sum() == 1
         np.testing.assert_array_equal(np.isnan(pool), np.isnan(plain))

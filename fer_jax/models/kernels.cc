@@ -222,10 +222,9 @@ ffi::Error Forward(ffi::ThreadPool pool, Array x, Array scale, Array offset, Arr
         for (int column = 0; column < width; column++) {
           const int next = (column + 2) * kLanes;
           const Floats a2 = Load(above + next), b2 = Load(here + next), c2 = Load(below + next);
-          Store(out + size.Place(row, column),
-                     (a0 * taps[0] + a1 * taps[1] + a2 * taps[2]) +
-                         (b0 * taps[3] + b1 * taps[4] + b2 * taps[5]) +
-                         (c0 * taps[6] + c1 * taps[7] + c2 * taps[8]));
+          Store(out + size.Place(row, column), (a0 * taps[0] + a1 * taps[1] + a2 * taps[2]) +
+                                                   (b0 * taps[3] + b1 * taps[4] + b2 * taps[5]) +
+                                                   (c0 * taps[6] + c1 * taps[7] + c2 * taps[8]));
           a0 = a1, a1 = a2, b0 = b1, b1 = b2, c0 = c1, c1 = c2;
         }
       }

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,15 @@ COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 MIN_CHANNELS = 16  # a vector of kernels.cc
 TAPS = 9
+
+
+class Unnormalized(NamedTuple):
+    """A BatchNorm's input with a pending affine pass: values * scale + offset."""
+
+    values: jax.Array  # [batch, height, width, channels]
+    scale: jax.Array  # [channels], float32 (float64 for float64 values)
+    offset: jax.Array  # the same
+
 
 _portable = contextvars.ContextVar("portable", default=False)
 
@@ -193,53 +202,42 @@ def _run(
     return partitioned(*arguments)
 
 
-def depthwise(
-    values: jax.Array, scale: jax.Array, offset: jax.Array, kernel: jax.Array, relu: bool
-) -> jax.Array:
-    """Convolves values * scale + offset, after a ReLU or not, by [3, 3, c] with zero padding.
-
-    Maps [b, h, w, c], float32 or bfloat16, to the same; all others are float32, [c].
-    """
-    result = (values.shape[1:], values.dtype)
-    return _run("forward", [result], values, scale, offset, kernel, relu=relu)[0]
+def depthwise(x: Unnormalized, kernel: jax.Array, *, relu: bool) -> jax.Array:
+    """Convolves with zero padding by [3, 3, c]: [b, h, w, c] to the same, in the values' dtype."""
+    result = (x.values.shape[1:], x.values.dtype)
+    return _run("forward", [result], *x, kernel.astype(jnp.float32), relu=relu)[0]
 
 
 def depthwise_gradient(
-    values: jax.Array,
-    scale: jax.Array,
-    offset: jax.Array,
-    kernel: jax.Array,
-    gradient: jax.Array,
-    relu: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Computes the gradients of `depthwise` in values, scale, offset and kernel, in one pass."""
-    channels = values.shape[-1]
-    results = [(values.shape[1:], values.dtype), ((TAPS + 2, channels), jnp.float32)]
-    of_values, sums = _run("backward", results, values, scale, offset, kernel, gradient, relu=relu)
+    x: Unnormalized, kernel: jax.Array, gradient: jax.Array, *, relu: bool
+) -> tuple[Unnormalized, jax.Array]:
+    """Computes the gradients of `depthwise` in x and kernel, in one pass."""
+    shape, dtype = x.values.shape[1:], x.values.dtype
+    results = [(shape, dtype), ((TAPS + 2, shape[-1]), jnp.float32)]
+    taps = kernel.astype(jnp.float32)
+    of_values, sums = _run("backward", results, *x, taps, gradient, relu=relu)
     *of_taps, of_scale, of_offset = sums.sum(0)
-    return of_values, of_scale, of_offset, jnp.stack(of_taps).reshape(kernel.shape)
+    of_kernel = jnp.stack(of_taps).reshape(kernel.shape).astype(kernel.dtype)
+    return Unnormalized(of_values, of_scale, of_offset), of_kernel
 
 
-def max_pool(values: jax.Array, scale: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Computes the 3x3 maximum of values * scale + offset with stride 2, and its tap as uint8.
+def max_pool(x: Unnormalized) -> tuple[jax.Array, jax.Array]:
+    """Computes the 3x3 maximum with stride 2, and which tap it is, as uint8.
 
-    Maps [b, h, w, c], float32 or bfloat16, to two arrays [b, ceil(h / 2), ceil(w / 2), c]; scale
-    and offset are float32 [c].
+    Both are [b, ceil(h / 2), ceil(w / 2), c].
     """
-    height, width, channels = values.shape[1:]
+    height, width, channels = x.values.shape[1:]
     shape = (-(-height // 2), -(-width // 2), channels)
-    pooled, first = _run("pool", [(shape, values.dtype), (shape, jnp.uint8)], values, scale, offset)
+    pooled, first = _run("pool", [(shape, x.values.dtype), (shape, jnp.uint8)], *x)
     return pooled, first
 
 
-def max_pool_gradient(
-    values: jax.Array, scale: jax.Array, first: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes the gradients of `max_pool` in values, scale and offset, in one pass."""
-    results = [(values.shape[1:], values.dtype), ((2, values.shape[-1]), jnp.float32)]
-    of_values, sums = _run("pool_backward", results, values, scale, first, gradient)
-    of_scale, of_offset = sums.sum(0)
-    return of_values, of_scale, of_offset
+def max_pool_gradient(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
+    """Computes the gradient of `max_pool` in x, in one pass."""
+    shape, dtype = x.values.shape[1:], x.values.dtype
+    results = [(shape, dtype), ((2, shape[-1]), jnp.float32)]
+    of_values, sums = _run("pool_backward", results, x.values, x.scale, first, gradient)
+    return Unnormalized(of_values, *sums.sum(0))
 
 
 def channel_sums(a: jax.Array, b: jax.Array) -> jax.Array:

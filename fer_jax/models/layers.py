@@ -10,13 +10,14 @@ not gathers or scans over images, so that a sharded batch only adds all-reduces 
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fer_jax.models import kernels
+from fer_jax.models.kernels import Unnormalized
 
 EPSILON = 1e-3  # Keras'
 # Rows summed within one loop; XLA:CPU would write every product to memory before a sum.
@@ -24,14 +25,6 @@ ROWS_IN_A_LOOP = range(8, 17)
 _TAPS = [(row, column) for row in range(3) for column in range(3)]
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
-class Unnormalized(NamedTuple):
-    """A BatchNorm's input with a pending affine pass: values * scale + offset."""
-
-    values: jax.Array  # [batch, height, width, channels]
-    scale: jax.Array  # [channels], float32 (float64 for float64 values)
-    offset: jax.Array  # the same
 
 
 def accumulator(dtype: Any) -> Any:
@@ -252,23 +245,16 @@ def _fused_pool_forward(x: Unnormalized) -> tuple[jax.Array, Any]:
         pooled, (first, _) = _max_pool_forward(affine(x))
         return pooled, first
 
-    def compiled(x: Unnormalized) -> tuple[jax.Array, jax.Array]:
-        return kernels.max_pool(*x)
-
-    pooled, first = jax.lax.platform_dependent(x, cpu=compiled, default=plain)
+    pooled, first = jax.lax.platform_dependent(x, cpu=kernels.max_pool, default=plain)
     return pooled, (x, first)
 
 
-def _fused_pool_backward(
-    saved: tuple[Unnormalized, jax.Array], gradient: jax.Array
-) -> tuple[Unnormalized]:
-    def compiled(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
-        return Unnormalized(*kernels.max_pool_gradient(x.values, x.scale, first, gradient))
-
+def _fused_pool_backward(saved: Any, gradient: jax.Array) -> tuple[Unnormalized]:
     def plain(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
         (of_affine,) = _max_pool_backward((first, x.values[:0]), gradient)
         return _affine_gradient(x, of_affine)
 
+    compiled = kernels.max_pool_gradient
     return (jax.lax.platform_dependent(*saved, gradient, cpu=compiled, default=plain),)
 
 
@@ -396,32 +382,21 @@ shifted_conv3x3.defvjp(lambda x, k, relu: (shifted_conv3x3(x, k, relu), (x, k)),
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def fused_conv3x3(x: Unnormalized, kernel: jax.Array, relu: bool) -> jax.Array:
     """Does the same with the kernel of each platform that has one, forward and backward."""
-
-    def compiled(x: Unnormalized, kernel: jax.Array) -> jax.Array:
-        return kernels.depthwise(*x, kernel.astype(x.scale.dtype), relu)
-
-    def plain(x: Unnormalized, kernel: jax.Array) -> jax.Array:
-        return jnp.asarray(shifted_conv3x3(x, kernel, relu))
-
-    return jax.lax.platform_dependent(x, kernel, cpu=compiled, default=plain)
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(kernels.depthwise, relu=relu),
+        default=lambda x, kernel: shifted_conv3x3(x, kernel, relu),
+    )
 
 
-def _fused_backward(
-    relu: bool, saved: tuple[Unnormalized, jax.Array], gradient: jax.Array
-) -> tuple[Unnormalized, jax.Array]:
-    def compiled(
-        x: Unnormalized, kernel: jax.Array, gradient: jax.Array
-    ) -> tuple[Unnormalized, jax.Array]:
-        taps = kernel.astype(x.scale.dtype)
-        *of_x, of_kernel = kernels.depthwise_gradient(*x, taps, gradient, relu)
-        return Unnormalized(*of_x), of_kernel.astype(kernel.dtype)
-
-    def plain(
-        x: Unnormalized, kernel: jax.Array, gradient: jax.Array
-    ) -> tuple[Unnormalized, jax.Array]:
-        return _shifted_backward(relu, (x, kernel), gradient)
-
-    return jax.lax.platform_dependent(*saved, gradient, cpu=compiled, default=plain)
+def _fused_backward(relu: bool, saved: Any, gradient: jax.Array) -> tuple[Unnormalized, jax.Array]:
+    return jax.lax.platform_dependent(
+        *saved,
+        gradient,
+        cpu=functools.partial(kernels.depthwise_gradient, relu=relu),
+        default=lambda x, kernel, gradient: _shifted_backward(relu, (x, kernel), gradient),
+    )
 
 
 fused_conv3x3.defvjp(lambda x, k, relu: (fused_conv3x3(x, k, relu), (x, k)), _fused_backward)
