@@ -36,8 +36,8 @@ def get_config() -> Config:
     config.test_sets = (*mixed.sources, {"name": "calls/folds", "test": "all"})
     run = config.run
     run.batch_size = 64
-    run.num_epochs = 9.0
-    run.validate_every_epochs = 1.5
+    run.num_epochs = 12.0
+    run.validate_every_epochs = 2.0
     run.model.update(
         image_size=72, width=0.25, num_middle_blocks=0, dropout=0.0, batch_norm_momentum=0.9
     )

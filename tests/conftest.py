@@ -50,6 +50,7 @@ from flax import nnx  # noqa: E402  (as above)
 
 from fer_jax.models import xception  # noqa: E402  (as above)
 from fer_jax.models.layers import Separable  # noqa: E402  (as above)
+from fer_jax.sharding import make_mesh  # noqa: E402  (as above)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -70,6 +71,20 @@ def short_network() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(xception, "Xception", ShortXception)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+    """Trains and evaluates on one of the eight devices: less to compile.
+
+    Other processes that a test starts have all of them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("training.start", "evaluation.evaluate"):
+            patch.setattr(
+                f"fer_jax.{module}.make_mesh", lambda _=None: make_mesh(jax.devices()[:1])
+            )
         yield
 
 

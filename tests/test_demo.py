@@ -20,7 +20,7 @@ from fer_jax.evaluation import metrics, predictions
 from fer_jax.storage import read_table
 from fer_jax.study import scenarios
 
-pytestmark = pytest.mark.usefixtures("short_network")
+pytestmark = pytest.mark.usefixtures("short_network", "one_device")
 SCENARIOS = ("baseline", "+YouTube", "+StyleGAN2", "all")
 
 

@@ -8,14 +8,12 @@ import tomllib
 from pathlib import Path
 
 import cv2
-import jax
 import pytest
 import tensorflow_datasets as tfds
 
 from data_builders.demo import demo_dataset_builder
 from fer_jax.__main__ import VERBS, main
 from fer_jax.schema import EMOTIONS
-from fer_jax.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -114,15 +112,6 @@ def test_links_lead_somewhere():
             if anchor:
                 headings = re.findall(r"^#+ (.*)$", other.read_text(), re.MULTILINE)
                 assert anchor in [heading.lower().replace(" ", "-") for heading in headings], target
-
-
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less to compile than eight."""
-    for module in ("training.start", "evaluation.evaluate"):
-        monkeypatch.setattr(
-            f"fer_jax.{module}.make_mesh", lambda _=None: make_mesh(jax.devices()[:1])
-        )
 
 
 @pytest.mark.usefixtures("one_device")

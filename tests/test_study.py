@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jax
 import numpy as np
 import pytest
 from scipy import special
@@ -22,7 +21,6 @@ from fer_jax.evaluation import bootstrap, metrics, predictions
 from fer_jax.evaluation.compare import compare
 from fer_jax.report import run_page
 from fer_jax.schema import EMOTIONS, INTERESTS
-from fer_jax.sharding import make_mesh
 from fer_jax.study import matrix, scenarios, study
 
 CONFIG = """
@@ -54,17 +52,6 @@ RUNS = ("base.seed_0", "base.seed_1", "both.seed_0", "both.seed_1")
 
 def people(name: str, count: int, emotions: range = range(7)) -> list[tuple[str, int]]:
     return [(f"{name}{number}", emotion) for number in range(count) for emotion in emotions]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device() -> Iterator[None]:
-    """Less to compile than eight."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("training.start", "evaluation.evaluate"):
-            patch.setattr(
-                f"fer_jax.{module}.make_mesh", lambda _=None: make_mesh(jax.devices()[:1])
-            )
-        yield
 
 
 @pytest.fixture(scope="module")
