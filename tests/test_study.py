@@ -45,7 +45,7 @@ def get_config():
     run.validate_every_epochs = 1.0
     return config
 """
-pytestmark = pytest.mark.usefixtures("short_network")
+pytestmark = pytest.mark.usefixtures("short_network", "one_device")
 
 RUNS = ("base.seed_0", "base.seed_1", "both.seed_0", "both.seed_1")
 
