@@ -441,11 +441,19 @@ def answer(
     reached = {
         who: np.mean([_value(cells, who, where) for where in unseen]) for who in (name, baseline)
     }
+    others = [
+        f"'{other}' {number(one['difference'], signed=True)} {interval(one['interval'], signed=True)}"
+        for other in added
+        if other != name
+        for one in [bootstrap.difference(means[other], num_compared=len(added))]
+    ]
+    rest = f" The others: {', '.join(others)}." if others else ""
     return (
         f"Of 100 faces of {', '.join(map(' '.join, unseen))}, which none of these networks was "
         f"trained on, '{name}' recognizes {100 * reached[name]:.0f} and '{baseline}' "
         f"{100 * reached[baseline]:.0f}, if each class counts the same: a difference in balanced "
         f"accuracy of {number(found['difference'], signed=True)} {shown}{verdict}{chosen}{fixed}."
+        f"{rest}"
     )
 
 
