@@ -189,19 +189,19 @@ def test_eight_devices_equal_one_in_float64():
             "image": rng.integers(0, 256, (16, 8, 8, 3), np.uint8),
             "target": np.eye(7)[rng.integers(0, 7, 16)],
         }
+        state = jax.jit(functools.partial(gan_step.init_state, recipe=recipe))(jax.random.key(0))
+        # Halfway, so that augmentation does something.
+        first = jax.tree.map(
+            lambda x: np.asarray(x, np.float64 if x.dtype == jnp.float32 else x.dtype),
+            dataclasses.replace(state, augment_p=jnp.float32(0.5)),
+        )
         results = []
         for devices in (jax.devices()[:1], jax.devices()[:8]):
             mesh = make_mesh(devices)
             own = dataclasses.replace(recipe, mesh=mesh)
-            state = jax.jit(functools.partial(gan_step.init_state, recipe=own))(jax.random.key(0))
-            # Halfway, so that augmentation does something.
-            state = dataclasses.replace(state, augment_p=jnp.float32(0.5))
-            state = jax.tree.map(
-                lambda x: np.asarray(x, np.float64 if x.dtype == jnp.float32 else x.dtype), state
-            )
-            everywhere = jax.tree.map(lambda _, mesh=mesh: replicated(mesh), state)
+            everywhere = jax.tree.map(lambda _, mesh=mesh: replicated(mesh), first)
             parts = gan.jit_parts(own, everywhere, mesh)
-            state = jax.device_put(state, everywhere)
+            state = jax.device_put(first, everywhere)
             placed = jax.device_put(batch, batch_sharding(mesh))
             scalars: dict[str, Any] = {}
             for number, part in enumerate(parts.values()):
@@ -282,8 +282,10 @@ def test_another_network_is_a_start_if_it_fits(finished: Path, data_dir: Path, t
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_records(data_dir: Path, tmp_path: Path):
+    config = tiny_config(learning_rate=1e30, r1_interval=100, path_weight=0.0)
+    config.augment.groups = ("blit",)
     with pytest.raises(InputError, match=r"is not finite at step \d, of records lab/train_"):
-        gan.train(tiny_config(learning_rate=1e30), tmp_path, data_dir)
+        gan.train(config, tmp_path, data_dir)
     found = json.loads((tmp_path / "not_finite.json").read_text())
     assert len(found["record_ids"]) == 8
 
@@ -291,6 +293,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_records(data_dir: Path,
 def test_a_network_without_classes(data_dir: Path, tmp_path: Path):
     config = tiny_config(num_images=8, path_weight=0.0)
     config.model.conditional = False
+    config.augment.groups = ("blit",)
     gan.train(config, tmp_path, data_dir)
     assert load_generator(tmp_path / gan.FOLDER).c_dim == 0
     assert convert.read_about(tmp_path / gan.FOLDER)["classes"] == []
