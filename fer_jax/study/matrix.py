@@ -441,12 +441,12 @@ def answer(
     reached = {
         who: np.mean([_value(cells, who, where) for where in unseen]) for who in (name, baseline)
     }
-    others = [
-        f"'{other}' {number(one['difference'], signed=True)} {interval(one['interval'], signed=True)}"
-        for other in added
-        if other != name
-        for one in [bootstrap.difference(means[other], num_compared=len(added))]
-    ]
+    others = []
+    for other in added:
+        if other != name:
+            one = bootstrap.difference(means[other], num_compared=len(added))
+            value = number(one["difference"], signed=True)
+            others.append(f"'{other}' {value} {interval(one['interval'], signed=True)}")
     rest = f" The others: {', '.join(others)}." if others else ""
     return (
         f"Of 100 faces of {', '.join(map(' '.join, unseen))}, which none of these networks was "
