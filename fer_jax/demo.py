@@ -47,7 +47,7 @@ PLATFORM_OF = {
 }
 FACES = ["--detector=haar", "--frames=3"]  # OpenCV's cascade needs no file
 CROPPED = "--detector=none"
-CORE_SECONDS = 600  # of the whole demo, on a processor that films a clip in `CLIP_SECONDS`
+CORE_SECONDS = 800  # of the whole demo, on a processor that films a clip in `CLIP_SECONDS`
 CLIP_SECONDS = 0.05
 
 
