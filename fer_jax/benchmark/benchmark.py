@@ -143,7 +143,7 @@ BENCHMARKS = {
     ),
     "worlds": Benchmark(
         "rendered_worlds",
-        "how often the demo's statements are true, over rendered worlds (3 minutes each)",
+        "how often the demo's statements are true, over rendered worlds",
         {"worlds": 20, "people": 10_000},
     ),
 }

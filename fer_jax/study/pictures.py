@@ -21,8 +21,8 @@ from fer_jax.study import study
 from fer_jax.study.scenarios import ScenarioRun
 
 HAAR = Extraction(detector="haar")
-SHOWN = 180  # pixels a side of a face
 NUM_AUGMENTED = 4
+TRIED = 14  # frames of the video: two of each reaction
 
 
 def write(
@@ -30,7 +30,7 @@ def write(
 ) -> None:
     """Writes overview.png, the matrix with six faces of each test set above it, and one_frame.png.
 
-    `video` is the one whose middle frame is shown, `run` the network that looks at it.
+    `video` is the one whose first frame with a face is shown, `run` the network that looks at it.
     """
     above = []
     for one in scored["test_sets"]:
@@ -38,10 +38,10 @@ def write(
         above.append(cv2.vconcat([cv2.hconcat(faces[:3]), cv2.hconcat(faces[3:])]))
     _save(overview(scored, above), workdir / "overview.png")
     with Video(video) as opened:
-        frame = next(one.image for one in opened.frames(count=1) if one.image is not None)
-    found = detect_faces(frame, video.name, 0, HAAR)
-    if found:
-        _save(_way(frame, found[0], run), workdir / ONE_FRAME)
+        for _, _, frame in opened.frames(count=TRIED):
+            if frame is not None and (found := detect_faces(frame, video.name, 0, HAAR)):
+                _save(_way(frame, found[0], run), workdir / ONE_FRAME)
+                return
 
 
 def _save(figure: Any, file: Path) -> None:
