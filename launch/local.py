@@ -4,8 +4,8 @@
 
 After the number of processes comes a verb of `fer-jax` with its options. The processes connect at a
 free port of 127.0.0.1, and GPUs are divided evenly. If a process fails, all end within 30 seconds.
-SIGTERM and Ctrl-C are passed on. The exit code is that of the first failure: 75 if all were
-preempted.
+SIGTERM, Ctrl-C, SIGUSR1 and SIGHUP (a closed terminal) are passed on. The exit code is that of the
+first failure: 75 if all were preempted.
 """
 
 import argparse
@@ -120,13 +120,16 @@ def main(argv: Sequence[str]) -> int:
         nonlocal interrupts
         del frame
         interrupts += number == signal.SIGINT
+        # A second Ctrl-C ends at once; a scheduler may send the same signal twice. SIGHUP stays
+        # what it is, since only it tells that the terminal can no longer be written.
+        sent = number if number == signal.SIGHUP else signal.SIGTERM
         for process in started:
-            if process.poll() is None:
-                # A second Ctrl-C ends at once; a scheduler may send the same signal twice.
-                process.kill() if interrupts > 1 else process.terminate()
+            process.send_signal(signal.SIGKILL if interrupts > 1 else sent)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        # `nohup` makes a program ignore that its terminal is closed.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, pass_on)
     command = [sys.executable, "-m", "fer_jax", *arguments.verb]
     for own in environments(arguments.processes, free_port(), os.environ, gpus):
         # In sessions of their own, so that Ctrl-C reaches them once, through this process.

@@ -115,6 +115,7 @@ def test_signals_are_passed_on_and_a_second_ctrl_c_ends_at_once(start: Start):
     for script, signals, code in (
         (saves_slowly, [signal.SIGUSR1, signal.SIGTERM], 75),
         (saves, [signal.SIGINT], 75),
+        (saves.replace("TERM", "HUP"), [signal.SIGHUP], 75),
         (f"signal.signal(signal.SIGTERM, lambda *_: None); {waits}", [signal.SIGINT] * 2, 137),
     ):
         started = start(script)
