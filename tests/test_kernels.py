@@ -14,14 +14,7 @@ import pytest
 
 from fer_jax.errors import InputError
 from fer_jax.models import kernels, xception
-from fer_jax.models.layers import (
-    Unnormalized,
-    fused_conv3x3,
-    max_pool3x3,
-    moments,
-    shifted_conv3x3,
-    shifted_max_pool,
-)
+from fer_jax.models.layers import Unnormalized, fused_conv3x3, moments, shifted_conv3x3
 from fer_jax.sharding import batch_sharding, make_mesh, replicated
 
 needs_kernels = pytest.mark.skipif(bool(kernels.why_not()), reason="the kernels are not in use")
@@ -65,42 +58,6 @@ def computed(arrays: list[jax.Array], relu: bool) -> list[jax.Array]:
     return [y, *of_x, of_kernel, kernels.channel_sums(values, gradient)]
 
 
-def pooled(arrays: list[jax.Array]) -> list[jax.Array]:
-    """Returns the max-pool and the gradients of values, scale and offset."""
-    values, scale, offset, _, gradient = arrays
-    x = Unnormalized(values, scale, offset)
-    y, first = kernels.max_pool(x)
-    return [y, *kernels.max_pool_gradient(x, first, gradient[:, ::2, ::2])]
-
-
-def expected_pool(arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Computes the same by its definition, in float64."""
-    values, scale, offset, _, gradient = arrays
-    height, width = values.shape[1:3]
-    edges = [(size % 2, 1) for size in (height, width)]
-    gradient = gradient[:, ::2, ::2]
-    rows, columns = gradient.shape[1:3]
-    padded = np.pad(values * scale + offset, ((0, 0), *edges, (0, 0)), constant_values=-np.inf)
-    windows = np.stack(
-        [
-            padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
-            for i, j in itertools.product(range(3), range(3))
-        ]
-    )
-    first = windows.argmax(0)
-    of_padded = np.zeros_like(padded)
-    for tap, (i, j) in enumerate(itertools.product(range(3), range(3))):
-        window = of_padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
-        window += gradient * (first == tap)
-    of_affine = of_padded[:, height % 2 : -1, width % 2 : -1]
-    return [
-        windows.max(0),
-        of_affine * scale,
-        (of_affine * values).sum((0, 1, 2)),
-        of_affine.sum((0, 1, 2)),
-    ]
-
-
 def expected(arrays: list[np.ndarray], relu: bool) -> list[np.ndarray]:
     """Computes the same by its definition, in float64."""
     values, scale, offset, kernel, gradient = arrays
@@ -131,11 +88,11 @@ def expected(arrays: list[np.ndarray], relu: bool) -> list[np.ndarray]:
 def check(shape: tuple[int, ...], seed: int) -> None:
     """Compares all results of one shape, in both dtypes, with and without ReLU."""
     exact = drawn(np.random.default_rng(seed), shape)
-    theirs = [expected(exact, False), expected(exact, True), expected_pool(exact)]
+    theirs = [expected(exact, relu) for relu in (False, True)]
 
     @jax.jit
     def compute(arrays: list[jax.Array]) -> Any:
-        return [computed(arrays, False), computed(arrays, True), pooled(arrays)]
+        return [computed(arrays, relu) for relu in (False, True)]
 
     for dtype in TOLERANCES:
         for found, right in zip(compute(as_arrays(exact, dtype)), theirs, strict=True):
@@ -192,20 +149,6 @@ def test_an_array_of_too_few_channels_is_refused():
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(4, 13, 8, 24), (2, 1, 2, 16)])
-def test_the_fused_pool_has_the_plain_ones_gradients(shape: tuple[int, ...]):
-    values, scale, offset, _, gradient = (
-        jnp.asarray(x, jnp.float32) for x in drawn(np.random.default_rng(0), shape)
-    )
-    x = Unnormalized(values, scale, offset)
-    ours, pull = jax.vjp(max_pool3x3, x)
-    with kernels.portable():
-        theirs, plain_pull = jax.vjp(max_pool3x3, x)
-    weight = gradient[:, ::2, ::2]
-    compare([ours, *pull(weight)[0]], [theirs, *plain_pull(weight)[0]], "float32")
-
-
-@needs_kernels
 def test_rounding_and_nan_are_as_in_jax():
     values = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 5, 37)), jnp.float32)
     one, zero = jnp.ones(37), jnp.zeros(37)
@@ -219,10 +162,6 @@ def test_rounding_and_nan_are_as_in_jax():
         y = kernels.depthwise(Unnormalized(spoiled, one, zero), kernel, relu=True)
         assert np.argwhere(np.isnan(np.asarray(y, np.float32)))[:, 3].tolist() == [3] * 9
         assert np.isnan(kernels.channel_sums(spoiled, spoiled)[:, 3]).all()
-        pool, _ = kernels.max_pool(Unnormalized(spoiled, one, zero))
-        plain = shifted_max_pool(spoiled)
-        assert np.isnan(plain).sum() == 1
-        np.testing.assert_array_equal(np.isnan(pool), np.isnan(plain))
 
 
 @needs_kernels

@@ -1,7 +1,6 @@
 // The passes over memory that XLA:CPU splits into many, as custom calls on XLA's own threads:
-// BatchNorm's affine pass with ReLU and the depthwise 3x3 convolution, the same with the max-pool,
-// the gradients of both, and sums over pixels. kernels.py compiles this file for the processor that
-// it runs on.
+// BatchNorm's affine pass with ReLU and the depthwise 3x3 convolution, their gradient, and sums over
+// pixels. kernels.py compiles this file for the processor that it runs on.
 //
 // Arrays are [images, height, width, channels] in float32 or bfloat16, with at least 16 channels; all
 // arithmetic is float32.
@@ -11,7 +10,6 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -35,7 +33,6 @@ typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -52,7 +49,6 @@ inline Floats Load(const float* from) { return Copy<Floats>(from); }
 inline Floats Load(const BFloat16* from) {
   return (Floats)(__builtin_convertvector(Copy<Halves>(from), Bits) << 16);
 }
-inline Ints Load(const uint8_t* from) { return __builtin_convertvector(Copy<Bytes>(from), Ints); }
 
 inline void Store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 inline void Store(BFloat16* to, Floats x) {
@@ -60,10 +56,6 @@ inline void Store(BFloat16* to, Floats x) {
   bits += 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
   Halves rounded = __builtin_convertvector(((nan & 0x7fc00000u) | (~nan & bits)) >> 16, Halves);
   std::memcpy(to, &rounded, sizeof rounded);
-}
-inline void Store(uint8_t* to, Ints x) {
-  Bytes bytes = __builtin_convertvector(x, Bytes);
-  std::memcpy(to, &bytes, sizeof bytes);
 }
 
 inline Floats Select(Ints mask, Floats x) { return (Floats)((Ints)x & mask); }
@@ -134,28 +126,6 @@ T* At(const Array& x, const Layout& size, int image, int c) {
 inline float* Of(const Array& x, size_t place) {
   return static_cast<float*>(x.untyped_data()) + place;
 }
-
-// Two sums for each of some blocks. A row's sums are added at once: one long sum in float32 is less
-// exact.
-class PixelSums {
- public:
-  explicit PixelSums(Blocks blocks) : blocks_(blocks), sums_(2 * blocks.Count()) {}
-
-  void Add(int block, Floats first, Floats second) {
-    sums_[2 * block] += first;
-    sums_[2 * block + 1] += second;
-  }
-
-  void Write(const Layout& size, const Array& to, int image) const {
-    for (int i = 0; i < 2 * blocks_.Count(); i++) {
-      Store(Of(to, (size_t(2) * image + i % 2) * size.channels + blocks_[i / 2]), sums_[i]);
-    }
-  }
-
- private:
-  Blocks blocks_;
-  std::vector<Floats> sums_;
-};
 
 // The last three rows of one block of channels, with a zero pixel at both ends.
 class Rows {
@@ -294,133 +264,48 @@ ffi::Error Backward(ffi::ThreadPool pool, Array x, Array scale, Array offset, Ar
   });
 }
 
-// The max-pool has windows of 3x3 and stride 2. Tap t of output o reads pixel 2 o + t - odd, and is
-// left out where there is none. `first` is the tap of the maximum, the first in reading order.
-ffi::Error Pool(ffi::ThreadPool pool, Array x, Array scale, Array offset, Result y, Result first) {
-  return Dispatch(x, [&](auto type) {
-    using T = decltype(type);
-    ForEachImage(Layout(x), pool, [&](Layout size, int image, Blocks blocks) {
-      const Layout pooled(*y);
-      const int height = size.height, width = size.width;
-      for (int row = 0; row < pooled.height; row++) {
-        for (int block = 0; block < blocks.Count(); block++) {
-          const int c = blocks[block];
-          const T* in = At<T>(x, size, image, c);
-          T* out = At<T>(*y, pooled, image, c) + pooled.Place(row, 0);
-          uint8_t* taps = At<uint8_t>(*first, pooled, image, c) + pooled.Place(row, 0);
-          const auto affine = Activation(Load(Of(scale, c)), Load(Of(offset, c)), false);
-          for (int column = 0; column < pooled.width; column++) {
-            Floats largest = Floats{} - std::numeric_limits<float>::infinity();
-            Ints tap = {};
-            for (int i = 0; i < kTaps; i++) {
-              const int r = 2 * row + i / 3 - height % 2, s = 2 * column + i % 3 - width % 2;
-              if (r < 0 || r >= height || s < 0 || s >= width) continue;
-              const Floats value = affine(Load(in + size.Place(r, s)));
-              const Ints larger = (value > largest) | (value != value);
-              largest = (Floats)(((Ints)value & larger) | ((Ints)largest & ~larger));
-              tap = (i & larger) | (tap & ~larger);
-            }
-            Store(out + size_t(column) * size.channels, largest);
-            Store(taps + size_t(column) * size.channels, tap);
-          }
-        }
-      }
-    });
-  });
-}
-
-// sums is [images, 2, channels]: the gradients of scale and of offset.
-ffi::Error PoolBackward(ffi::ThreadPool pool, Array x, Array scale, Array first, Array gradient,
-                        Result of_x, Result sums) {
-  return Dispatch(x, [&](auto type) {
-    using T = decltype(type);
-    ForEachImage(Layout(x), pool, [&](Layout size, int image, Blocks blocks) {
-      const Layout pooled(gradient);
-      const int height = size.height, width = size.width;
-      PixelSums totals(blocks);
-      for (int row = 0; row < height; row++) {
-        for (int block = 0; block < blocks.Count(); block++) {
-          const int c = blocks[block];
-          const T* in = At<T>(x, size, image, c) + size.Place(row, 0);
-          T* out = At<T>(*of_x, size, image, c) + size.Place(row, 0);
-          const T* of_y = At<T>(gradient, pooled, image, c);
-          const uint8_t* taps = At<uint8_t>(first, pooled, image, c);
-          const Floats scales = Load(Of(scale, c));
-          Floats of_scale = {}, of_offset = {}, next = {};
-          const auto finish = [&](int column, Floats sum) {
-            if (column < 0) return;
-            of_scale += sum * Load(in + size_t(column) * size.channels);
-            of_offset += sum;
-            Store(out + size_t(column) * size.channels, sum * scales);
-          };
-          // A row is the first or second of one output's window and the third of the one before.
-          const int middle = (row + height % 2) / 2, tap_row = (row + height % 2) % 2;
-          for (int column = 0; column < pooled.width; column++) {
-            Floats even = next, odd = {};
-            next = Floats{};
-            const auto add = [&](int output_row, int tap) {
-              const size_t place = pooled.Place(output_row, column);
-              const Ints largest = Load(taps + place);
-              const Floats g = Load(of_y + place);
-              even += Select(largest == tap, g);
-              odd += Select(largest == tap + 1, g);
-              next += Select(largest == tap + 2, g);
-            };
-            if (middle < pooled.height) add(middle, 3 * tap_row);
-            if (tap_row == 0 && middle > 0) add(middle - 1, 6);
-            finish(2 * column - width % 2, even);
-            finish(2 * column + 1 - width % 2, odd);
-          }
-          totals.Add(block, of_scale, of_offset);
-        }
-      }
-      totals.Write(size, *sums, image);
-    });
-  });
-}
-
-// sums is [images, 2, channels], of a and of a * b.
+// sums is [images, 2, channels], of a and of a * b. A row's sums are added at once: one long sum in
+// float32 is less exact.
 ffi::Error Sums(ffi::ThreadPool pool, Array a, Array b, Result sums) {
   return Dispatch(a, [&](auto type) {
     using T = decltype(type);
     ForEachImage(Layout(a), pool, [&](Layout size, int image, Blocks blocks) {
-      PixelSums totals(blocks);
+      std::vector<Floats> of_a(blocks.Count()), of_product(blocks.Count());
       for (int row = 0; row < size.height; row++) {
         for (int block = 0; block < blocks.Count(); block++) {
-          const T* of_a = At<T>(a, size, image, blocks[block]) + size.Place(row, 0);
-          const T* of_b = At<T>(b, size, image, blocks[block]) + size.Place(row, 0);
+          const T* as = At<T>(a, size, image, blocks[block]) + size.Place(row, 0);
+          const T* bs = At<T>(b, size, image, blocks[block]) + size.Place(row, 0);
           Floats sum[2] = {}, product[2] = {};
           const auto add = [&](int column, Floats& sum, Floats& product) {
-            const Floats value = Load(of_a + size_t(column) * size.channels);
+            const Floats value = Load(as + size_t(column) * size.channels);
             sum += value;
-            product += value * Load(of_b + size_t(column) * size.channels);
+            product += value * Load(bs + size_t(column) * size.channels);
           };
           for (int column = 0; column + 1 < size.width; column += 2) {  // two chains of additions
             add(column, sum[0], product[0]);
             add(column + 1, sum[1], product[1]);
           }
           if (size.width % 2) add(size.width - 1, sum[0], product[0]);
-          totals.Add(block, sum[0] + sum[1], product[0] + product[1]);
+          of_a[block] += sum[0] + sum[1];
+          of_product[block] += product[0] + product[1];
         }
       }
-      totals.Write(size, *sums, image);
+      for (int block = 0; block < blocks.Count(); block++) {
+        float* to = Of(*sums, size_t(2) * image * size.channels + blocks[block]);
+        Store(to, of_a[block]);
+        Store(to + size.channels, of_product[block]);
+      }
     });
   });
 }
 
-auto Arguments3() {
-  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Arg<Array>();
-}
+auto Arguments() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>(); }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    forward, Forward, Arguments3().Arg<Array>().Attr<bool>("relu").Ret<Array>());
+    forward, Forward, Arguments().Arg<Array>().Arg<Array>().Attr<bool>("relu").Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     backward, Backward,
-    Arguments3().Arg<Array>().Arg<Array>().Attr<bool>("relu").Ret<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(pool, Pool, Arguments3().Ret<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    pool_backward, PoolBackward, Arguments3().Arg<Array>().Ret<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    sums, Sums, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());
+    Arguments().Arg<Array>().Arg<Array>().Arg<Array>().Attr<bool>("relu").Ret<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sums, Sums, Arguments().Ret<Array>());

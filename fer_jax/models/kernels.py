@@ -34,7 +34,7 @@ from fer_jax.errors import InputError
 SWITCH = "FER_JAX_CPU_KERNELS"
 OFF = f"{SWITCH}=no"
 SOURCE = Path(__file__).with_name("kernels.cc")
-HANDLERS = ("forward", "backward", "pool", "pool_backward", "sums")
+HANDLERS = ("forward", "backward", "sums")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 300
 MIN_CHANNELS = 16  # a vector of kernels.cc
@@ -219,25 +219,6 @@ def depthwise_gradient(
     *of_taps, of_scale, of_offset = sums.sum(0)
     of_kernel = jnp.stack(of_taps).reshape(kernel.shape).astype(kernel.dtype)
     return Unnormalized(of_values, of_scale, of_offset), of_kernel
-
-
-def max_pool(x: Unnormalized) -> tuple[jax.Array, jax.Array]:
-    """Computes the 3x3 maximum with stride 2, and which tap it is, as uint8.
-
-    Both are [b, ceil(h / 2), ceil(w / 2), c].
-    """
-    height, width, channels = x.values.shape[1:]
-    shape = (-(-height // 2), -(-width // 2), channels)
-    pooled, first = _run("pool", [(shape, x.values.dtype), (shape, jnp.uint8)], *x)
-    return pooled, first
-
-
-def max_pool_gradient(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
-    """Computes the gradient of `max_pool` in x, in one pass."""
-    shape, dtype = x.values.shape[1:], x.values.dtype
-    results = [(shape, dtype), ((2, shape[-1]), jnp.float32)]
-    of_values, sums = _run("pool_backward", results, x.values, x.scale, first, gradient)
-    return Unnormalized(of_values, *sums.sum(0))
 
 
 def channel_sums(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -141,25 +141,14 @@ class BatchNorm(nnx.Module):
         return Unnormalized(x, scale.astype(dtype), (self.bias[...] - mean * scale).astype(dtype))
 
 
-def max_pool3x3(x: jax.Array | Unnormalized) -> jax.Array:
+@jax.custom_vjp
+def max_pool3x3(x: jax.Array) -> jax.Array:
     """3x3 maximum with stride 2: [b, h, w, c] to [b, ceil(h / 2), ceil(w / 2), c] in x's dtype.
 
-    A pending BatchNorm is applied on reading. The gradient goes to the first maximum of a window in
-    reading order, as in XLA, whose select-and-scatter is twenty times slower on CPU.
+    The gradient goes to the first maximum of a window in reading order, as in XLA, whose
+    select-and-scatter is twenty times slower on CPU.
     """
-    x = x if isinstance(x, Unnormalized) else as_unnormalized(x)
-    if kernels.usable(x.values):
-        return _fused_pool(x)
-    return shifted_max_pool(affine(x))
-
-
-@jax.custom_vjp
-def shifted_max_pool(x: jax.Array) -> jax.Array:
-    """Does the same as the maximum of nine shifted arrays, without BatchNorm."""
-    first, *others = _windows(x)
-    for window in others:
-        first = jnp.maximum(first, window)
-    return first
+    return functools.reduce(jnp.maximum, _windows(x))
 
 
 def _windows(x: jax.Array) -> list[jax.Array]:
@@ -176,7 +165,7 @@ def _windows(x: jax.Array) -> list[jax.Array]:
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, Any]:
-    pooled = jnp.asarray(shifted_max_pool(x))
+    pooled = jnp.asarray(max_pool3x3(x))
     first = jnp.full(pooled.shape, len(_TAPS), jnp.uint8)
     for number, window in reversed(list(enumerate(_windows(x)))):
         first = jnp.where(window == pooled, jnp.uint8(number), first)
@@ -232,33 +221,7 @@ def _materialize(x: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda carried: carried[0] < end, unchanged, (jnp.int32(0), x))[1]
 
 
-shifted_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
-
-
-@jax.custom_vjp
-def _fused_pool(x: Unnormalized) -> jax.Array:
-    return _fused_pool_forward(x)[0]
-
-
-def _fused_pool_forward(x: Unnormalized) -> tuple[jax.Array, Any]:
-    def plain(x: Unnormalized) -> tuple[jax.Array, jax.Array]:
-        pooled, (first, _) = _max_pool_forward(affine(x))
-        return pooled, first
-
-    pooled, first = jax.lax.platform_dependent(x, cpu=kernels.max_pool, default=plain)
-    return pooled, (x, first)
-
-
-def _fused_pool_backward(saved: Any, gradient: jax.Array) -> tuple[Unnormalized]:
-    def plain(x: Unnormalized, first: jax.Array, gradient: jax.Array) -> Unnormalized:
-        (of_affine,) = _max_pool_backward((first, x.values[:0]), gradient)
-        return _affine_gradient(x, of_affine)
-
-    compiled = kernels.max_pool_gradient
-    return (jax.lax.platform_dependent(*saved, gradient, cpu=compiled, default=plain),)
-
-
-_fused_pool.defvjp(_fused_pool_forward, _fused_pool_backward)
+max_pool3x3.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def glorot(key: jax.Array, shape: tuple[int, ...], fan_in: int, fan_out: int) -> jax.Array:

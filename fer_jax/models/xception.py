@@ -37,7 +37,7 @@ class EntryBlock(nnx.Module):
         """Maps [b, h, w, channels] to [b, h / 2, w / 2, filters]."""
         shortcut = self.shortcut(x, use_running_average)
         y = self.separable2(self.separable1(x, use_running_average), use_running_average)
-        return max_pool3x3(y) + affine(shortcut)
+        return max_pool3x3(affine(y)) + affine(shortcut)
 
 
 class MiddleBlock(nnx.Module):
