@@ -69,20 +69,14 @@ def test_the_table_notes_what_is_skipped_or_unreliable():
     assert re.search(r"^\| d +\| 3 +\|[ |]+ MB +\|$", text, re.MULTILINE)
 
 
-def test_audits_search_finds_every_planted_copy(tmp_path: Path):
-    assert main(["benchmark", "audit", f"--workdir={tmp_path}", "--pictures=2000"]) == 0
-    written = json.loads((tmp_path / "benchmark_audit.json").read_text())
-    rows = {row["what"]: row["ours"] for row in written["rows"]}
-    assert rows["copies found"] == 1 and rows["other pairs called copies"] == 0
-    assert written["hardware"]["cores"] and written["versions"]["numpy"]
-
-
 def test_models_rows_and_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "missing_package", lambda name: "torch")
     small = ["--width=0.01", "--image_size=71", "--batches=2", "--repeats=1"]
     modes = ["--modes=inference", "--dtypes=float32", "--peers=PyTorch eager"]
     assert main(["benchmark", "model", f"--workdir={tmp_path}", *small, *modes]) == 0
-    rows = json.loads((tmp_path / "benchmark_model.json").read_text())["rows"]
+    written = json.loads((tmp_path / "benchmark_model.json").read_text())
+    rows = written["rows"]
+    assert written["hardware"]["cores"] and written["versions"]["numpy"]
     assert "torch is not installed" in rows[0]["skipped"]
     values = {row["what"].rpartition(": ")[2]: row["ours"] for row in rows[1:]}
     assert 0 < values["share of that limit"] < 1
@@ -118,10 +112,10 @@ def test_workers_seconds_are_counted():
 def test_end_to_ends_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(input_speed, "IMAGES", {"train": 32, "validation": 8})
     words = ["--batch=8", "--steps=2", "--inputs", "memmap", *SMALL]
-    training, wait, *_, share = rows_of(tmp_path, "end_to_end", *words)
+    training, wait = rows_of(tmp_path, "end_to_end", *words)
     assert training["what"] == "training, input memmap" and training["repeats"] == 1
     assert training["ratio"] == training["ours"] / training["peer"]
-    assert 0 <= wait["ours"] <= 100 and 0 < share["ours"] < 1
+    assert 0 <= wait["ours"] <= 100
     metrics = [row["step"] for row in read_metrics(next(tmp_path.glob("runs/*")))]
     assert metrics == [2, 4]
 
@@ -142,9 +136,9 @@ def test_checkpoints_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_scalings_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     two = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: two)
-    several, *_, share = rows_of(tmp_path, "scaling", "--batch=2", "--steps=1", *SMALL)
+    (several,) = rows_of(tmp_path, "scaling", "--batch=2", "--steps=1", *SMALL)
     assert several["what"] == "train step on 2 devices" and several["batch"] == 4
-    assert "virtual" in several["unit"] and 0 < share["ours"] < 1
+    assert "virtual" in several["unit"]
     monkeypatch.setattr(jax, "devices", lambda: two[:1])
     assert rows_of(tmp_path, "scaling", *SMALL)[0]["skipped"] == "there is one"
 
@@ -157,9 +151,6 @@ def test_stylegan2_trains_rows(tmp_path: Path):
         assert names[:5] == ["discriminator", "r1", "generator", "path", "cycle"]
     augmented = next(row for row in rows if row["what"].endswith("augmented: cycle"))
     assert augmented["ours"] > 0 and augmented["peer_name"] == "ours without augmentation"
-    work, rate, share = rows[-4:-1]
-    seconds = work["ours"] / rate["ours"]  # at the machine's rate
-    assert share["ours"] == pytest.approx(augmented["peer"] * seconds) and 0 < share["ours"] < 1
 
 
 def test_inferences_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -196,8 +187,8 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path):
     ("words", "says"),
     [
         (["medai"], "did you mean 'media'"),
-        (["audit", "--repeats=0"], "at least 1"),
-        (["audit", "--pictures=1"], "at least 200"),
+        (["media", "--repeats=0"], "at least 1"),
+        (["statistics", "--simulations=0"], "at least 1"),
         (["model", "--dtypes=float23"], "did you mean 'float32'"),
         (["model", "--peers=PyTorch"], "--peers cannot be 'PyTorch'"),
         (["model", "--batches=0"], "at least 1"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fer_jax.__main__ import main
-from fer_jax.benchmark import analysis_speed
+from fer_jax.benchmark import error_rates
 from fer_jax.config import default_config, to_json
 from fer_jax.errors import InputError
 from fer_jax.evaluation import bootstrap, predictions, scoring
@@ -52,7 +52,7 @@ def write_run(
 def runs(tmp_path: Path) -> tuple[Path, Path]:
     """Two runs on two sets; the first is better on one of them and as good on the other."""
     rng = np.random.default_rng(0)
-    labels, (better, plain, other), cluster = analysis_speed.simulate(
+    labels, (better, plain, other), cluster = error_rates.simulate(
         60, rng, advantages=(1.0, 0.0, 0.0)
     )
     sets_a, sets_b = {"web": better, "cctv": plain}, {"web": plain, "cctv": other}
@@ -99,17 +99,17 @@ def test_a_better_run_is_found_whichever_side_it_is_on(runs: tuple[Path, Path]):
 
 
 def test_equal_predictors_differ_in_five_of_a_hundred():
-    found = analysis_speed.p_values(50, 300)
+    found = error_rates.p_values(50, 300)
     # 300 simulations: a standard error of 1.3 points for each metric, less for all together.
     alarms = {name: (p < 0.05).mean() for name, p in found.items()}
     assert 0.03 <= np.mean(list(alarms.values())) <= 0.07
     assert all(0.02 <= share <= 0.08 for share in alarms.values()), alarms
-    better = analysis_speed.p_values(50, 30, advantage=2 * analysis_speed.ADVANTAGE)
+    better = error_rates.p_values(50, 30, advantage=2 * error_rates.ADVANTAGE)
     assert (better["balanced_accuracy"] < 0.05).mean() > 0.9
 
 
 def test_pairing_makes_it_sharper():
-    labels, (a, b), cluster = analysis_speed.simulate(
+    labels, (a, b), cluster = error_rates.simulate(
         80, np.random.default_rng(3), advantages=(0.3, 0.0)
     )
     of = bootstrap.sample(labels, cluster, 7)
@@ -125,7 +125,7 @@ def recipes(
     """Two recipes whose runs differ by luck: each run has its own advantage."""
     means = [advantage] * num_seeds + [0.0] * num_seeds
     luck = tuple(mean + rng.normal(0, seed_spread) for mean in means)
-    labels, predictors, cluster = analysis_speed.simulate(40, rng, advantages=luck)
+    labels, predictors, cluster = error_rates.simulate(40, rng, advantages=luck)
     return bootstrap.sample(labels, cluster, 7), predictors[:num_seeds], predictors[num_seeds:]
 
 
@@ -171,7 +171,7 @@ def test_seeds_on_the_command_line(
 
 
 def test_few_clusters_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    labels, (a, b), cluster = analysis_speed.simulate(
+    labels, (a, b), cluster = error_rates.simulate(
         5, np.random.default_rng(1), advantages=(0.5, 0.0)
     )
     labels = np.where(labels == 3, 4, labels)
@@ -368,7 +368,7 @@ def test_a_difference_that_is_called_detectable_is_detected():
     rng, advantage = np.random.default_rng(0), 0.45
     found = []
     for number in range(200):
-        labels, (a, b), cluster = analysis_speed.simulate(30, rng, advantages=(advantage, 0.0))
+        labels, (a, b), cluster = error_rates.simulate(30, rng, advantages=(advantage, 0.0))
         of = bootstrap.sample(labels, cluster, 7)
         resampled = bootstrap.resample(of, [a, b], areas=False, num_draws=200, seed=number)
         sides = [bootstrap.estimate(resampled, "accuracy", [i], str(i)) for i in range(2)]

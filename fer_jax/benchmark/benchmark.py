@@ -61,7 +61,6 @@ OPTIONS = {
     "channel_base": Option("number of channels times resolution", 1),
     "channel_max": Option("largest number of channels", 1),
     "clip": Option("video with faces, for the path from clip to predictions"),
-    "clock": Option("wall time, or CPU time for a machine in use", choices=("wall", "cpu")),
     "data_dir": Option("has the dataset; by default one is built in the workdir"),
     "dataset": Option("in --data_dir, instead of rendered faces"),
     "detector_model": Option("the file of the YuNet detector"),
@@ -77,9 +76,8 @@ OPTIONS = {
     "peer_python": Option("the Python of an environment that has the package fer"),
     "peers": Option("to compare with"),
     "people": Option("fresh ones of each platform, whose scores are the truth", 1),
-    "pictures": Option("to search", 200),
     "resolution": Option("pixels of a side", 8),
-    "simulations": Option("number of simulated datasets", 0),
+    "simulations": Option("number of simulated datasets", 1),
     "source": Option("folder of clips, instead of rendered ones"),
     "steps": Option("in one repeat", 1),
     "virtual_devices": Option("on a machine that has only a CPU", 1),
@@ -91,7 +89,7 @@ BENCHMARKS = {
         "training_speed",
         "the train step and inference of the full network, beside PyTorch, Keras and other forms",
         {"modes": ("train", "inference"), "dtypes": DTYPES, "peers": OTHER_FORMS + PEERS}
-        | {"batches": (8, 32), "width": 1.0, "image_size": 224, "clock": "wall"},
+        | {"batches": (8, 32), "width": 1.0, "image_size": 224},
     ),
     "end_to_end": Benchmark(
         "training_speed",
@@ -125,11 +123,10 @@ BENCHMARKS = {
         "clips to faces, beside a bare decoder and detector",
         {"source": None, "detector_model": ""},
     ),
-    "audit": Benchmark("analysis_speed", "the search for near-duplicates", {"pictures": 100_000}),
     "statistics": Benchmark(
-        "analysis_speed",
-        "bootstrap intervals and tests, beside scikit-learn",
-        {"images": 100_000, "simulations": 300},
+        "error_rates",
+        "error rates of intervals and tests, in simulations",
+        {"simulations": 300},
     ),
     "stylegan2": Benchmark(
         "generator_speed",

@@ -15,17 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax.benchmark.benchmark import (
-    Row,
-    compare,
-    cpu_seconds,
-    paired,
-    peak_memory,
-    single,
-    skipped,
-)
+from fer_jax.benchmark.benchmark import Row, compare, cpu_seconds, paired, skipped
 from fer_jax.benchmark.peers import StyleGAN2, StyleGAN2Training, pytorch_device
-from fer_jax.benchmark.train_step import limit_rows
 from fer_jax.config import default_generator
 from fer_jax.data.augment import normalize
 from fer_jax.models import stylegan2
@@ -122,10 +113,6 @@ def measure_stylegan2_train(options: argparse.Namespace) -> Iterator[Row]:
         options.repeats,
     )
     yield row
-    flop = sum(ours.flop(name) * often for name, often in _frequencies(recipe).items())
-    flop /= recipe.r1_interval * recipe.batch_size
-    yield from limit_rows("a cycle", flop, row["peer"], "float32")
-    yield single("peak memory of all together", peak_memory(), "MB")
 
 
 def _frequencies(recipe: Recipe) -> dict[str, int]:
@@ -190,13 +177,6 @@ class _Training:
     def _run(self, name: str) -> None:
         self.state, scalars = self.compiled[name](self.state, self.batch, self.key)
         jax.block_until_ready((self.state, scalars))
-
-    def flop(self, name: str) -> float:
-        """Returns the operations of a part."""
-        lowered: Any = self.compiled[name]
-        lowered = lowered.lower(self.state, self.batch, self.key)
-        # For a GPU they are known only of the compiled program.
-        return (lowered.cost_analysis() or lowered.compile().cost_analysis())["flops"]
 
 
 def _peer_training(recipe: Recipe, ours: _Training) -> StyleGAN2Training:

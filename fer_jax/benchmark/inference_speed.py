@@ -7,7 +7,6 @@ import argparse
 import functools
 import itertools
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from fer_jax.benchmark import fer_package
-from fer_jax.benchmark.benchmark import Row, compare, cpu_seconds, paired, single, skipped
+from fer_jax.benchmark.benchmark import Row, compare, single, skipped
 from fer_jax.benchmark.processes import Program, random_batch
 from fer_jax.benchmark.train_step import network_config
 from fer_jax.config import to_json
@@ -139,18 +138,12 @@ def _measure_network(
                 dtype=dtype,
                 batch=batch,
             )
-    seconds = _median_seconds(ours, repeats)
-    yield single(f"{what} {dtype} {batch}", 1e3 * seconds, "ms per call")
-
-
-def _seconds(work: Callable[[], Any]) -> float:
+    ours()
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    return statistics.median([_seconds(work) for _ in range(1 + repeats)][1:])
+    for _ in range(repeats):
+        ours()
+    seconds = (time.perf_counter() - started) / repeats
+    yield single(f"{what} {dtype} {batch}", batch / seconds, "faces per second")
 
 
 def start_fer(python: str, clip: Path, detector: Path) -> Program:
@@ -215,35 +208,22 @@ def _measure_clip(
             dtype=dtype,
         )
     detect = recognizer.detector()
-    crops, _ = random_batch(8, recognizer.network.image_size)
 
-    def align_faces(frame: Frame) -> None:
-        for face in detect(frame_image(frame), faces.LARGE_FACES):
-            faces.align(frame_image(frame), face)
+    def detect_faces(frame: Frame) -> list[faces.Face]:
+        return detect(frame_image(frame), faces.LARGE_FACES)
 
     def find_faces() -> None:
         existing = (frame for frame in _frames(options.clip) if frame.image is not None)
-        for _ in prefetch_map(existing, align_faces, depth=8):
+        for _ in prefetch_map(existing, detect_faces, depth=8):
             pass
 
-    def classify() -> None:
-        for start in range(0, num_faces, len(crops)):
-            recognizer.network.probabilities(crops[: num_faces - start])
-
-    rates, cores = [], []
-    for _ in range(1 + options.repeats):
-        used = cpu_seconds()
-        seconds = [_seconds(predict_clip)]
-        cores.append((cpu_seconds() - used) / seconds[0])
-        seconds.append(_seconds(find_faces) + _seconds(classify))
-        rates.append((len(frames) / seconds[0], len(frames) / seconds[1]))
-    yield paired(
+    yield compare(
         what,
-        rates[1:],
-        peer_name="finding, then classifying, each with all cores",
-        unit="frames per second (above 1: one does not wait for the other)",
+        predict_clip,
+        find_faces,
+        peer_name="face detection alone",
+        amount=len(frames),
+        unit="frames per second",
+        repeats=options.repeats,
         dtype=dtype,
     )
-    yield single(f"{what} {dtype}: cores in use", statistics.median(cores[1:]), "cores")
-    seconds = _median_seconds(functools.partial(recognizer.predict, image), options.repeats)
-    yield single(f"{what} {dtype}: one image, from pixels", 1e3 * seconds, "ms")

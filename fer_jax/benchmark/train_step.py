@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fer_jax.benchmark.benchmark import Row, single
 from fer_jax.benchmark.processes import random_batch
 from fer_jax.config import Config, default_config
 from fer_jax.data.augment import normalize
 from fer_jax.inference.network import model_arguments
-from fer_jax.models import flops, layers, xception
+from fer_jax.models import layers, xception
 from fer_jax.models.layers import affine, as_unnormalized
 from fer_jax.schema import TASKS
 from fer_jax.sharding import make_mesh, state_sharding, to_devices
@@ -144,18 +143,3 @@ def measure_rates(dtype: str, repeats: int = 5) -> dict[str, float]:
         "flop_per_second": 2 * rows * inner * columns / fastest(lambda: matmul(a, b)),
         "bytes_per_second": 2 * long.nbytes / fastest(lambda: add(long)),
     }
-
-
-def training_flop(config: Config) -> float:
-    """Returns the operations of a train step for one image."""
-    return flops.TRAINING_PASSES * flops.count(**model_arguments(config))[0]
-
-
-def limit_rows(what: str, flop: float, images_per_second: float, dtype: str) -> list[Row]:
-    """Returns how near a speed is to one device's matrix products; `flop` is of one image."""
-    rate = measure_rates(dtype)["flop_per_second"]
-    return [
-        single("operations of an image", flop / 1e9, "GFLOP"),
-        single("matrix products of one device", rate / 1e9, "GFLOP/s"),
-        single(f"share of that limit, {what}", images_per_second * flop / rate, "of 1"),
-    ]

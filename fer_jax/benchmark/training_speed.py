@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fer_jax import checkpoints
-from fer_jax.benchmark import processes, train_step
+from fer_jax.benchmark import processes
 from fer_jax.benchmark.benchmark import NETWORK, Row, compare, paired, single, skipped
 from fer_jax.benchmark.input_speed import build_records
 from fer_jax.benchmark.train_step import TrainStep, network_config
@@ -57,7 +57,6 @@ def _measure_step(
     what = f"{step} {dtype} {batch}"
     size = {"image_size": options.image_size, "width": options.width}
     start = functools.partial(processes.start, mode=mode, dtype=dtype, batch=batch, **size)
-    cpu = options.clock == "cpu"
     ours = start("ours")
     default_form = "grouped convolution" if ours.first["accelerator"] else "shifted adds"
     for peer in peers:
@@ -82,9 +81,8 @@ def _measure_step(
             theirs.ask,
             peer_name=peer,
             amount=batch,
-            unit=f"images per {'CPU-' if cpu else ''}second",
+            unit="images per second",
             repeats=options.repeats,
-            clock=functools.partial(_cpu_seconds, ours, theirs) if cpu else time.perf_counter,
             dtype=dtype,
             batch=batch,
         )
@@ -113,10 +111,6 @@ def _measure_step(
         yield single(f"ours, {what}: {name}", value, unit)
 
 
-def _cpu_seconds(*programs: processes.Program) -> float:
-    return sum(program.last["cpu_seconds"] for program in programs)
-
-
 def _costs(what: str, program: processes.Program) -> Iterator[Row]:
     yield single(f"{what}: until the first", program.first["first_step_s"], "s")
     yield single(f"{what}: peak memory", program.last["peak_mb"], "MB")
@@ -137,7 +131,6 @@ def measure_end_to_end(options: argparse.Namespace) -> Iterator[Row]:
     # Validated once, at the end, which is not counted.
     config.validate_every_epochs = 1e6
     config.log_every_steps = options.steps
-    rows = []
     for kind in options.inputs:
         config.input = kind
         alone = TrainStep(config)
@@ -153,7 +146,7 @@ def measure_end_to_end(options: argparse.Namespace) -> Iterator[Row]:
             rate = statistics.harmonic_mean([row["images_per_second"] for row in measured])
             waits += [row["data_wait_share"] for row in measured]
             rates.append((rate, alone.images_per_second(options.steps)))
-        row = paired(
+        yield paired(
             f"training, input {kind}",
             rates,
             peer_name="the step alone",
@@ -161,11 +154,7 @@ def measure_end_to_end(options: argparse.Namespace) -> Iterator[Row]:
             dtype=options.dtype,
             batch=options.batch,
         )
-        wait = single(f"input {kind}: data loading", 100 * statistics.median(waits), "%")
-        rows += [row, wait]
-    yield from rows
-    flop = train_step.training_flop(config)
-    yield from train_step.limit_rows("training", flop, rows[0]["ours"], options.dtype)
+        yield single(f"input {kind}: data loading", 100 * statistics.median(waits), "%")
 
 
 def measure_scaling(options: argparse.Namespace) -> Iterator[Row]:
@@ -184,7 +173,6 @@ def measure_scaling(options: argparse.Namespace) -> Iterator[Row]:
         return
     config = _config(options)
     one = TrainStep(config, devices[:1])
-    row = {}
     for count in counts:
         config.batch_size = options.batch * count
         several = TrainStep(config, devices[:count])
@@ -193,7 +181,7 @@ def measure_scaling(options: argparse.Namespace) -> Iterator[Row]:
             for _ in range(options.repeats)
         ]
         virtual = ", virtual: they share the cores" if devices[0].platform == "cpu" else ""
-        row = paired(
+        yield paired(
             f"train step on {count} devices",
             rates,
             peer_name="one device",
@@ -201,9 +189,6 @@ def measure_scaling(options: argparse.Namespace) -> Iterator[Row]:
             dtype=options.dtype,
             batch=config.batch_size,
         )
-        yield row
-    flop = train_step.training_flop(config)
-    yield from train_step.limit_rows("one device", flop, row["peer"], options.dtype)
 
 
 def measure_checkpoints(options: argparse.Namespace) -> Iterator[Row]:
