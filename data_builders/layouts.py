@@ -304,7 +304,8 @@ def _find_manifest(source: Source, given: Path | None) -> tuple[str, bytes] | No
         # A manifest beside the source may be about other things.
         entries = _read_csv(beside.read_bytes(), str(beside))[1]
         named = {entry.get("path", "").replace("\\", "/") for entry in entries}
-        if named & {*source.files, *(f"{_folder(source)}/{file}" for file in source.files)}:
+        folder = _folder(source)
+        if named & {*source.files, *(f"{folder}/{file}" for file in source.files)}:
             return str(beside), beside.read_bytes()
     return None
 
@@ -495,7 +496,7 @@ def read_entry(entry: Entry, votes: Mapping[str, int], labels: Mapping[str, str]
         row["emotion_probabilities"] = (inside / inside.sum()).astype(np.float32)
         row["label_confidence"] = float(inside.max() / counts.sum())
     elif word := entry.get("emotion") or entry.get("label"):
-        if not entry.get("emotion") and _accepts(schema.interest_index, word):
+        if not entry.get("emotion") and schema.is_interest(word):
             row["interest"] = schema.interest_index(word)
         else:
             row["emotion"] = emotion(word, labels)

@@ -84,18 +84,27 @@ def interest_index(word: str) -> int:
     return INTERESTS.index(_known(word, INTERESTS, INTEREST_ALIASES, "interest"))
 
 
+def is_interest(word: str) -> bool:
+    """Whether `interest_index` knows a word; faster than catching its error."""
+    return _usual(word, INTEREST_ALIASES) in INTERESTS
+
+
 def gender(word: str) -> str:
     """Returns one of `GENDERS` for "f", "Female", "man", ...; InputError if it is unknown."""
     return _known(word, GENDERS, GENDER_ALIASES, "gender")
 
 
 def _known(word: str, accepted: tuple[str, ...], aliases: Mapping[str, str], kind: str) -> str:
-    normal = word.strip().lower()
-    normal = aliases.get(normal, normal)
+    normal = _usual(word, aliases)
     if normal not in accepted:
         hint = did_you_mean(normal, [name for name in accepted if name])
         raise InputError(f"unknown {kind} '{word}'{hint}")
     return normal
+
+
+def _usual(word: str, aliases: Mapping[str, str]) -> str:
+    normal = word.strip().lower()
+    return aliases.get(normal, normal)
 
 
 def one_hot(index: int, num_classes: int) -> np.ndarray:

@@ -16,11 +16,13 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 
+from fer_jax import schema
 from fer_jax.__main__ import main
 from fer_jax.data.records import build_summary, open_records
 from fer_jax.media import images
@@ -111,6 +113,21 @@ def test_a_zip_with_a_manifest_and_everything_that_can_be_wrong(tmp_path: Path):
     }
     # Non-square pictures keep their centre: 24 x 32 becomes 24 x 24.
     assert records.images([0], 24).shape == (1, 24, 24, 3)
+
+
+def test_a_labelled_file_asks_for_no_hint_and_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    files, rows = people()
+    source = make_zip(tmp_path / "x.zip", files)
+    (tmp_path / "manifest.csv").write_bytes(manifest(rows))  # beside the source
+    hint, resolve = Mock(return_value=""), Mock(side_effect=Path.resolve)
+    monkeypatch.setattr(schema, "did_you_mean", hint)
+    # A function, because Path binds it as a method.
+    monkeypatch.setattr(Path, "resolve", lambda path, *rest: resolve(path, *rest))
+    assert build(source, tmp_path / "data", "--dry_run") == 0
+    # Both are slow: with each of 32,298 pictures, they took a tenth of a build.
+    assert hint.call_count == 0 and 0 < resolve.call_count < len(rows)
 
 
 def test_pixels_survive_within_jpegs_error(tmp_path: Path):

@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".pgm", ".ppm", ".heic", ".heif"),  # the last two are refused with advice
 )
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG; the others are data or restarts
+GREY = bytes([128] * 3)  # a pixel that a JPEG lacks, as OpenCV fills it
 PADDING = bytes(range(255)) * 4
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -63,7 +64,7 @@ def decode(data: bytes) -> np.ndarray:
     corners = image[:: max(1, len(image) - 1), :: max(1, image.shape[1] - 1)]
     if progressive:
         whole = _is_whole(data[: end + 2])
-    elif is_jpeg and np.any(np.all(corners == 128, axis=2)):
+    elif is_jpeg and GREY in corners.tobytes():  # also if two pixels have it together
         whole = np.array_equal(_decode(data[:end] + PADDING + data[end:]), image)
     else:
         whole = True
