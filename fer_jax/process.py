@@ -30,11 +30,7 @@ def open_closed_streams() -> None:
 
 
 def check_limits() -> None:
-    """Refuses limits of memory or threads under which JAX aborts or hangs.
-
-    Raises:
-      InputError: the limit of the address space, or the number of threads that can be started.
-    """
+    """Refuses limits of memory or threads under which JAX aborts or hangs; names them."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < MIN_ADDRESS_SPACE:
         raise InputError(

@@ -202,15 +202,9 @@ def read_table(
 ) -> list[dict[str, str]]:
     """Returns the rows of a CSV table as text; [] if there is no file, or no line is appended yet.
 
-    Args:
-      path: of the table.
-      required: columns that it must have.
-      appended: whether rows are appended to it one by one; a last line without its end was then
-        not written completely and is skipped.
-
-    Raises:
-      InputError: it is over 512 MiB, is not UTF-8, lacks columns, or a line has another number of
-        values (names it).
+    If rows are `appended` one by one, a last line without its end was not written completely and is
+    skipped. InputError if it is over 512 MiB, is not UTF-8, lacks `required` columns, or a line has
+    another number of values (names it).
     """
     if not path.is_file():
         return []
@@ -235,9 +229,8 @@ def read_table(
 def read_json(file: Path, remedy: str = "", form: Form | None = None) -> dict[str, Any]:
     """Reads an object from a JSON file; {} if there is no file.
 
-    Raises:
-      InputError: the file is no regular one, too large, no JSON (Infinity and NaN are none), nested
-        too deeply, or has no object, or none of this `form`. `remedy` ends the message.
+    InputError, whose message `remedy` ends, if the file is no regular one, too large, no JSON
+    (Infinity and NaN are none), nested too deeply, or has no object, or none of this `form`.
     """
     if not file.exists():
         return {}
@@ -308,13 +301,9 @@ def read_json_lines(path: Path, form: Form | None = None) -> list[dict[str, Any]
 def read_cells(data: bytes, name: str, *, errors: str = "strict") -> Iterator[list[str]]:
     """Yields the rows of a CSV that others wrote; the separator may be a comma, ; or a tab.
 
-    Args:
-      data: its bytes, in UTF-8 or, as Excel's "Unicode text", in UTF-16.
-      name: of the file, for errors.
-      errors: what becomes of other bytes, as in `bytes.decode`.
-
-    Raises:
-      InputError: it is not a CSV in UTF-8, or has over two million rows.
+    `data` is in UTF-8 or, as Excel's "Unicode text", in UTF-16; `errors` says what becomes of other
+    bytes, as in `bytes.decode`. InputError, with the file's `name`, for other bytes, no CSV, or
+    over two million rows.
     """
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if data[:2].count(0) == 1:  # without its mark
@@ -417,14 +406,10 @@ def differences(
 def lock(folder: Path, *, keep_file: bool = True) -> Iterator[None]:
     """Creates a folder and locks it against other processes until the block ends.
 
-    Without `keep_file` its lock file is removed then, of a folder that is passed on.
-
-    The operating system releases the lock when the process ends, even if it is killed. Temporary
-    files of such processes are removed, and a folder that was created and got no file.
-
-    Raises:
-      InputError: the folder is a file, another process has the lock (names it), or locks are not
-        supported there.
+    Without `keep_file` its lock file is removed then, of a folder that is passed on. The operating
+    system releases the lock when the process ends, even if it is killed. Temporary files of such
+    processes are removed, and a folder that was created and got no file. InputError if the folder
+    is a file, another process has the lock (names it), or locks are not supported there.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file; name a folder")

@@ -154,9 +154,8 @@ def p_values(num_clusters: int, simulations: int, *, advantage: float = 0.0) -> 
 def over_sets(num_sets: int, share: float, simulations: int) -> dict[str, np.ndarray]:
     """Averages balanced accuracy over sets of 20 people, of whom a share is in all sets.
 
-    Returns:
-      Of each simulation, whether the mean's interval holds the population's score; whether two
-      equal predictors differ in the mean; whether the first set differs from the others.
+    Returns of each simulation whether the mean's interval holds the population's score, whether two
+    equal predictors differ in the mean, and whether the first set differs from the others.
     """
     name, people, rng = "balanced_accuracy", 20, np.random.default_rng(0)
     shared = round(share * people)
@@ -205,9 +204,8 @@ def _p(sides: Sequence[bootstrap.Estimate]) -> float:
 def studies(num_scenarios: int, simulations: int) -> dict[str, np.ndarray]:
     """Compares scenarios with a baseline that is as good, in 4 metrics on 3 sets of 20 people.
 
-    Returns:
-      Of each simulation, whether any corrected p is below 0.05, and whether the corrected interval
-      of the scenario with the highest mean difference excludes 0.
+    Returns of each simulation whether any corrected p is below 0.05, and whether the corrected
+    interval of the scenario with the highest mean difference excludes 0.
     """
     names, rng = ("accuracy", "balanced_accuracy", "macro_f1", "ece"), np.random.default_rng(0)
     found = []

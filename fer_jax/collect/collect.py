@@ -116,11 +116,8 @@ def collect(
 ) -> collections.Counter[str]:
     """Downloads every listed video that is not in `output` yet.
 
-    Returns:
-      Number of rows of the list that are done, failed, pending and refused; these are all rows.
-
-    Raises:
-      InputError: an unusable list or folder, another run in the same folder, or a full disk.
+    Returns the number of rows that are done, failed, pending and refused, which are all rows.
+    InputError for an unusable list or folder, another run in the same folder, or a full disk.
     """
     links, refused, unused = read_links(list_file)
     if unused:

@@ -128,9 +128,7 @@ def restrict(url: str, proxy: str = "") -> list[Failure]:
 
     A public site could otherwise send it to a router or a cloud's metadata service. The addresses
     of the URL's own host and of the proxies in use are allowed, because the user chose them.
-
-    Returns:
-      A list that receives a failure for every address that is refused from now on.
+    Returns a list that receives a failure for every address that is refused from now on.
     """
     chosen = {urlsplit(url).hostname, urlsplit(proxy).hostname}
     chosen |= {urlsplit(proxy).hostname for proxy in urllib.request.getproxies().values()}
@@ -171,14 +169,9 @@ def fetch(
     """Downloads the video of a URL, or resumes an earlier attempt.
 
     The names of all files begin with `stem`. `report` is called with the bytes downloaded so far.
-
-    Returns:
-      What `inspect` returns, and "path", "bytes", "sha256", and "site_id", the site's name and its
-      own id of the video ("youtube:..."), or empty where ids mean nothing.
-
-    Raises:
-      Failure: no video, with the reason.
-      yt_dlp.utils.YoutubeDLError, OSError: see `classify`.
+    Returns what `inspect` returns, and "path", "bytes", "sha256", and "site_id", the site's name
+    and its own id of the video ("youtube:..."), or empty where ids mean nothing. Raises Failure
+    with the reason if there is no video, and what `classify` takes.
     """
 
     def watch(status: dict[str, Any]) -> None:
@@ -313,12 +306,9 @@ def options(limits: DownloadLimits) -> dict[str, Any]:
 def inspect(path: Path) -> dict[str, Any]:
     """Checks that a file is a video.
 
-    Returns:
-      "suffix", and as the container states them "frames" (0: unknown), "duration_s", "width" and
-      "height" in pixels.
-
-    Raises:
-      Failure: a web page, no container of video, or its first frame cannot be decoded.
+    Returns "suffix", and as the container states them "frames" (0: unknown), "duration_s", "width"
+    and "height" in pixels. Raises Failure for a web page, no container of video, or a first frame
+    that cannot be decoded.
     """
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)

@@ -10,30 +10,18 @@ NOW, NEXT_RUN, ON_REQUEST = "now", "next run", "on request"
 
 @dataclasses.dataclass(frozen=True)
 class DownloadLimits:
-    """Limits of one download.
+    """Limits of one download."""
 
-    Attributes:
-      max_height: in pixels; formats that are known to be larger are not chosen.
-      rate_limit: bytes per second, of all downloads together; None for no limit.
-      cookies: the text of a cookies file, or empty.
-      sleep_s: before each download and between the requests that lead to it.
-      proxy: URL of a proxy, or empty.
-      socket_timeout_s: a server that is silent for longer has stalled.
-      deadline_s: of all attempts at one link together.
-      retry_wait_s: before the second attempt; doubles with each.
-      host_pause_s: of a host after "too many requests", if it names none; doubles with each.
-    """
-
-    max_height: int = 720
+    max_height: int = 720  # in pixels; formats that are known to be larger are not chosen
     max_bytes: int = 2**30
-    rate_limit: int | None = None
-    cookies: str = ""
-    sleep_s: float = 0
-    proxy: str = ""
-    socket_timeout_s: float = 20
-    deadline_s: float = 1800
-    retry_wait_s: float = 2
-    host_pause_s: float = 30
+    rate_limit: int | None = None  # bytes per second, of all downloads together; None: no limit
+    cookies: str = ""  # the text of a cookies file, or empty
+    sleep_s: float = 0  # before each download and between the requests that lead to it
+    proxy: str = ""  # its URL, or empty
+    socket_timeout_s: float = 20  # a server that is silent for longer has stalled
+    deadline_s: float = 1800  # of all attempts at one link together
+    retry_wait_s: float = 2  # before the second attempt; doubles with each
+    host_pause_s: float = 30  # after "too many requests", if it names none; doubles with each
 
 
 class Reason(NamedTuple):

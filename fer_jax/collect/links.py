@@ -20,24 +20,15 @@ MAX_URL_LENGTH = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One accepted row of a list.
+    """One accepted row of a list."""
 
-    Attributes:
-      line: in the file; the header is line 1.
-      url: as `schema.canonical_url` returns it.
-      start_s, end_s: the labelled part of the video in seconds; None is its start or end.
-      category: the content group, such as car_tech; may be empty.
-      reaction_type: one of `schema.INTERESTS`, or empty.
-      emotion: one of `schema.EMOTIONS`, or empty.
-    """
-
-    line: int
-    url: str
-    start_s: float | None = None
-    end_s: float | None = None
-    category: str = ""
-    reaction_type: str = ""
-    emotion: str = ""
+    line: int  # in the file; the header is line 1
+    url: str  # as `schema.canonical_url` returns it
+    start_s: float | None = None  # of the labelled part of the video; None: its start
+    end_s: float | None = None  # likewise
+    category: str = ""  # the content group, such as car_tech
+    reaction_type: str = ""  # one of `schema.INTERESTS`, or empty
+    emotion: str = ""  # one of `schema.EMOTIONS`, or empty
     subject_id: str = ""
 
     @property
@@ -64,19 +55,12 @@ def video_key(url: str) -> str:
 
 
 def read_links(path: Path) -> tuple[list[Link], list[RefusedRow], list[str]]:
-    """Reads a list of links.
+    """Reads a list of links: a CSV in UTF-8, separated by commas or semicolons.
 
-    Args:
-      path: a CSV in UTF-8 with the column url, at least one of reaction_type and emotion, and
-        any other of `COLUMNS`, separated by commas or semicolons.
-
-    Returns:
-      (links in the order of the file, refused rows, columns that are not used). Links and
-      refused rows together are all rows that are not blank. A URL may have several windows, each
-      in a row of its own.
-
-    Raises:
-      InputError: no such file, not a CSV, or a header without the required columns.
+    It has the column url, at least one of reaction_type and emotion, and any other of `COLUMNS`. A
+    URL may have several windows, each in a row of its own. Returns (links in the order of the file,
+    refused rows, columns that are not used); links and refused rows together are all rows that are
+    not blank. InputError: no such file, not a CSV, or a header without the required columns.
     """
     if not path.is_file():
         raise InputError(f"the link list '{path}' does not exist")
@@ -120,11 +104,7 @@ def read_links(path: Path) -> tuple[list[Link], list[RefusedRow], list[str]]:
 
 
 def check_url(text: str) -> str:
-    """Returns a URL that may be given to a downloader, as it is.
-
-    Raises:
-      InputError: anything but a plain http or https URL; the reason in a few words.
-    """
+    """Returns a URL as it is, if a downloader may have it: plain http or https; else InputError."""
     if not text:
         raise InputError("no URL")
     if len(text) > MAX_URL_LENGTH:

@@ -46,8 +46,7 @@ def file_is_there(output: Path, row: Mapping[str, str]) -> bool:
 def read(output: Path) -> list[State]:
     """Returns the rows of manifest.csv, the latest of each part of a video; [] if there is none.
 
-    Raises:
-      InputError: it is not one that `collect` wrote.
+    InputError if it is not one that `collect` wrote.
     """
     file = output / MANIFEST
     if not file.is_file():

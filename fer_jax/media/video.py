@@ -73,10 +73,8 @@ class _Shown(NamedTuple):
 class Video:
     """An open video file, a context manager.
 
-    Attributes:
-      fps: frames per second by the container.
-      expected_s: the length by the container's header; 0 if unknown.
-      width, height: of a frame in pixels, as it is shown when one has been decoded.
+    `fps` and `expected_s`, the length (0 if unknown), are the container's; `width` and `height` are
+    pixels of a frame, as it is shown when one has been decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,17 +158,12 @@ class Video:
         start_s: float = 0.0,
         end_s: float = math.inf,
     ) -> Iterator[Frame]:
-        """Yields frames in order; exactly one of `count`, `every` and `seconds` is given.
+        """Yields frames from `start_s` to before `end_s` in order.
 
-        Only what these frames need is decoded, from the key frame before each.
-
-        Args:
-          count: the frames that are shown in the middles of so many equal intervals of time; where
-            one is shown in several, also some of the others, equal in number; all frames of a
-            shorter clip.
-          every: every k-th frame, from the first.
-          seconds: the first frame of each interval of so many seconds.
-          start_s, end_s: no earlier frame; no frame from here on.
+        They are `count` frames, those that are shown in the middles of so many equal intervals of
+        time (where one is shown in several, also some of the others, equal in number; all frames of
+        a shorter clip), or every k-th from the first (`every`), or the first of each interval of so
+        many `seconds`. Only what these frames need is decoded, from the key frame before each.
         """
         if not (count or every or seconds > 0):
             raise ValueError("one of count, every and seconds must be above 0")

@@ -83,9 +83,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes results.json, which it returns, and matrix.csv of a study whose runs are evaluated.
 
-    Raises:
-      InputError: a table of other classes, or of other images than another's; or
-        `shared_classes` and fewer than two are.
+    InputError for a table of other classes, or of other images than another's.
     """
     found = results.plain(score_study(config, scenarios, runs, workdir, data_dir))
     results.write(workdir, found)
@@ -159,14 +157,12 @@ def score_study(
 def scored_classes(
     config: Config, scenarios: Sequence[Scenario], tests: Sequence[Records]
 ) -> ScoredClasses:
-    """Returns the classes that are scored.
+    """Returns the classes that are scored: all of the task, or those that are shared.
 
-    All of the task; with `shared_classes` those that every scenario was trained on and every
-    test set has, so that a column's numbers are about the same images and the chance level is the
-    same everywhere. The probabilities of the others are then left out, and the rest sum to 1.
-
-    Raises:
-      InputError: fewer than two are shared.
+    With `shared_classes` they are those that every scenario was trained on and every test set has,
+    so that a column's numbers are about the same images and the chance level is the same
+    everywhere. The probabilities of the others are then left out, and the rest sum to 1. InputError
+    if fewer than two are shared.
     """
     task = config.run.task
     numbers = np.arange(len(TASKS[task]))
@@ -333,16 +329,12 @@ def compare_scenarios(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Lists the differences from the baseline, on each test set and averaged over the sets.
 
-    Args:
-      gains: {scenario: {(dataset, split): {metric: difference}}}.
-      baseline: its name.
-
-    Returns:
-      [{"scenario", "against", "dataset", "split", "metric", "difference", "interval", "p",
-      "p_corrected"}], and of balanced accuracy, with equal weights of the sets, [{"scenario",
-      "against", "n_sets", "without": sets whose difference has no interval and which are not in
-      the mean, "difference", "interval", "p", "p_corrected"}]. All together are one family, for
-      whose number `bootstrap.correct` corrects.
+    `gains` are {scenario: {(dataset, split): {metric: difference}}}. Returns [{"scenario",
+    "against", "dataset", "split", "metric", "difference", "interval", "p", "p_corrected"}], and of
+    balanced accuracy, with equal weights of the sets, [{"scenario", "against", "n_sets", "without":
+    sets whose difference has no interval and which are not in the mean, "difference", "interval",
+    "p", "p_corrected"}]. All together are one family, for whose number `bootstrap.correct`
+    corrects.
     """
     estimates, rows, means = [], [], []
     for scenario, of_sets in gains.items():

@@ -164,9 +164,8 @@ def tested_on(config: Config) -> list[Source]:
 def open_scenarios(config: Config, data_dir: Path) -> list[Scenario]:
     """Opens all data of a study.
 
-    Raises:
-      InputError: a dataset or a split is missing, a test set has no label, a scenario has too few
-        images for a batch, or two test sets have images in common.
+    InputError if a dataset or a split is missing, a test set has no label, a scenario has too few
+    images for a batch, or two test sets have images in common.
     """
     for source in tested_on(config):
         dataset_directory(source.name, data_dir)
