@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from fer_jax import storage
+from fer_jax import forms, storage
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.fields import CLASSIFIER, GENERATOR, STUDY, Field, Fields
 
@@ -388,6 +388,11 @@ def read_config(workdir: Path, *, of_generator: bool = False) -> Config:
         kind = "a classifier" if of_generator else "a generator (`fer-jax synthesize` uses it)"
         raise InputError(f"'{workdir}' holds the training of {kind}; choose another workdir")
     return config
+
+
+def read_environment(workdir: Path, remedy: str = "") -> dict[str, Any]:
+    """Returns the environment.json of a run, {} without one; `remedy` ends the error's message."""
+    return storage.read_json(workdir / "environment.json", remedy, forms.ENVIRONMENT)
 
 
 def completed(config: Config) -> Config:

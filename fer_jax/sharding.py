@@ -40,8 +40,6 @@ def state_sharding(shapes: Any, mesh: Mesh, strategy: str) -> Any:
     """
     if strategy == "data_parallel":
         return jax.tree.map(lambda _: replicated(mesh), shapes)
-    if strategy != "fsdp":
-        raise InputError(f"config.sharding cannot be '{strategy}'; choose data_parallel or fsdp")
 
     def shard(x: Any) -> NamedSharding:
         divisible = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]

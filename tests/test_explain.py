@@ -67,7 +67,7 @@ def asked(head: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("head", xception.HEADS)
+@pytest.mark.parametrize("head", ["gap", "mlp"])
 def test_it_is_the_gradient_of_the_head_times_what_the_head_saw(head: str):
     found = asked(head)
     weights = found["gradients"].sum(axis=(1, 2), keepdims=True)
@@ -90,7 +90,7 @@ def test_with_the_gap_head_it_is_the_class_activation_map():
     np.testing.assert_allclose(signed.mean(axis=(1, 2)) + bias, chosen, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", xception.HEADS)
+@pytest.mark.parametrize("head", ["gap", "mlp"])
 def test_the_average_is_explained_where_there_is_one(head: str):
     found = asked(head)
     np.testing.assert_array_equal(found["averaged"], found["maps"])

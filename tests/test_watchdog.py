@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from fer_jax.errors import Preempted
 from fer_jax.training import watchdog
 from fer_jax.training.log import Stopwatch
 
@@ -65,9 +66,17 @@ def test_what_may_be_slow_is_not_ended():
     out, err = run("watchdog.between_steps('saving')\ntime.sleep(2.5)\n").communicate(timeout=30)
     assert (out, err) == ("done\n", "")
     for rest in ("step(60)", "step(0); time.sleep(60)  # for its result, or the next data"):
-        body = "step = watchdog.wrap(time.sleep, 'a batch')\n" + rest
+        body = "step = watchdog.wrap(time.sleep, 'a batch', lambda: None)\n" + rest
         out, err = run(body).communicate(timeout=30)
         assert "fer-jax: a batch did not end in " in err
+
+
+def test_a_wrapped_step_checks_first():
+    def check() -> None:
+        raise Preempted("SIGTERM")
+
+    with contextlib.closing(watchdog.Watchdog()) as dog, pytest.raises(Preempted):
+        dog.wrap(pytest.fail, "a batch", check)("it ran")
 
 
 def test_a_process_that_was_stopped_has_not_hung():

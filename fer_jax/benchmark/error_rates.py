@@ -173,11 +173,11 @@ def over_sets(num_sets: int, share: float, simulations: int) -> dict[str, np.nda
             both = [probabilities[rows] for probabilities in predictors]
             resampled = _resample(of, both, number)
             sides.append([bootstrap.estimate(resampled, name, [i], str(i)) for i in range(2)])
-        a, b = (_mean(side) for side in zip(*sides, strict=True))
+        a, b = (bootstrap.average(side) for side in zip(*sides, strict=True))
         low, high = bootstrap.interval(name, a)
-        others = _mean([first for first, _ in sides[1:]])
+        others = bootstrap.average([first for first, _ in sides[1:]])
         found.append(
-            [low <= _truth()[name] <= high, _p([a, b]) < 0.05, _p([sides[0][0], others]) < 0.05]
+            [low <= _truth()[name] <= high, _p(a, b) < 0.05, _p(sides[0][0], others) < 0.05]
         )
     columns = ("truth in the mean's 95 % interval", "p < 0.05, equal", "p < 0.05, no loss")
     return dict(zip(columns, np.asarray(found).T, strict=True))
@@ -189,16 +189,8 @@ def _resample(
     return bootstrap.resample(of, predictors, areas=False, num_draws=SIMULATED_DRAWS, seed=seed)
 
 
-def _mean(estimates: Sequence[bootstrap.Estimate]) -> bootstrap.Estimate:
-    return bootstrap.combine([(one, 1 / len(estimates)) for one in estimates])
-
-
-def _less(sides: Sequence[bootstrap.Estimate]) -> bootstrap.Estimate:
-    return bootstrap.combine(list(zip(sides, (1.0, -1.0), strict=True)))
-
-
-def _p(sides: Sequence[bootstrap.Estimate]) -> float:
-    return bootstrap.difference(_less(sides))["p"]
+def _p(one: bootstrap.Estimate, other: bootstrap.Estimate) -> float:
+    return bootstrap.difference(bootstrap.subtract(one, other))["p"]
 
 
 def studies(num_scenarios: int, simulations: int) -> dict[str, np.ndarray]:
@@ -222,12 +214,12 @@ def studies(num_scenarios: int, simulations: int) -> dict[str, np.ndarray]:
                     bootstrap.estimate(resampled, name, [i], str(i))
                     for i in range(num_scenarios + 1)
                 )
-                differences = [_less([other, baseline]) for other in others]
+                differences = [bootstrap.subtract(other, baseline) for other in others]
                 family += differences
                 if name == "balanced_accuracy":
                     for own, difference in zip(gains, differences, strict=True):
                         own.append(difference)
-        means = [_mean(own) for own in gains]
+        means = [bootstrap.average(own) for own in gains]
         best = max(means, key=lambda one: one.value)
         low, high = bootstrap.difference(best, num_compared=num_scenarios)["interval"]
         corrected = bootstrap.correct([*family, *means])
@@ -250,7 +242,7 @@ def recipes(seeds: int, spread: float, simulations: int) -> np.ndarray:
         resampled = _resample(of, predictors, number)
         own = [range(seeds), range(seeds, 2 * seeds)]
         sides = [bootstrap.estimate(resampled, "accuracy", n, str(n.start)) for n in own]
-        found.append(_p(sides) < 0.05)
+        found.append(_p(*sides) < 0.05)
     return np.asarray(found)
 
 

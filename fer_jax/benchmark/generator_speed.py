@@ -115,11 +115,6 @@ def measure_stylegan2_train(options: argparse.Namespace) -> Iterator[Row]:
     yield row
 
 
-def _frequencies(recipe: Recipe) -> dict[str, int]:
-    lazy = {"r1": 1, "path": recipe.r1_interval // recipe.path_interval}
-    return {name: lazy.get(name, recipe.r1_interval) for name in gan.PARTS}
-
-
 def _measure_parts(
     what: str,
     recipe: Recipe,
@@ -128,7 +123,8 @@ def _measure_parts(
     peer_name: str,
     repeats: int,
 ) -> list[Row]:
-    frequencies = _frequencies(recipe)
+    lazy = {"r1": 1, "path": recipe.r1_interval // recipe.path_interval}
+    frequencies = {name: lazy.get(name, recipe.r1_interval) for name in gan.PARTS}
     # Seconds by part, then by side: [repeat, part, 2]. The first time compiles.
     seconds = np.zeros((repeats + 1, len(frequencies), 2))
     for repeat in range(repeats + 1):

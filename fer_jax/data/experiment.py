@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax import forms, storage
-from fer_jax.config import Config, default_data_dir, from_json, to_json
+from fer_jax.config import Config, default_data_dir, from_json, read_environment, to_json
 from fer_jax.data import provenance
 from fer_jax.data.audit.findings import (
     LEAKS,
@@ -182,7 +181,7 @@ def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | 
     trained_on.test_sets = ()
     trained_on.exclusions = str(kept) if kept.is_file() else ""
     try:
-        before = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT)
+        before = read_environment(workdir)
         for name, was in before.get("datasets", {}).items():
             if was.get("fingerprint") != build_summary(name, data_dir).get("fingerprint"):
                 raise InputError(f"'{name}' is another build than the run was trained on")
@@ -212,7 +211,5 @@ def leaks_into(trained: Experiment, test: Records, data_dir: Path, workdir: Path
 
 def training_data_dir(workdir: Path) -> Path:
     """Returns a run's data folder, or the default one if its environment.json is missing."""
-    trained_from = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT).get(
-        "data_dir"
-    )
-    return Path(str(trained_from)) if trained_from else default_data_dir()
+    trained_from = read_environment(workdir).get("data_dir")
+    return Path(trained_from) if trained_from else default_data_dir()

@@ -389,7 +389,7 @@ def estimate_mean(
     known = [(sizes[label], terms[label]) for label in classes if sizes[label] > 1]
     for label in [label for label in classes if sizes[label] < 2]:
         terms[label] = _borrow_error(terms[label], known, label)
-    return combine([(one, 1 / len(classes)) for one in terms.values()])
+    return average(list(terms.values()))
 
 
 def _borrow_error(alone: Estimate, known: Sequence[tuple[int, Estimate]], label: int) -> Estimate:
@@ -450,6 +450,16 @@ def combine(terms: Sequence[tuple[Estimate, float]]) -> Estimate:
     weighted = [part * one.shares for part, (one, _) in zip(parts, terms, strict=True)]
     shares = np.bincount(at, np.concatenate(weighted), minlength=len(keys))
     return Estimate(by_seed, deviations, keys, shares)
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Averages estimates with equal weights."""
+    return combine([(one, 1 / len(estimates)) for one in estimates])
+
+
+def subtract(one: Estimate, other: Estimate) -> Estimate:
+    """Returns one estimate less another."""
+    return combine([(one, 1.0), (other, -1.0)])
 
 
 def jackknife_error(estimate: float, left_out: np.ndarray) -> float:

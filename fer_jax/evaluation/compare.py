@@ -239,7 +239,7 @@ def compare_predictors(
     for name in bootstrap.SCALARS:
         a = bootstrap.estimate(resampled, name, range(count), "a")
         b = bootstrap.estimate(resampled, name, range(count, total), "b")
-        estimates[name] = bootstrap.combine([(a, 1.0), (b, -1.0)])
+        estimates[name] = bootstrap.subtract(a, b)
         metrics[name] = {"a": a.value, "b": b.value} | bootstrap.difference(estimates[name])
         metrics[name]["detectable"] = bootstrap.detectable(estimates[name])
     return metrics, estimates

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fer_jax import checkpoints, forms, results, storage
-from fer_jax.config import Config, read_config
+from fer_jax.config import Config, read_config, read_environment
 from fer_jax.data.audit.findings import LOOKED_FOR, leaks_in_words
 from fer_jax.data.experiment import as_source
 from fer_jax.errors import InputError
@@ -55,11 +55,9 @@ def score_run(workdir: Path) -> dict[str, Any]:
     `scoring.score_table`. InputError without a run or predictions.
     """
     config = read_config(workdir)
-    environment = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT)
-    logged, metric = (
-        storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW),
-        config.selection_metric,
-    )
+    environment = read_environment(workdir)
+    metric = config.selection_metric
+    logged = storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
     validated = [row for row in logged if row.get(metric) is not None]
     tables = _read_tables(workdir, TASKS[config.task])
     selected_on = calibration.validation_files(workdir, config)
@@ -306,10 +304,7 @@ def leak_notes(workdir: Path, tables: Iterable[str]) -> list[str]:
     """Returns a line for each leak into the data of a run, and for tables not audited for them."""
     leaks = read_leaks(workdir)
     sets = [{"dataset": table, "split": ""} | _leaks(leaks.get(table)) for table in tables]
-    notes = _leak_warnings(
-        storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT), sets
-    )
-    notes = [f"LEAKS, {note}" for note in notes]
+    notes = [f"LEAKS, {note}" for note in _leak_warnings(read_environment(workdir), sets)]
     unaudited = [one["dataset"] for one in sets if one["leaks"] is None]
     return notes + [f"not audited for leaks: {', '.join(unaudited)}"] * bool(unaudited)
 
@@ -335,11 +330,10 @@ def generalization(
         found[related] = nothing | {"sets": [set_name(one) for one, _ in chosen], "loss": nothing}
         if chosen and len(common) > 1:
             own = [bootstrap.estimate_mean(resampled, metric, common) for _, resampled in chosen]
-            means[related] = mean = bootstrap.combine([(one, 1 / len(own)) for one in own])
+            means[related] = mean = bootstrap.average(own)
             found[related] |= {"value": mean.value, "interval": bootstrap.interval(metric, mean)}
             if related != "within" and "within" in means:
-                loss = bootstrap.combine([(means["within"], 1.0), (mean, -1.0)])
-                loss = bootstrap.difference(loss)
+                loss = bootstrap.difference(bootstrap.subtract(means["within"], mean))
                 found[related]["loss"] = {"value": loss["difference"], "interval": loss["interval"]}
     why = None
     if not sets:

@@ -73,7 +73,7 @@ def _gain(resampled: bootstrap.Resampled) -> dict[str, Any]:
 
     def gain(name: str) -> bootstrap.Estimate:
         own, other = (bootstrap.estimate(resampled, name, [n], str(n)) for n in (0, 1))
-        return bootstrap.combine([(own, 1.0), (other, -1.0)])
+        return bootstrap.subtract(own, other)
 
     return {name: bootstrap.difference(gain(name)) for name in baselines.COMPARABLE}
 
@@ -172,7 +172,7 @@ def _gap(groups: dict[str, bootstrap.Resampled]) -> dict[str, Any] | None:
                 bootstrap.estimate_mean(groups[name], "balanced_accuracy", classes)
                 for name in names
             ]
-            gap = bootstrap.combine([(own[0], 1.0), (own[1], -1.0)])
+            gap = bootstrap.subtract(*own)
             sign = -1.0 if gap.value < 0 else 1.0
             high, low = names[:: int(sign)]
             pairs.append((bootstrap.combine([(gap, sign)]), high, low, len(classes)))

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from fer_jax import forms, results, storage
+from fer_jax import results
+from fer_jax.config import read_environment
 from fer_jax.data.experiment import Experiment, as_source
 from fer_jax.evaluation import compare
 from fer_jax.inference.network import Network
@@ -56,9 +57,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _dataset_lines(model: Network) -> list[str]:
-    known = storage.read_json(model.folder / "environment.json", form=forms.ENVIRONMENT).get(
-        "datasets", {}
-    )
+    known = read_environment(model.folder).get("datasets", {})
     rows = []
     for source in map(as_source, model.config.sources):
         dataset = known.get(source.name, {})

@@ -16,9 +16,17 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fer_jax import checkpoints, forms, storage
+from fer_jax import checkpoints, storage
 from fer_jax.checkpoints import inference_arrays
-from fer_jax.config import Config, check_config, completed, from_dict, read_config, to_json
+from fer_jax.config import (
+    Config,
+    check_config,
+    completed,
+    from_dict,
+    read_config,
+    read_environment,
+    to_json,
+)
 from fer_jax.data.augment import normalize
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.inference import runtime
@@ -281,9 +289,7 @@ def _check_version(config: Config, path: Path) -> None:
 
 def _margin(workdir: Path) -> float:
     """Returns the margin of a run's training datasets; 0 if they differ or it is unknown."""
-    datasets = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT).get(
-        "datasets", {}
-    )
+    datasets = read_environment(workdir).get("datasets", {})
     try:
         margins = {float(one["margin"]) for one in datasets.values()}
     except (ValueError, KeyError, TypeError, AttributeError):

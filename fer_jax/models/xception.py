@@ -11,15 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fer_jax.errors import InputError, did_you_mean
+from fer_jax.errors import InputError
 from fer_jax.models.layers import Convolution, Pointwise, Separable, affine, max_pool3x3
 
 MIN_STEM_SIZE = 35  # pixels a side after the first convolution, of Keras' smallest image, 71
 LARGEST = {"width": 16, "num_middle_blocks": 256, "image_size": 4096}
 ENTRY = ("entry1", "entry2", "entry3")
-HEADS = ("gap", "mlp")
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 MIXED_BLOCKS = 2  # MixStyle follows the early blocks; later features are the content
 
 Mix = Callable[[jax.Array, int], jax.Array]  # (activations, number of the block) to the mixed ones
@@ -97,10 +95,6 @@ class Xception(nnx.Module):
                 raise InputError(f"model.{name} must be at most {largest}, not {sizes[name]}")
         if num_middle_blocks < 0:
             raise InputError(f"model.num_middle_blocks must be at least 0, not {num_middle_blocks}")
-        if head not in HEADS:
-            raise InputError(f"model.head cannot be '{head}'{did_you_mean(head, HEADS)}")
-        if dtype not in DTYPES:
-            raise InputError(f"model.dtype cannot be '{dtype}'{did_you_mean(dtype, DTYPES)}")
 
         def channels(published: int) -> int:
             return max(8, round(published * width / 8) * 8)

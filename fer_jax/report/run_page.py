@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fer_jax import figures, forms, schema, storage
-from fer_jax.config import read_config, to_json
+from fer_jax.config import read_config, read_environment, to_json
 from fer_jax.errors import InputError
 from fer_jax.figures import Line
 from fer_jax.report.layout import count, data_uri, interval, number, render
@@ -261,7 +261,7 @@ def generator_page(workdir: Path) -> str:
     """Returns the HTML of a generator's page."""
     config = read_config(workdir, of_generator=True)
     network = storage.read_json(workdir / "generator" / "config.json", form=forms.NETWORK)
-    environment = storage.read_json(workdir / "environment.json", form=forms.ENVIRONMENT)
+    environment = read_environment(workdir)
     rows = storage.read_json_lines(workdir / "metrics.jsonl", forms.METRICS_ROW)
     measured = [row for row in rows if row.get("kid") is not None]
     best = _best(rows)

@@ -46,7 +46,7 @@ def measure_distances(
         if not own:
             found[name] = _absent(f"no test set is {related.replace('_', ' ')} for it")
             continue
-        mean = bootstrap.combine([(one, 1 / len(own)) for one in own])
+        mean = bootstrap.average(own)
         bounds = bootstrap.interval(METRIC, mean)
         found[name] = {"value": mean.value, "interval": bounds, "n_sets": len(own)}
     within = [tested for _, tested in by_relation.get("within", [])]

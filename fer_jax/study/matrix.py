@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax import forms, results, storage
-from fer_jax.config import Config
+from fer_jax import results, storage
+from fer_jax.config import Config, read_environment
 from fer_jax.data.audit.findings import LOOKED_FOR, find_near_duplicates
 from fer_jax.data.records import Records, build_summary
 from fer_jax.errors import InputError
@@ -228,7 +228,7 @@ def _score_set(
             for metric in HEADLINE:
                 ours = bootstrap.estimate(resampled, metric, own, name)
                 other = bootstrap.estimate(resampled, metric, numbers[baseline], baseline)
-                gains[metric] = bootstrap.combine([(ours, 1.0), (other, -1.0)])
+                gains[metric] = bootstrap.subtract(ours, other)
             found[name] = found[name]._replace(gains=gains)
     return table, found
 
@@ -355,17 +355,12 @@ def compare_scenarios(
                 {"scenario": scenario, "against": baseline, "n_sets": len(known)}
                 | {"without": [where for where in without if where not in known]}
             )
-            estimates.append(mean_of(list(known.values())))
+            estimates.append(bootstrap.average(list(known.values())))
             means[-1] |= bootstrap.difference(estimates[-1])
             rows.append(means[-1])
     for row, p in zip(rows, bootstrap.correct(estimates), strict=True):
         row["p_corrected"] = p
     return [row for row in rows if "metric" in row], means
-
-
-def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """Averages estimates with equal weights."""
-    return bootstrap.combine([(one, 1 / len(estimates)) for one in estimates])
 
 
 def answer(
@@ -417,7 +412,9 @@ def answer(
         if all(np.isfinite(gains[name][where][METRIC].error()).all() for name in added)
     ]
     unseen = surer or unseen
-    means = {name: mean_of([gains[name][where][METRIC] for where in unseen]) for name in added}
+    means = {
+        name: bootstrap.average([gains[name][where][METRIC] for where in unseen]) for name in added
+    }
     name = max(means, key=lambda name: means[name].value)
     found = bootstrap.difference(means[name], num_compared=len(added))
     low, high = found["interval"]
@@ -468,16 +465,16 @@ def _loss(
         within = [one for related, one, _ in of_scenario if related == RELATIONS[0]]
         beyond = [one for related, one, _ in of_scenario if related in RELATIONS[1:]]
         if within and beyond:
-            sides.append((mean_of(within), mean_of(beyond)))
+            sides.append((bootstrap.average(within), bootstrap.average(beyond)))
     if not sides:
         return (
             "No scenario was evaluated both on held-out people of its own datasets and on unseen "
             "datasets or content, so there is no loss to report."
         )
-    within, beyond = (mean_of(side) for side in zip(*sides, strict=True))
+    within, beyond = (bootstrap.average(side) for side in zip(*sides, strict=True))
     if not np.isfinite([within.value, beyond.value]).all():
         return "The test sets have fewer than two classes in common, so there is no loss to report."
-    lost = bootstrap.difference(bootstrap.combine([(within, 1.0), (beyond, -1.0)]))
+    lost = bootstrap.difference(bootstrap.subtract(within, beyond))
     over = f"mean over {len(sides)} scenarios" if len(sides) > 1 else "one scenario"
     return (
         f"On held-out people of the datasets that it was trained on a model reaches a mean "
@@ -532,7 +529,7 @@ def _audit(scenarios: Sequence[Scenario], workdir: Path) -> dict[str, Any]:
 def _reproduce(
     config: Config, scenarios: Sequence[Scenario], runs: Sequence[ScenarioRun], data_dir: Path
 ) -> dict[str, Any]:
-    environment = storage.read_json(runs[0].workdir / "environment.json", form=forms.ENVIRONMENT)
+    environment = read_environment(runs[0].workdir)
     names = {
         part.name
         for scenario in scenarios

@@ -191,8 +191,9 @@ def _compile(
         moments = compile_moments_step(model, sharding.network, mesh)
         with announce("the statistics of the average"):
             moments = moments.lower(target.network, images).compile()
-        moments = run.watchdog.wrap(run.notice.wrap(moments), "a batch of the average's statistics")
-    score = run.watchdog.wrap(run.notice.wrap(score), "a batch of the validation")
+        what = "a batch of the average's statistics"
+        moments = run.watchdog.wrap(moments, what, run.notice.check)
+    score = run.watchdog.wrap(score, "a batch of the validation", run.notice.check)
     return _Programs(step, score, moments)
 
 

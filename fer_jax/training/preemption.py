@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -59,16 +59,6 @@ class PreemptionNotice:
             preempted = before is not None and bool(before)
         if preempted:
             raise Preempted(self.signal_name or "a signal to another process")
-
-    def wrap(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a step that checks before each call."""
-
-        @functools.wraps(step)
-        def check_and_run(*arguments: Any) -> Any:
-            self.check()
-            return step(*arguments)
-
-        return check_and_run
 
     def on_signal(self, name: str) -> None:
         """Notes a signal, in a thread that runs whatever the main thread does."""

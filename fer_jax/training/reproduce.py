@@ -13,7 +13,15 @@ import jax
 import numpy as np
 
 from fer_jax import checkpoints, compilations, distributed, forms, results, storage
-from fer_jax.config import Config, OneLineParser, from_dict, is_generator, output_path, read_config
+from fer_jax.config import (
+    Config,
+    OneLineParser,
+    from_dict,
+    is_generator,
+    output_path,
+    read_config,
+    read_environment,
+)
 from fer_jax.data.experiment import EXCLUSIONS_FILE, training_data_dir
 from fer_jax.data.records import build_summary
 from fer_jax.errors import InputError
@@ -37,7 +45,7 @@ def reproduce(run: Path, workdir: Path, data_dir: Path) -> bool:
     config = read_config(run, of_generator=of_generator)
     if "scenarios" in config:
         raise InputError(f"'{run}' holds a study; reproduce one of its runs, in {run / 'runs'}")
-    environment = storage.read_json(run / "environment.json", form=forms.ENVIRONMENT)
+    environment = read_environment(run)
     if "versions" not in environment:
         raise InputError(f"'{run}' has no environment.json that says what it was trained with")
     accessed = run_scores.read_test_access(run)

@@ -15,9 +15,17 @@ import jax
 from jax.sharding import Mesh
 
 import fer_jax
-from fer_jax import checkpoints, distributed, forms, storage
+from fer_jax import checkpoints, distributed, storage
 from fer_jax.compilations import cpu_info
-from fer_jax.config import Config, fields, from_json, is_generator, read_config, to_json
+from fer_jax.config import (
+    Config,
+    fields,
+    from_json,
+    is_generator,
+    read_config,
+    read_environment,
+    to_json,
+)
 from fer_jax.data import batches
 from fer_jax.data.experiment import (
     EXCLUSIONS_FILE,
@@ -237,10 +245,7 @@ def check_continues(
             "workdir or the same exclusions"
         )
     remedy = "delete it to resume without comparing the data"
-    before_data = storage.read_json(workdir / "environment.json", remedy, forms.ENVIRONMENT).get(
-        "datasets", {}
-    )
-    for name, was in before_data.items():
+    for name, was in read_environment(workdir, remedy).get("datasets", {}).items():
         if was.get("fingerprint") != build_summary(name, data_dir).get("fingerprint"):
             raise InputError(
                 f"'{workdir}' was trained on another build of '{name}' than {data_dir} has now; "

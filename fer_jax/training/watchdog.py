@@ -60,12 +60,18 @@ class Watchdog:
         self._step_began = 0.0
         self.begin(what, slow=True)
 
-    def wrap(self, step: Callable[..., Any], what: str) -> Callable[..., Any]:
-        """Returns a compiled step of which each call, and what follows it, is an activity."""
+    def wrap(
+        self, step: Callable[..., Any], what: str, check: Callable[[], None]
+    ) -> Callable[..., Any]:
+        """Returns a compiled step that calls `check` first.
+
+        Each call, and what follows it, is an activity.
+        """
 
         @functools.wraps(step)
         def begin_and_run(*arguments: Any) -> Any:
             self.begin(what)
+            check()
             result = step(*arguments)
             # What it returned may still be computed.
             self.begin(what)

@@ -47,14 +47,6 @@ def write_networks(out: Path, networks: dict[str, Network], about: dict[str, Any
     _write(out, {"format": FORMAT, **about, "networks": configs}, arrays)
 
 
-def convert_xception(source: Path, out: Path) -> dict[str, np.ndarray]:
-    """Writes Keras' Xception weights into a folder that `config.init_from` takes; returns them."""
-    _check_out(out)
-    arrays = keras.read_xception(source)
-    _write(out, {"format": keras.FORMAT, **_origin(source)}, arrays)
-    return arrays
-
-
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"'{out}' is a file; name a folder")
@@ -142,7 +134,9 @@ def main(argv: list[str]) -> None:
 
 
 def _convert_xception(source: Path, out: Path) -> str:
-    arrays = convert_xception(source, out)
+    _check_out(out)
+    arrays = keras.read_xception(source)
+    _write(out, {"format": keras.FORMAT, **_origin(source)}, arrays)
     count = sum(array.size for array in arrays.values())
     head = arrays.get("params/logits/bias")
     top = "no top" if head is None else f"{len(head):,} classes"
