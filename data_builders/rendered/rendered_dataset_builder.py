@@ -25,7 +25,7 @@ from fer_jax.media.video import Video
 
 FIRST = 10_000  # number of the first person; those of clips have smaller ones
 FRAMES = (2, 6, 10)  # of a reaction, which `--frames=3` takes from its clip
-HAAR = Extraction(detector="haar")
+HAAR = Extraction(detector="haar", min_size=64)  # as the demo's clips
 FEW = 100  # people, for whom processes take longer to start than to film
 
 

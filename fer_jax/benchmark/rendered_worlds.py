@@ -1,8 +1,8 @@
 """How often the demo's statements are right: over many rendered worlds, where the truth is known.
 
 Each world is the demo without its generator: it films other people, trains the baseline and
-+YouTube, and scores both on the test sets and on fresh people. In a null world all platforms look
-like the laboratory.
++YouTube, and scores both on the test sets and on fresh people, who are the same for all worlds. In
+a null world all platforms look like the laboratory.
 """
 
 import argparse
@@ -38,18 +38,31 @@ def plan(fresh: int) -> demo.Plan:
 def measure_worlds(options: argparse.Namespace) -> Iterator[Row]:
     """Runs the worlds that are not in the workdir yet, and counts over all of them."""
     for null in (False, True):
-        kind = "null worlds" if null else "worlds"
-        found = []
-        for seed in range(FIRST_SEED, FIRST_SEED + options.worlds):
-            workdir = Path(options.workdir, f"{'null' if null else 'world'}_{seed}")
-            if results.read(workdir) is None:
-                demo.run(workdir, plan(options.people), seed, null=null)
-            for large in ("sources", "data"):
-                shutil.rmtree(workdir / large, ignore_errors=True)
-            known = results.read(workdir)
-            assert known is not None  # it was written above
-            found.append(summary(known))
-        yield from rows(kind, found)
+        seeds = range(FIRST_SEED, FIRST_SEED + options.worlds)
+        found = [run_world(Path(options.workdir), seed, options.people, null) for seed in seeds]
+        yield from rows("null worlds" if null else "worlds", found)
+
+
+def run_world(workdir: Path, seed: int, people: int, null: bool) -> dict[str, Any]:
+    """Returns the summary of a world, which is run unless its results are in the workdir.
+
+    All worlds of a kind share the fresh people, on whom the true scores are measured.
+    """
+    kind = "null" if null else "world"
+    world = workdir / f"{kind}_{seed}"
+    found = results.read(world)
+    if found is None:
+        shared = workdir / f"fresh_{kind}"
+        for platform in demo.PLATFORM_OF.values():
+            demo.build_fresh(f"rendered/{platform}", people, shared, null)
+        (world / "data").mkdir(parents=True, exist_ok=True)
+        link = world / "data" / "rendered"
+        link.unlink(missing_ok=True)
+        link.symlink_to((shared / "rendered").resolve())
+        found, _ = demo.run(world, plan(people), seed, null=null)
+    for large in ("sources", "data"):
+        shutil.rmtree(world / large, ignore_errors=True)
+    return summary(found)
 
 
 def summary(study: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,21 +42,25 @@ SAMPLED = 24  # images of a dataset that show its framing
 # At which they are searched: a fifth of the time at 256, and medians that differ by up to 0.03.
 SAMPLED_SIZE = 96
 
-# uint8 BGR image at the size at which it is searched -> box, score and landmarks of each face
-Find = Callable[[np.ndarray], Iterable[tuple[Iterable[float], float, np.ndarray | None]]]
+# uint8 BGR image at the size at which it is searched, pixels a side of the smallest face that is
+# wanted -> box, score and landmarks of each face
+Find = Callable[[np.ndarray, float], Iterable[tuple[Iterable[float], float, np.ndarray | None]]]
 
 
 @functools.lru_cache(maxsize=8)
-def make_detector(name: str, model: str = "", *, fast: bool = False) -> Detector:
+def make_detector(
+    name: str, model: str = "", *, fast: bool = False, smallest: float = 0.0
+) -> Detector:
     """Returns the detector "yunet" (Wu et al. 2023) or "haar" (Viola and Jones 2001).
 
     `model` is YuNet's file; "" for the cached or downloaded one. `fast` runs YuNet in ONNX Runtime
     if that is installed, in half the time. Its boxes differ by rounding, so datasets are built
-    without it: they must not depend on what is installed. Raises InputError for an unknown
+    without it: they must not depend on what is installed. The cascade looks for no face that is
+    smaller than `smallest` pixels a side, which takes less time. Raises InputError for an unknown
     detector, or if its file is not available or is another file.
     """
     if name == "haar":
-        return _at_search_size(_haar())
+        return _at_search_size(_haar(), smallest)
     if name != "yunet":
         raise InputError(f"unknown detector '{name}'{did_you_mean(name, DETECTORS)}")
     file = detector_model(model)
@@ -107,7 +111,7 @@ def _is_yunet(data: bytes) -> bool:
     return hashlib.sha256(data).hexdigest() == YUNET_SHA256
 
 
-def _at_search_size(find: Find) -> Detector:
+def _at_search_size(find: Find, smallest: float = 0.0) -> Detector:
     """Resizes images for `find` and scales what it finds back."""
 
     def detect(image: np.ndarray, size: int) -> list[Face]:
@@ -123,7 +127,7 @@ def _at_search_size(find: Find) -> Detector:
                 score,
                 None if landmarks is None else landmarks / np.float32(scale),
             )
-            for (x, y, width, height), score, landmarks in find(image)
+            for (x, y, width, height), score, landmarks in find(image, smallest * scale)
         ]
 
     return detect
@@ -138,7 +142,8 @@ def framing(sample: Iterable[np.ndarray]) -> float:
     find, shares = _haar(), []
     for image in sample:
         face = resized(square(image)[0], SAMPLED_SIZE)
-        sizes = [max(box) for (_, _, *box), *_ in find(cv2.cvtColor(face, cv2.COLOR_RGB2BGR))]
+        bgr = cv2.cvtColor(face, cv2.COLOR_RGB2BGR)
+        sizes = [max(box) for (_, _, *box), *_ in find(bgr, 0.0)]
         shares += [max(sizes) / SAMPLED_SIZE] if sizes else []
     return float(np.median(shares)) if len(shares) > SAMPLED // 3 else math.nan
 
@@ -149,11 +154,12 @@ def _haar() -> Find:
     folder = getattr(cv2, "data").haarcascades  # noqa: B009 (see above)
     cascades = threading.local()
 
-    def find(image: np.ndarray) -> Iterable[tuple[Iterable[float], float, None]]:
+    def find(image: np.ndarray, smallest: float) -> Iterable[tuple[Iterable[float], float, None]]:
         if not hasattr(cascades, "one"):
             cascades.one = cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        for box in cascades.one.detectMultiScale(grey, 1.1, 5, minSize=(24, 24)):
+        side = max(24, round(smallest))
+        for box in cascades.one.detectMultiScale(grey, 1.1, 5, minSize=(side, side)):
             yield box, 1.0, None
 
     return find
@@ -163,7 +169,7 @@ def _yunet_opencv(file: Path) -> Find:
     """YuNet in OpenCV, one network per thread."""
     networks = threading.local()
 
-    def find(image: np.ndarray) -> Iterable[tuple[Iterable[float], float, np.ndarray]]:
+    def find(image: np.ndarray, _: float) -> Iterable[tuple[Iterable[float], float, np.ndarray]]:
         if not hasattr(networks, "one"):
             networks.one = cv2.FaceDetectorYN.create(
                 str(file), "", (320, 320), MIN_SCORE, MAX_OVERLAP
@@ -195,7 +201,7 @@ def _yunet_onnxruntime(file: Path) -> Find:
     names = [output.name for output in session.get_outputs()]
     input_name = session.get_inputs()[0].name
 
-    def find(image: np.ndarray) -> Iterable[tuple[Iterable[float], float, np.ndarray]]:
+    def find(image: np.ndarray, _: float) -> Iterable[tuple[Iterable[float], float, np.ndarray]]:
         height, width = (-(-side // 32) * 32 for side in image.shape[:2])
         batch = np.zeros((1, 3, height, width), np.float32)
         batch[0, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
