@@ -192,7 +192,9 @@ def fetch(
     if size > limits.max_bytes:
         raise Failure("too_large", f"{size} bytes")
 
-    path = _unfinished(stem, info)
+    # One format must not be resumed with another.
+    chosen = [info.get(key) for key in ("format_id", "ext", "protocol", "height", "filesize")]
+    path = Path(f"{stem}_{hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}")
     validator = path.with_suffix(".validator")
     if info["protocol"] in ("http", "https"):
         # Resumes only if the server still has the same file.
@@ -212,12 +214,6 @@ def fetch(
     site_id = "" if info["extractor"] == "generic" else f"{info['extractor']}:{info['id']}"
     size, digest = path.stat().st_size, storage.sha256(path)
     return {"path": str(path), "bytes": size, "sha256": digest, "site_id": site_id, **found}
-
-
-def _unfinished(stem: Path, info: dict[str, Any]) -> Path:
-    """The path of a format's file: one format must not be resumed with another."""
-    chosen = [info.get(key) for key in ("format_id", "ext", "protocol", "height", "filesize")]
-    return Path(f"{stem}_{hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}")
 
 
 class _Downloader(yt_dlp.YoutubeDL):

@@ -85,21 +85,6 @@ def write(
 
     InputError for a table of other classes, or of other images than another's.
     """
-    found = results.plain(score_study(config, scenarios, runs, workdir, data_dir))
-    results.write(workdir, found)
-    rows = [_row(cell) for cell in found["cells"]]
-    storage.write_table(workdir / "matrix.csv", MATRIX_COLUMNS, rows)
-    return found
-
-
-def score_study(
-    config: Config,
-    scenarios: Sequence[Scenario],
-    runs: Sequence[ScenarioRun],
-    workdir: Path,
-    data_dir: Path,
-) -> dict[str, Any]:
-    """Computes the content of a study's results.json; see `write` for the errors."""
     baseline = baseline_of(config)
     tests = scenarios[0].experiment.test
     classes = scored_classes(config, scenarios, tests)
@@ -125,7 +110,7 @@ def score_study(
         {"scenario": name} | distances.measure_distances(own, len(classes.numbers))
         for name, own in estimates.items()
     ]
-    return {
+    found = {
         "question": config.question,
         "answer": answer(scenarios, baseline, cells, estimates, gains, len(config.seeds)),
         "task": config.run.task,
@@ -152,6 +137,11 @@ def score_study(
         else None,
         "reproduce": _reproduce(config, scenarios, runs, data_dir),
     }
+    found = results.plain(found)
+    results.write(workdir, found)
+    rows = [_row(cell) for cell in found["cells"]]
+    storage.write_table(workdir / "matrix.csv", MATRIX_COLUMNS, rows)
+    return found
 
 
 def scored_classes(
@@ -389,15 +379,12 @@ def answer(
         )
     if not added:
         return _loss(estimates, fixed)
+    plain = {
+        (one["scenario"], one["dataset"], one["split"]): one for one in cells if not one["variant"]
+    }
     unseen: list[tuple[str, str]] = []
     for where in gains[added[0]]:
-        own = [
-            cell
-            for cell in cells
-            if (cell["dataset"], cell["split"]) == where
-            and not cell["variant"]
-            and cell["scenario"] in (baseline, *added)
-        ]
+        own = [plain[name, *where] for name in (baseline, *added)]
         if all(cell["relation"] in RELATIONS[1:] and not cell["oracle"] for cell in own):
             unseen.append(where)
     if not unseen:
@@ -428,7 +415,8 @@ def answer(
             "corrected for the choice"
         )
     reached = {
-        who: np.mean([_value(cells, who, where) for where in unseen]) for who in (name, baseline)
+        who: np.mean([plain[who, *where]["metrics"][METRIC]["value"] for where in unseen])
+        for who in (name, baseline)
     }
     others = []
     for other in added:
@@ -443,16 +431,6 @@ def answer(
         f"{100 * reached[baseline]:.0f}, if each class counts the same: a difference in balanced "
         f"accuracy of {number(found['difference'], signed=True)} {shown}{verdict}{chosen}{fixed}."
         f"{rest}"
-    )
-
-
-def _value(cells: Sequence[Mapping[str, Any]], scenario: str, where: tuple[str, str]) -> float:
-    """The balanced accuracy of a scenario on a test set, (dataset, split)."""
-    return next(
-        cell["metrics"][METRIC]["value"]
-        for cell in cells
-        if (cell["scenario"], cell["dataset"], cell["split"], cell["variant"])
-        == (scenario, *where, "")
     )
 
 

@@ -194,7 +194,22 @@ def open_scenarios(config: Config, data_dir: Path) -> list[Scenario]:
         factor = steps[baseline_of(config)] / steps[block["name"]]
         epochs = {name: value for name, value in fields(own) if name in EPOCH_FIELDS}
         own.update_from_flattened_dict({name: value * factor for name, value in epochs.items()})
-    return [_scenario(data_dir, *one) for one in opened]
+    scenarios = []
+    for block, own, experiment, learned, num_images in opened:
+        oracle = block.get("oracle", False)
+        own.allow_leaks = own.allow_leaks or oracle
+        scenario = Scenario(
+            name=block["name"],
+            config=own,
+            experiment=experiment,
+            learned=learned,
+            num_images=num_images,
+            num_steps=max(1, round(own.num_epochs * (num_images // own.batch_size))),
+            leaks=find_leaks(experiment, data_dir),
+            oracle=oracle,
+        )
+        scenarios.append(scenario)
+    return scenarios
 
 
 def _check_overlap(tests: Sequence[Records]) -> None:
@@ -205,28 +220,6 @@ def _check_overlap(tests: Sequence[Records]) -> None:
                 f"config.test_sets: {one.name} {one.split} and {other.name} {other.split} have "
                 f"{count} images in common; name parts that do not overlap"
             )
-
-
-def _scenario(
-    data_dir: Path,
-    block: Mapping[str, Any],
-    config: Config,
-    experiment: Experiment,
-    learned: Learned,
-    num_images: int,
-) -> Scenario:
-    oracle = block.get("oracle", False)
-    config.allow_leaks = config.allow_leaks or oracle
-    return Scenario(
-        name=block["name"],
-        config=config,
-        experiment=experiment,
-        learned=learned,
-        num_images=num_images,
-        num_steps=max(1, round(config.num_epochs * (num_images // config.batch_size))),
-        leaks=find_leaks(experiment, data_dir),
-        oracle=oracle,
-    )
 
 
 def runs_of(config: Config, scenarios: Sequence[Scenario], workdir: Path) -> list[ScenarioRun]:
