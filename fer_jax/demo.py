@@ -24,8 +24,10 @@ from fer_jax import compilations, distributed, results, storage
 from fer_jax.collect import collect
 from fer_jax.config import OneLineParser, load_config, output_path
 from fer_jax.data import build, splits
+from fer_jax.data.records import Records, open_records
 from fer_jax.errors import InputError
-from fer_jax.evaluation import metrics, predictions
+from fer_jax.evaluation import metrics
+from fer_jax.inference import network
 from fer_jax.study import matrix, pictures, study
 from fer_jax.study.distances import METRIC
 from fer_jax.study.scenarios import ScenarioRun, check_leaks, check_study
@@ -48,6 +50,7 @@ PLATFORM_OF = {
 # OpenCV's cascade needs no file. No platform's faces are below 70 px.
 FACES = ["--detector=haar", "--min_size=64", "--frames=3"]
 CROPPED = "--detector=none"
+FRESH_BATCH = 128
 CLIP_SECONDS = 0.05  # to film a reaction, on the processor that `Plan.minutes` is of
 
 
@@ -179,11 +182,9 @@ def run(
     for name, platform in PLATFORM_OF.items():
         fresh[name] = f"rendered/{platform}"
         build_fresh(fresh[name], plan.fresh, data_dir, null)
-    more = config.copy_and_resolve_references()
-    more.test_sets = (*config.test_sets, *fresh.values())
-    study.predict_missing(more, runs, data_dir)
+    study.predict_missing(config, runs, data_dir)
     found = matrix.write(config, scenarios, runs, workdir, data_dir)
-    add_truth(found, runs, fresh)
+    add_truth(found, runs, {name: open_records(of, "test", data_dir) for name, of in fresh.items()})
     results.write(workdir, found)
     study.write_faces(workdir, scenarios[0].experiment.test)
     return found, runs
@@ -261,23 +262,27 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
-def add_truth(found: dict[str, Any], runs: Sequence[ScenarioRun], fresh: Mapping[str, str]) -> None:
+def add_truth(
+    found: dict[str, Any], runs: Sequence[ScenarioRun], fresh: Mapping[str, Records]
+) -> None:
     """Adds to a study's cells the network's balanced accuracy on thousands of fresh people.
 
-    `fresh` has the dataset of fresh people by that of the test set. "truth" of a cell is {"value",
-    "n": people, "covered": whether the cell's interval covers the value}.
+    `fresh` has the records of fresh people by their test set. "truth" of a cell is {"value", "n":
+    people, "covered": whether the cell's interval covers the value}.
     """
-    workdirs = {run.scenario.name: run.workdir for run in runs}
-    for cell in found["cells"]:
-        name = fresh.get(cell["dataset"])
-        if name is None or cell["empty"]:
-            continue
-        file = predictions.file_name(name, "test")
-        table, _ = predictions.read(workdirs[cell["scenario"]] / "predictions" / file)
-        value = metrics.score(table["label"], table["probabilities"])[METRIC]
-        low, high = cell["metrics"][METRIC]["interval"]
-        covered = low is not None and low <= value <= high
-        cell["truth"] = {"value": value, "n": len(table["label"]), "covered": covered}
+    cells = {
+        (cell["scenario"], cell["dataset"]): cell for cell in found["cells"] if not cell["empty"]
+    }
+    for run in tqdm(runs, "true scores", unit="network", disable=None):
+        model = network.load(run.workdir, batch_sizes=(FRESH_BATCH,))
+        for name, people in fresh.items():
+            probabilities = model.probabilities(map(people.image, range(len(people))))
+            value = metrics.score(people.labels(model.task), probabilities)[METRIC]
+            if (cell := cells.get((run.scenario.name, name))) is None:
+                continue
+            low, high = cell["metrics"][METRIC]["interval"]
+            covered = low is not None and low <= value <= high
+            cell["truth"] = {"value": value, "n": len(people), "covered": covered}
 
 
 def truth_in_words(found: Mapping[str, Any]) -> str:

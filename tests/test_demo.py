@@ -7,16 +7,18 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
 import pytest
 
+import fer_jax
 from fer_jax import demo
 from fer_jax.__main__ import main
 from fer_jax.config import load_config
 from fer_jax.data.records import open_records
-from fer_jax.evaluation import metrics, predictions
+from fer_jax.evaluation import metrics
 from fer_jax.storage import read_table
 from fer_jax.study import scenarios
 
@@ -82,24 +84,26 @@ def test_true_scores_are_of_fresh_people(finished: tuple[Path, str]):
     assert len(cells) == len(SCENARIOS) * 3
     for cell in cells:
         platform = demo.PLATFORM_OF[cell["dataset"]]
-        folder = workdir / "runs" / f"{cell['scenario']}.seed_0" / "predictions"
-        table, _ = predictions.read(folder / f"rendered-{platform}.test.csv")
-        scored = metrics.score(table["label"], table["probabilities"])["balanced_accuracy"]
-        assert cell["truth"]["value"] == scored and cell["truth"]["n"] == len(table["label"])
+        people = open_records(f"rendered/{platform}", "test", workdir / "data")
+        model = fer_jax.load(workdir / "runs" / f"{cell['scenario']}.seed_0")
+        faces = [people.image(row) for row in range(len(people))]
+        predicted = model.predict(faces, faces="crop")
+        probabilities = np.array([list(one[0]["probabilities"].values()) for one in predicted])
+        scored = metrics.score(people.labels("emotion"), probabilities)["balanced_accuracy"]
+        assert cell["truth"]["value"] == pytest.approx(scored)
+        assert cell["truth"]["n"] == len(people)
 
 
-def test_an_interval_covers_the_true_score_or_does_not(tmp_path: Path):
-    table = {name: np.array(["0", "1", "2", "3"]) for name in predictions.ORDER}
-    table |= {"label": np.array([0, 0, 1, 1]), "probabilities": np.eye(2)[[0, 1, 1, 1]]}
-    folder = tmp_path / "predictions"
-    folder.mkdir()
-    name = predictions.file_name("rendered/calls", "test")
-    predictions.write(folder / name, table, ("no", "yes"), {})
-    run: Any = SimpleNamespace(scenario=SimpleNamespace(name="one"), workdir=tmp_path)
+def test_an_interval_covers_the_true_score_or_does_not(monkeypatch: pytest.MonkeyPatch):
+    model = SimpleNamespace(task="emotion", probabilities=lambda rows: np.eye(7)[list(rows)])
+    monkeypatch.setattr(demo.network, "load", lambda *_, **__: model)
+    people = MagicMock(image=[0, 1, 1, 1].__getitem__, labels=lambda _: np.array([0, 0, 1, 1]))
+    people.__len__.return_value = 4
+    run: Any = SimpleNamespace(scenario=SimpleNamespace(name="one"), workdir=Path())
     for interval, covered in (([0.7, 0.8], True), ([0.76, 0.9], False), ([None, None], False)):
         cell = {"scenario": "one", "dataset": "calls/folds", "empty": None}
         cell["metrics"] = {"balanced_accuracy": {"interval": interval}}
-        demo.add_truth({"cells": [cell]}, [run], {"calls/folds": "rendered/calls"})
+        demo.add_truth({"cells": [cell]}, [run], {"calls/folds": people})
         assert cell["truth"] == {"value": 0.75, "n": 4, "covered": covered}
 
 
