@@ -95,9 +95,9 @@ def test_inputs_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(input_speed, "IMAGES", {"train": 64})
     monkeypatch.setattr(input_speed, "find_spec", lambda package: None)
     words = ["--images=64", "--image_size=24", "--repeats=1"]
-    stream, mapped, torch, size = rows_of(tmp_path, "input", *words)
+    stream, mapped, torch = rows_of(tmp_path, "input", *words)
     assert stream["peer_name"] == mapped["peer_name"] == "bare decode loop"
-    assert stream["batch"] == 64 and size["ours"] > 0.3
+    assert stream["batch"] == 64
     assert torch["skipped"] == "torch is not installed"
 
 

@@ -129,7 +129,6 @@ def measure_input(options: argparse.Namespace) -> Iterator[Row]:
     else:
         theirs = data_loader(jpegs, amount, batch_size=BATCH_SIZE, workers=WORKERS)
         yield measure(what, stream, functools.partial(_exhaust, theirs), peer_name=peer_name)
-    yield single("a record's JPEG", float(np.mean([len(jpeg) for jpeg in jpegs])) / 1024, "KiB")
 
 
 def _exhaust(values: Iterable[Any]) -> None:

@@ -38,7 +38,7 @@ from fer_jax.inference.network import (
 )
 from fer_jax.inference.recognizer import overlay
 from fer_jax.media.detector import SAMPLED, framing
-from fer_jax.media.images import resized
+from fer_jax.media.images import encode, is_grey, resized
 from fer_jax.methods import adaptation
 from fer_jax.models import xception
 from fer_jax.schema import TASKS
@@ -49,7 +49,6 @@ EXPLANATIONS = "explanations"  # in a workdir
 JPEG_QUALITY = 80  # of the faces there
 # A larger difference means that the table is of another checkpoint, or of another image.
 SAME_PROBABILITY = 0.02
-GREY = 8  # levels between the channels of a pixel, which encoding may add to grey
 # Of the two shares of `_look`, between training and test images.
 MAX_DIFFERENCES = (0.5, 0.1)
 DIFFERENCES = (
@@ -268,7 +267,7 @@ def _look(parts: Sequence[tuple[str, Records]]) -> tuple[float, float]:
     pool = pool_records(parts)
     rows = np.linspace(0, len(pool) - 1, min(SAMPLED, len(pool))).astype(int)
     sample = [pool.image(row) for row in rows]
-    grey = float(np.mean([np.ptp(image, axis=2).max() <= GREY for image in sample]))
+    grey = float(np.mean(list(map(is_grey, sample))))
     return grey, framing(sample)
 
 
@@ -386,11 +385,8 @@ def _faces(one: dict[str, Any], data_dir: Path) -> list[tuple[dict[str, Any], np
 
 
 def _write_jpeg(file: Path, image: np.ndarray) -> str:
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise ValueError(f"could not encode an image of shape {image.shape}")
-    storage.write_atomically(file, data.tobytes(), durable=False)
+    data = encode(image, ".jpg", [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    storage.write_atomically(file, data, durable=False)
     return file.name
 
 

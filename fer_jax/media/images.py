@@ -5,6 +5,7 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -23,6 +24,7 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".pgm", ".ppm", ".heic", ".heif"),  # the last two are refused with advice
 )
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG; the others are data or restarts
+GREY_RANGE = 8  # levels between the channels of a pixel that encoding may add to grey
 GREY = bytes([128] * 3)  # a pixel that a JPEG lacks, as OpenCV fills it
 PADDING = bytes(range(255)) * 4
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
@@ -156,10 +158,20 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     """Encodes uint8 RGB [height, width, 3] as JPEG for a record, without chroma subsampling."""
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    return encode(image, ".jpg", options)
+
+
+def encode(image: np.ndarray, suffix: str, options: Sequence[int] = ()) -> bytes:
+    """Encodes uint8 RGB [height, width, 3] as ".jpg" or ".png", with options of OpenCV."""
+    done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise ValueError(f"could not encode an image of shape {image.shape}")
     return data.tobytes()
+
+
+def is_grey(image: np.ndarray, largest: int = GREY_RANGE) -> bool:
+    """Whether the channels of all pixels, uint8 [..., 3], are within so many levels."""
+    return bool(np.ptp(image, axis=-1).max() <= largest)
 
 
 def data_uri(data: bytes, kind: str = "jpeg") -> str:

@@ -23,6 +23,7 @@ from fer_jax.data.records import Records, labelled_rows, open_records
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.evaluation import calibration, metrics
 from fer_jax.inference.network import Network, load
+from fer_jax.media import images
 from fer_jax.schema import TASKS
 from fer_jax.storage import write_atomically
 from fer_jax.synthesis.generator import Generator
@@ -120,8 +121,7 @@ def is_grey(parts: Sequence[Records]) -> bool:
     """Whether the first records of every part are grey."""
     for records in parts:
         for row in range(min(len(records), COLOUR_SAMPLES)):
-            face = records.image(row).astype(np.int16)
-            if np.ptp(face, axis=2).max() > MAX_GREY_RANGE:
+            if not images.is_grey(records.image(row), MAX_GREY_RANGE):
                 return False
     return True
 

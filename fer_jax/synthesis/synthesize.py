@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -448,10 +447,8 @@ def _row(face: Face, decision: Decision, plan: SamplingPlan) -> dict[str, Any]:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    if path.suffix == ".jpg":
-        data = images.encode_jpeg(image)
-    else:
-        data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    is_jpeg = path.suffix == ".jpg"
+    data = images.encode_jpeg(image) if is_jpeg else images.encode(image, ".png")
     storage.write_atomically(path, data, durable=False)
 
 

@@ -25,6 +25,7 @@ from fer_jax.data.augment import normalize
 from fer_jax.data.experiment import open_trained
 from fer_jax.errors import InputError, did_you_mean
 from fer_jax.fields import GENERATOR
+from fer_jax.media.images import is_grey
 from fer_jax.models.stylegan2 import DiscriminatorConfig, GeneratorConfig, MappingConfig
 from fer_jax.models.xception import grey
 from fer_jax.schema import TASKS
@@ -45,7 +46,6 @@ from fer_jax.training.validation import History, is_over
 from fer_jax.weights import convert, nvidia
 
 MIN_CLASS_IMAGES = 50
-GREY_TOLERANCE = 8  # levels between the channels of a grey picture, after JPEG
 # The published limit of activations, for dtypes with a short range.
 CLAMP = 256.0
 CHANGEABLE = (
@@ -253,14 +253,11 @@ def check_images(mixture: batches.Mixture, config: Config) -> None:
         )
     if config.grayscale:
         return
-    is_grey = np.empty(len(mixture), bool)
-    for number in range(len(mixture)):
-        part = mixture.records[int(mixture.source[number])]
-        face = part.image(int(mixture.row[number])).astype(np.int16)
-        is_grey[number] = np.ptp(face, axis=-1).max() <= GREY_TOLERANCE
-    if is_grey.any() and not is_grey.all():
+    places = zip(mixture.source.tolist(), mixture.row.tolist(), strict=True)
+    grey_ones = np.asarray([is_grey(mixture.records[part].image(row)) for part, row in places])
+    if grey_ones.any() and not grey_ones.all():
         which = [
-            f"{part.name} {np.mean(is_grey[mixture.source == index]):.0%} grey"
+            f"{part.name} {np.mean(grey_ones[mixture.source == index]):.0%} grey"
             for index, part in enumerate(mixture.records)
         ]
         raise InputError(

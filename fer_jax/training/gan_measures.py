@@ -6,7 +6,6 @@ The real faces are those of the training: nothing is selected by test data.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,21 +55,15 @@ def pixel_features(faces: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(small).reshape(len(small), -1) / 127.5 - 1.0
 
 
-def load_features(name: str) -> Features:
-    """Returns the features "pixels", or those of a classifier's run; InputError if it is none."""
-    if name == "pixels":
-        return pixel_features
-    model = load(Path(name))
-    return lambda faces: model.features(images.resized(face, model.image_size) for face in faces)
-
-
 def open_judge(config: Config, mixture: batches.Mixture) -> Judge:
     """Returns a function that measures a generator against the same real faces each time.
 
     It generates as many faces, in the same classes, as there are real ones, and returns {"kid",
     "frechet", "precision", "recall", "near_duplicates"}.
     """
-    features = load_features(config.measure.features)
+    features: Features = pixel_features
+    if config.measure.features != "pixels":
+        features = load(Path(config.measure.features)).features
     count = min(config.measure.images, len(mixture))
     numbers = np.sort(np.random.default_rng(0).permutation(len(mixture))[:count])
     classes = mixture.targets[numbers].argmax(axis=1)
@@ -98,8 +91,8 @@ def write_grid(workdir: Path, step: int, generator: Generator, task: str) -> np.
     rows = faces.reshape(len(titles), GRID_COLUMNS, *faces.shape[1:])
     cell = max(64, generator.resolution)
     grid = sheets.draw_sheet([[(face, "") for face in row] for row in rows], titles, cell)
-    _, png = cv2.imencode(".png", cv2.cvtColor(grid, cv2.COLOR_RGB2BGR))
-    write_atomically(workdir / "samples" / f"{step:07}.png", png.tobytes(), durable=False)
+    png = images.encode(grid, ".png")
+    write_atomically(workdir / "samples" / f"{step:07}.png", png, durable=False)
     return grid
 
 
