@@ -4,6 +4,7 @@ Coordinates are in units of half the image, from its centre, y down. Faces are d
 size and reduced. All functions depend on their arguments and random generators only.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import numpy as np
 
 SUPERSAMPLING = 2
 FIXED_POINT = 4  # fractional bits of OpenCV's drawing coordinates
+MARK = (1, 1, 1)  # of pixels that are not drawn on
 
 # Facial actions per emotion, after the action units of Ekman and Friesen: inner and outer brow
 # raise, brow lowering, lid opening, nose wrinkle, lip corners up or down, mouth opening, lip
@@ -151,17 +153,28 @@ class _Canvas:
 def _ellipse(
     x: float, y: float, rx: float, ry: float, start: float = 0.0, stop: float = 2 * np.pi
 ) -> np.ndarray:
+    cosines, sines = _arc(start, stop)
+    return np.stack([x + rx * cosines, y + ry * sines], axis=1)
+
+
+@functools.lru_cache
+def _arc(start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
     t = np.linspace(start, stop, 40)
-    return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], axis=1)
+    return np.cos(t), np.sin(t)
 
 
 def _curve(points: Sequence, count: int = 24) -> np.ndarray:
     """Returns a Bezier curve through its first and last point, [count, 2]."""
-    t = np.linspace(0, 1, count)[:, None]
     p = np.asarray(points, np.float64)
-    n = len(p) - 1
-    terms = (math.comb(n, k) * (1 - t) ** (n - k) * t**k * p[k] for k in range(n + 1))
+    terms = (weights * point for weights, point in zip(_bernstein(len(p) - 1, count), p))
     return sum(terms, np.zeros((count, 2)))
+
+
+@functools.lru_cache
+def _bernstein(n: int, count: int) -> list[np.ndarray]:
+    """The polynomials of degree n at points from 0 to 1, each [count, 1]."""
+    t = np.linspace(0, 1, count)[:, None]
+    return [math.comb(n, k) * (1 - t) ** (n - k) * t**k for k in range(n + 1)]
 
 
 def _head_outline(who: Identity, grow: float = 1.0) -> np.ndarray:
@@ -220,7 +233,8 @@ def _draw_eye(canvas: _Canvas, who: Identity, face: Expression, side: float) -> 
     canvas.fill(_ellipse(ix, iy, 0.044, 0.044), who.eyes)
     canvas.fill(_ellipse(ix, iy, 0.022, 0.022), (12, 10, 10))
     canvas.fill(_ellipse(ix - 0.014, iy - 0.016, 0.01, 0.01), (255, 255, 255))
-    canvas.pixels = np.where(mask[..., None] > 0, canvas.pixels, before)
+    cv2.copyTo(canvas.pixels, mask, before)
+    canvas.pixels = before
     canvas.line(upper, _shade(who.skin, 0.3), 0.018)
     canvas.line(lower, _shade(who.skin, 0.62), 0.008)
     canvas.line(upper - [0, 0.03], _shade(who.skin, 0.72), 0.008)
@@ -313,7 +327,7 @@ def _draw_stubble(canvas: _Canvas, who: Identity) -> None:
     cv2.fillPoly(mask, [canvas.points(shape)], 1.0, cv2.LINE_8, FIXED_POINT)
     lip = _ellipse(0, mouth + 0.02, who.mouth_width * 0.85, 0.08)
     cv2.fillPoly(mask, [canvas.points(lip)], 0.4, cv2.LINE_8, FIXED_POINT)
-    mask = cv2.GaussianBlur(mask, (0, 0), 0.025 * canvas.size) * (canvas.pixels != 1).any(axis=-1)
+    mask = cv2.GaussianBlur(mask, (0, 0), 0.025 * canvas.size) * _drawn_on(canvas)
     share = (0.25 + 0.55 * who.beard) * mask[..., None]
     canvas.pixels = to_uint8(canvas.pixels * (1 - share) + np.asarray(who.hair) * share)
 
@@ -328,7 +342,7 @@ def draw_head(
       `stubble` a beard has a soft edge and leaves the cheeks free.
     """
     canvas = _Canvas(size)
-    canvas.pixels[:] = 1  # marks what is not drawn on
+    canvas.pixels[:] = MARK
     w, skin = who.face_width, who.skin
     shirt = [[-0.95, 1.1], [-0.7, 0.93], [-0.2, 0.84], [0.2, 0.84], [0.7, 0.93], [0.95, 1.1]]
     canvas.fill(shirt, _blend(who.eyes, (90, 90, 100), 0.6))
@@ -358,7 +372,12 @@ def draw_head(
     if who.glasses:
         canvas.line(np.array([[-0.06, -0.11], [0.06, -0.11]]), GLASSES, 0.018)
     _draw_hair_front(canvas, who)
-    return canvas.pixels, (canvas.pixels != 1).any(axis=-1)
+    return canvas.pixels, _drawn_on(canvas)
+
+
+def _drawn_on(canvas: _Canvas) -> np.ndarray:
+    """Whether a pixel is drawn on, [side, side]."""
+    return cv2.inRange(canvas.pixels, MARK, MARK) == 0
 
 
 def _background(source: str, content: str, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -223,7 +223,7 @@ def setting(name: str, who: Identity, content: str, rng: np.random.Generator) ->
     light = (float(rng.uniform(*p.light_x)), float(rng.uniform(*p.light_y)))
     ambient = rng.uniform(*p.ambient)
     whole = (p.width + 2 * MARGIN, p.height + 2 * MARGIN)
-    background = room(p.background, *whole, rng) * (0.5 + 0.5 * tint)
+    background = cv2.multiply(room(p.background, *whole, rng), (*(0.5 + 0.5 * tint).tolist(), 0))
     background = cv2.GaussianBlur(background, (0, 0), rng.uniform(*p.background_blur))
     level = rng.uniform(*p.noise)
     noise = rng.standard_normal((p.height // 2, p.width, 3), np.float32)
@@ -240,7 +240,7 @@ def setting(name: str, who: Identity, content: str, rng: np.random.Generator) ->
     return Setting(
         platform=p,
         content=content,
-        background=background.astype(np.float32),
+        background=background,
         size=size,
         place=place,
         pitch_degrees=rng.uniform(*p.pitch_degrees),
@@ -423,7 +423,8 @@ def _shaded(
     """Draws a head in its light: RGB that is multiplied by coverage, and coverage; float32."""
     pixels, covered = draw.draw_head(who, Expression(actions, gaze, 0, 1), DRAWN, stubble=True)
     skin, hair = _grain()
-    is_hair = np.abs(pixels.astype(np.int16) - np.asarray(who.hair)).max(axis=-1, keepdims=True) < 3
+    darkest, lightest = ([value + step for value in who.hair] for step in (-2, 2))
+    is_hair = cv2.inRange(pixels, tuple(darkest), tuple(lightest))[..., None] > 0
     colours = cv2.GaussianBlur(pixels, (0, 0), 0.8) * np.where(is_hair, hair, skin) * shading
     # The outermost pixels are blended with what marks the surroundings.
     inside = cv2.erode(covered.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
@@ -459,7 +460,7 @@ def _head_in(
     centre: tuple[float, float],
     roll_degrees: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places a drawn head in a frame: RGB and coverage, float32 [height, width, 3 and 1]."""
+    """Places a drawn head in a frame: RGB and coverage, both float32 [height, width, 3]."""
     middle = (len(head) - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle), roll_degrees, size / len(head))
     matrix[:, 2] += np.asarray(centre) - middle
@@ -471,7 +472,7 @@ def _head_in(
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return placed[..., :3], placed[..., 3:]
+    return cv2.cvtColor(placed, cv2.COLOR_RGBA2RGB), cv2.merge([placed[..., 3]] * 3)
 
 
 def _camera(
@@ -488,8 +489,9 @@ def _camera(
     p = where.platform
     x, y = (MARGIN - np.round(shake)).astype(int)
     image = where.background[y : y + p.height, x : x + p.width]
-    for colours, alpha in filter(None, (where.other, head)):
-        image = image * (1 - alpha) + colours * where.tint
+    for colours, covered in filter(None, (where.other, head)):
+        image = image * (1 - covered)
+        image += cv2.multiply(colours, (*where.tint.tolist(), 0))
     gain = where.contrast * where.exposure * brightness
     image = cv2.addWeighted(
         *(image, gain, where.noise[:, start : start + p.width], 1.0),

@@ -1,5 +1,7 @@
 """Rendered rooms behind people, and pictures of advertisements."""
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -9,7 +11,7 @@ WOODS = ((120, 84, 54), (92, 66, 46), (164, 128, 88), (70, 58, 52))
 
 def room(kind: str, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     """Renders a "wall", a "room" or a "desk" with shelves behind it: float32 RGB [h, w, 3]."""
-    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
+    y, x = _grid(width, height)
     if kind == "wall":
         grey = rng.uniform(165, 195) - 14 * y - 8 * (x - rng.uniform(0.3, 0.7)) ** 2
         return np.repeat(grey[..., None], 3, axis=2)
@@ -24,6 +26,12 @@ def room(kind: str, width: int, height: int, rng: np.random.Generator) -> np.nda
         left = (column + rng.uniform(-0.1, 0.1)) / 3
         thing(image, rng, (left, rng.uniform(0.02, 0.25), rng.uniform(0.2, 0.34), 0.5))
     return image
+
+
+@functools.lru_cache
+def _grid(width: int, height: int) -> np.ndarray:
+    """The y and x of each pixel from 0 to 1, float32 [2, height, width]."""
+    return np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
 
 
 Place = tuple[float, float, float, float]  # left, top, width and height, as shares of the image
