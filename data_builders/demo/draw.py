@@ -166,7 +166,9 @@ def _arc(start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
 def _curve(points: Sequence, count: int = 24) -> np.ndarray:
     """Returns a Bezier curve through its first and last point, [count, 2]."""
     p = np.asarray(points, np.float64)
-    terms = (weights * point for weights, point in zip(_bernstein(len(p) - 1, count), p))
+    terms = (
+        weights * point for weights, point in zip(_bernstein(len(p) - 1, count), p, strict=True)
+    )
     return sum(terms, np.zeros((count, 2)))
 
 
