@@ -93,10 +93,9 @@ def _matched_difference(
 
 def pool(sets: Sequence[SeedPredictions]) -> SeedPredictions:
     """Returns several test sets as one."""
-    columns = [name for name in sets[0].table if name != "probabilities"]
     by_seed = zip(*(one.probabilities for one in sets), strict=True)
     return SeedPredictions(
-        {name: np.concatenate([one.table[name] for one in sets]) for name in columns},
+        {name: np.concatenate([one.table[name] for one in sets]) for name in sets[0].table},
         [np.concatenate(of_seed) for of_seed in by_seed],
     )
 
@@ -108,7 +107,10 @@ def match_sizes(
     classes = np.intersect1d(a.table["label"], b.table["label"])
     if not len(classes):
         return None
-    sides = [_rows(one, np.isin(one.table["label"], classes)) for one in (a, b)]
+    sides = []
+    for one in (a, b):
+        rows = np.isin(one.table["label"], classes)
+        sides.append(SeedPredictions(take(one.table, rows), [p[rows] for p in one.probabilities]))
     samples = [bootstrap.sample_table(one.table, num_classes) for one in sides]
     counts = [np.bincount(one.table["label"], minlength=num_classes) for one in sides]
     per_class = np.minimum(*counts)
@@ -124,11 +126,6 @@ def match_sizes(
         thinned = _thinned(one, of.cluster, num_clusters, per_class)
         found.append(dataclasses.replace(full, by_seed={"scenario": thinned}))
     return found[0], found[1]
-
-
-def _rows(one: SeedPredictions, rows: np.ndarray) -> SeedPredictions:
-    table = {name: column for name, column in one.table.items() if name != "probabilities"}
-    return SeedPredictions(take(table, rows), [p[rows] for p in one.probabilities])
 
 
 def _thinned(
