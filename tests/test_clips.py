@@ -374,7 +374,7 @@ def test_processes_that_cannot_start_are_no_clips_fault(
     tmp_path: Path, write_video: WriteVideo, monkeypatch: pytest.MonkeyPatch
 ):
     job = Job(str(write_video(tmp_path / "x.avi", grey(4))), "x")
-    monkeypatch.setattr(clips, "_start_worker", functools.partial(os._exit, 3))
+    monkeypatch.setattr(clips, "start_worker", functools.partial(os._exit, 3))
     with pytest.raises(BrokenProcessPool):
         list(clips.extract([job], WHOLE, tmp_path / "kept", processes=1))
     assert not clips.finished_file(job, WHOLE, tmp_path / "kept").exists()

@@ -1,6 +1,10 @@
 """The rendered world: the same for the same seed, found by detectors, laid out as published."""
 
 import argparse
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +180,29 @@ def test_calls_are_read_by_their_manifest_and_rendering_goes_on(tmp_path: Path):
     assert not plan.skipped and len(plan.rows) == len(videos) == 2 * len(EMOTIONS)
     labels = {(row["subject_id"], EMOTIONS[row["emotion"]]) for row in plan.rows}
     assert labels == {(f"clips/P110000{n}", emotion) for n in (1, 2) for emotion in EMOTIONS}
+
+
+RENDERS = """
+from pathlib import Path
+from data_builders.demo import world
+if __name__ == "__main__":
+    videos = world.calls(Path({folder!r}), world.viewers(world.World(11), "calls", 40))
+    for path in world.render_all(videos, 2):
+        print(path, flush=True)
+"""
+
+
+def test_a_killed_program_leaves_no_process(tmp_path: Path):
+    script = tmp_path / "renders.py"
+    script.write_text(RENDERS.format(folder=str(tmp_path / "calls")))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as program:
+        assert program.stdout and program.stdout.readline()
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        program.kill()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 10
+    while any(Path("/proc", child).exists() for child in children):
+        assert time.monotonic() < deadline, "a process outlived its program"
+        time.sleep(0.1)

@@ -27,6 +27,7 @@ import numpy as np
 from data_builders.demo import draw, film
 from data_builders.demo.draw import Identity
 from fer_jax import schema, storage
+from fer_jax.media.clips import start_worker
 
 # Share of the advertisements that interest, by category: as in the published laboratory videos.
 INTERESTED = {"food_market": 0.55, "cosmetics_fashion": 0.65, "car_tech": 0.83}
@@ -174,7 +175,7 @@ def render_all(videos: Sequence[Video], processes: int) -> Iterator[Path]:
         return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        processes, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)
+        processes, mp_context=context, initializer=start_worker
     ) as pool:
         yield from pool.map(render, missing, chunksize=4)
 

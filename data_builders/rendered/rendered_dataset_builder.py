@@ -20,6 +20,7 @@ from fer_jax import schema
 from fer_jax.data.builder import Inputs, RecordBuilder
 from fer_jax.errors import InputError
 from fer_jax.media import extraction
+from fer_jax.media.clips import start_worker
 from fer_jax.media.extraction import Extraction, Found
 from fer_jax.media.video import Video
 
@@ -75,7 +76,7 @@ class Builder(RecordBuilder):
         # Drawing holds the interpreter, so the threads of `examples` wait for processes.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(
-            self.options.processes, context, cv2.setNumThreads, (1,)
+            self.options.processes, context, start_worker
         ) as pool:
             yield from self.examples(rows, lambda row: [pool.submit(filmed, row).result()])
 

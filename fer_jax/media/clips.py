@@ -202,7 +202,7 @@ def _in_processes(
     pool = concurrent.futures.ProcessPoolExecutor(
         min(processes, len(waiting)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        initializer=start_worker,
     )
     running: dict[concurrent.futures.Future[Path], Job] = {}
     lost: list[Job] = []
@@ -244,8 +244,9 @@ def _submit(pool: concurrent.futures.ProcessPoolExecutor, *call: Any) -> Any:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _start_worker() -> None:
-    # One core each, and the process ends with its parent.
+def start_worker() -> None:
+    """Starts a process of a pool: it uses one core, leaves Ctrl-C to its parent, ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
