@@ -54,12 +54,6 @@ class Augmentation:
         if self.zoom >= 1:
             raise InputError(f"augment.zoom must be below 1, got {self.zoom}")
 
-    @property
-    def is_geometric(self) -> bool:
-        """Whether images are warped."""
-        affine = self.rotation_degrees or self.shift or self.shear or self.zoom
-        return bool(affine or self.horizontal_flip)
-
 
 def augment(
     images: jax.Array, targets: jax.Array, key: jax.Array, options: Augmentation
@@ -76,7 +70,8 @@ def augment(
         """Returns a key of each image for one operation."""
         return jax.vmap(lambda key: jax.random.fold_in(key, operation))(keys)
 
-    if options.is_geometric:
+    affine = options.rotation_degrees or options.shift or options.shear or options.zoom
+    if affine or options.horizontal_flip:
         height, width = images.shape[1:3]
         size = jnp.asarray([width, height], jnp.float32)
         images = warp(images, jax.vmap(lambda key: _random_affine(key, size, options))(each(0)))

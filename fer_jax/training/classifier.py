@@ -22,7 +22,7 @@ from fer_jax.data import batches
 from fer_jax.data.augment import Augmentation
 from fer_jax.data.experiment import Experiment, Leaks
 from fer_jax.data.ledger import FEW_IMAGES
-from fer_jax.data.records import Records
+from fer_jax.data.records import Records, labelled_rows
 from fer_jax.evaluation import baselines
 from fer_jax.inference.network import PredictStep, compile_predict_step, model_arguments
 from fer_jax.methods import swad
@@ -71,7 +71,7 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     soft_labels = config.loss.soft_labels
     with start.open_run(config, workdir, data_dir, soft_labels=soft_labels) as run:
         check_batch_size(config.batch_size, config.accumulation_steps, run.mesh)
-        parts = validation.labelled(run.experiment.validation, config.task)
+        parts = [one.select(labelled_rows(one, config.task)) for one in run.experiment.validation]
         steps_per_epoch = batches.steps_per_epoch(run.mixture, config.batch_size)
         num_steps = max(1, round(config.num_epochs * steps_per_epoch))
         profiled = loop.profiled_steps(config.profile, num_steps=num_steps)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from fer_jax.checkpoints import best_step, better
 from fer_jax.config import Config
-from fer_jax.data.records import Records, labelled_rows
+from fer_jax.data.records import Records
 from fer_jax.evaluation import metrics
 from fer_jax.evaluation.predictions import predict
 from fer_jax.inference.network import PredictStep
@@ -21,11 +21,6 @@ from fer_jax.training.step import TrainState
 METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
 History = list[dict[str, float]]  # {"step", "validation_loss", ...}, oldest first
-
-
-def labelled(parts: Sequence[Records], task: str) -> list[Records]:
-    """Returns the labelled records of the validation parts; InputError if a part has none."""
-    return [records.select(labelled_rows(records, task)) for records in parts]
 
 
 def validate(
