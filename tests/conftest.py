@@ -140,6 +140,30 @@ def yunet_model(shared: Path) -> Path:
     return shared / "models" / "face_detection_yunet_2023mar.onnx"
 
 
+SABOTAGE = """
+import os, signal
+import av
+
+opened = av.open
+
+def open_or_crash(file, *rest, **options):
+    if "crash" in os.path.basename(file.name):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return opened(file, *rest, **options)
+
+av.open = open_or_crash
+"""
+
+
+@pytest.fixture
+def crashing_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started from here crash when they open a file named after that."""
+    folder = tmp_path / "start"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SABOTAGE)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
 CODECS = {".mp4": "mp4v", ".mov": "mp4v", ".mkv": "mp4v", ".avi": "MJPG", ".webm": "VP80"}
 
 

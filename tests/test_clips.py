@@ -329,30 +329,6 @@ def test_a_clip_that_was_stopped_half_way_is_not_taken_for_whole(
     assert len(done(job, WHOLE, tmp_path / "kept").found) == 4
 
 
-SABOTAGE = """
-import os, signal
-import av
-
-opened = av.open
-
-def open_or_crash(file, *rest, **options):
-    if "crash" in os.path.basename(file.name):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return opened(file, *rest, **options)
-
-av.open = open_or_crash
-"""
-
-
-@pytest.fixture
-def crashing_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that are started from here crash when they open a file named after that."""
-    folder = tmp_path / "start"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SABOTAGE)
-    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-
-
 @pytest.mark.usefixtures("crashing_decoder")
 def test_a_decoder_that_crashes_harms_no_other_clip(tmp_path: Path, write_video: WriteVideo):
     names = ["a", "crash_1", "b", "c", "crash_2", "d"]

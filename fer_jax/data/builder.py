@@ -27,7 +27,7 @@ from tqdm import tqdm
 from fer_jax import schema
 from fer_jax.data import ledger, splits
 from fer_jax.errors import InputError
-from fer_jax.media import clips
+from fer_jax.media import clips, cluster
 from fer_jax.media.extraction import Extraction, Found, from_arguments
 from fer_jax.storage import write_table
 
@@ -126,6 +126,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         parser.add_argument(
             "--processes", type=int, default=NUM_THREADS, help="clips processed at once"
         )
+        if cls.UNIT == "clip" or cls is RecordBuilder:
+            parser.add_argument("--dask", default="", metavar="ADDRESS", help=cluster.HELP)
 
     @property
     def protocol(self) -> str:
@@ -237,10 +239,16 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _finish_clips(self) -> None:
         jobs = [row["_job"] for row in self.inputs.rows]
-        with tqdm(total=len(jobs), desc=self.name, unit="clip", disable=None) as progress:
-            for _ in clips.extract(
-                jobs, self.extraction, self._clip_folder, processes=self.options.processes
-            ):
+        to = (jobs, self.extraction, self._clip_folder)
+        with contextlib.ExitStack() as stack:
+            if self.options.dask:
+                client = stack.enter_context(cluster.connect(self.options.dask))
+                done = cluster.extract(*to, client)
+            else:
+                done = clips.extract(*to, processes=self.options.processes)
+            progress = tqdm(total=len(jobs), desc=self.name, unit="clip", disable=None)
+            stack.enter_context(progress)
+            for _ in done:
                 progress.update()
 
     def _verify(self) -> None:

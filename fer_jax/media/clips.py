@@ -38,6 +38,7 @@ from fer_jax.media.video import Video
 
 # Part of the names of finished clips: raise it when a change here changes their faces.
 EXTRACTION = 5
+CRASHED = "its decoder crashed"  # the reason of such a clip
 MAX_TRACKED_FACES = 8  # per frame, the largest ones
 
 
@@ -171,6 +172,12 @@ def _no_clip(job: Job, reason: str) -> Clip:
     return Clip([Found(job.item, [], reason)], 0, 0, 0.0, 0, 0)
 
 
+def give_up(job: Job, extraction: Extraction, folder: Path, reason: str) -> None:
+    """Finishes a clip without faces, for a reason."""
+    with _new_zip(finished_file(job, extraction, folder)) as archive:
+        _write_clip(archive, _no_clip(job, reason))
+
+
 def extract(
     jobs: Iterable[Job], extraction: Extraction, folder: Path, *, processes: int
 ) -> Iterator[Job]:
@@ -189,8 +196,7 @@ def extract(
         # Which clip crashed its process is not known: each one in flight is tried alone.
         for job in (yield from _in_processes(waiting, extraction, folder, processes)):
             if (yield from _in_processes(collections.deque([job]), extraction, folder, 1)):
-                with _new_zip(finished_file(job, extraction, folder)) as archive:
-                    _write_clip(archive, _no_clip(job, "its decoder crashed"))
+                give_up(job, extraction, folder, CRASHED)
                 yield job
 
 
