@@ -181,9 +181,11 @@ def versions() -> dict[str, str]:
 def check_worker(token: Path, expected: dict[str, str]) -> None:
     """Raises InputError on a worker that has other versions, or does not see the data folder."""
     host = socket.gethostname()
-    differing = "; ".join(storage.differences(expected, versions()))
-    if differing:
-        raise InputError(f"the worker on {host} has other versions: {differing}; install the same")
+    own = versions()
+    if own != expected:
+        differing = sorted(name for name in expected if own[name] != expected[name])
+        listed = "; ".join(f"{name} {own[name]}, here {expected[name]}" for name in differing)
+        raise InputError(f"the worker on {host} has other versions: {listed}; install the same")
     if not token.is_file():
         raise InputError(f"the worker on {host} does not see '{token.parent}': {SHARED}")
 
