@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -188,6 +190,49 @@ def test_a_clip_that_ends_its_worker_is_a_row_of_the_ledger(
     (row,) = read_table(folder / "ledger.csv")
     assert row["item"] == "filmed/anger/crash" and row["reason"] == "its decoder crashed"
     assert len(read_table(folder / "quality.csv")) == 11 * 3
+
+
+def test_pictures_are_finished_in_blocks(tmp_path: Path):
+    rng = np.random.default_rng(1)
+    for number in range(600):
+        file = tmp_path / "source" / ("anger", "happiness")[number % 2] / f"{number:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), rng.integers(0, 256, (40, 40 + number % 5, 3), np.uint8))
+    (tmp_path / "source" / "anger" / "broken.png").write_bytes(b"no picture")
+    words = ["build", "face_folder/folds", "--name=filmed", "--folds=2"]
+    words += [f"--source={tmp_path / 'source'}", "--margin=0.1"]
+    assert main([*words, f"--data_dir={tmp_path / 'local'}"]) == 0
+    data_dir = tmp_path / "data"
+    assert main([*words, f"--data_dir={data_dir}", "--dask=local:2"]) == 0
+    assert contents(data_dir) == contents(tmp_path / "local")
+    assert sum(map(len, contents(data_dir))) == 600
+    ledgers = [next(place.glob("filmed/folds/*/ledger.csv")) for place in tmp_path.glob("[dl]*a*")]
+    assert ledgers[0].read_bytes() == ledgers[1].read_bytes()
+    assert not list(data_dir.glob(".clips/filmed/*"))
+
+
+ENDS = """
+import json, os
+
+def finish(spec, file, crashed, report):
+    found = []
+    for item in range(spec["items"]):
+        report(item)
+        if item in spec["deadly"] and item not in crashed:
+            os.kill(os.getpid(), 11)
+        found.append(None if item in crashed else item)
+    file.write_text(json.dumps(found))
+"""
+
+
+def test_only_items_that_end_a_process_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "ends.py").write_text(ENDS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
+    spec = {"items": 5, "deadly": [1, 3]}
+    cluster._finish_alone(cluster.Task("x", tmp_path / "x.zip", "ends", spec))
+    assert json.loads((tmp_path / "x.zip").read_text()) == [0, None, 2, None, 4]
 
 
 def test_workers_must_be_alike_and_see_the_same_files(tmp_path: Path):

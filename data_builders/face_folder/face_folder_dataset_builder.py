@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import functools
 import threading
 import zipfile
 import zlib
@@ -48,10 +49,13 @@ class Builder(RecordBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return self.record_info(f"Face images of {self.name}.")
 
+    @functools.cached_property
+    def _source(self) -> Source:
+        return _open(Path(self.options.source))
+
     def list_inputs(self) -> Inputs:
         """Finds the pictures and their labels."""
         options, path = self.options, Path(self.options.source)
-        self._source = _open(path)
         tables = [name for name in self._source.files if _has_pixels(self._source, name)]
         found = (
             _from_pixels(self._source, tables, options)
@@ -68,9 +72,10 @@ class Builder(RecordBuilder):
         return self.splits_of_inputs()
 
     def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
-        return self.examples(rows, self._find_faces)
+        return self.examples(rows)
 
-    def _find_faces(self, row: dict[str, Any]) -> list[Found]:
+    def find_faces(self, row: dict[str, Any]) -> list[Found]:
+        """Returns the faces of a picture."""
         if "_pixels" in row:
             image = _fer2013_image(row["_pixels"])
         else:

@@ -112,7 +112,7 @@ class Builder(RecordBuilder):
         return self.splits_of_inputs()
 
     def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
-        return self.examples(rows, self.faces_in_clip)
+        return self.examples(rows)
 
 
 class Clips(NamedTuple):

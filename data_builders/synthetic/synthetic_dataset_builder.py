@@ -72,9 +72,10 @@ class Builder(RecordBuilder):
         return self.splits_of_inputs()
 
     def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
-        return self.examples(rows, self._find_face)
+        return self.examples(rows)
 
-    def _find_face(self, row: dict[str, Any]) -> list[Found]:
+    def find_faces(self, row: dict[str, Any]) -> list[Found]:
+        """Returns the face of an image."""
         file = Path(self.options.source) / row["_path"]
         if not file.is_file():
             raise InputError("no such file")

@@ -73,7 +73,7 @@ class Builder(RecordBuilder):
         return self.splits_of_inputs()
 
     def _generate_examples(self, rows: list[dict[str, Any]]) -> Iterator[Any]:
-        return self.examples(rows, self.faces_in_clip)
+        return self.examples(rows)
 
 
 def _row(link: Mapping[str, str], source: Path, name: str, source_kind: str) -> dict[str, Any]:

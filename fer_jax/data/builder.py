@@ -25,7 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from fer_jax import schema
-from fer_jax.data import ledger, splits
+from fer_jax.data import blocks, ledger, splits
 from fer_jax.errors import InputError
 from fer_jax.media import clips, cluster
 from fer_jax.media.extraction import Extraction, Found, from_arguments
@@ -110,6 +110,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 )
             setattr(self, "name", options.name)  # noqa: B010 (TFDS declares it for classes only)
         self._outcomes: list[Outcome] = []
+        # The blocks that a cluster has finished, and the place in it, by a picture's record_id.
+        self._blocks: dict[str, tuple[Path, int]] = {}
         super().__init__(file_format=file_format, **rest)
         clip_folder = clip_folder or Path(self._data_dir_root) / ".clips"
         self._clip_folder = clip_folder.resolve() / self.name
@@ -126,7 +128,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         parser.add_argument(
             "--processes", type=int, default=NUM_THREADS, help="clips processed at once"
         )
-        if cls.UNIT == "clip" or cls is RecordBuilder:
+        if cls.SOURCE or cls is RecordBuilder:
             parser.add_argument("--dask", default="", metavar="ADDRESS", help=cluster.HELP)
 
     @property
@@ -202,12 +204,16 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def examples(
-        self, rows: Sequence[dict[str, Any]], find_faces: Callable[[dict[str, Any]], list[Found]]
+        self,
+        rows: Sequence[dict[str, Any]],
+        find_faces: Callable[[dict[str, Any]], list[Found]] | None = None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields (record_id, record) of one split's rows in order, and keeps each row's outcome.
 
-        `find_faces` returns a row's faces; threads call it, and its InputError skips the row.
+        `find_faces` returns a row's faces; None: the method of this name, or what a cluster has
+        found. Threads call it, and its InputError skips the row.
         """
+        find_faces = find_faces or (self._found_in_block if self._blocks else self.find_faces)
         label = f"{self.name}/{self.protocol} {rows[0]['split']}"
         with tqdm(total=len(rows), desc=label, unit=self.UNIT, disable=None) as progress:
             for outcome, records in _in_threads(
@@ -217,8 +223,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 self._outcomes.append(outcome)
                 yield from records
 
-    def faces_in_clip(self, row: dict[str, Any]) -> list[Found]:
-        """Returns the faces of a clip, from its finished file if there is one."""
+    def find_faces(self, row: dict[str, Any]) -> list[Found]:
+        """Returns the faces of a row: of a clip, whose finished file is read if there is one."""
         job, extraction = row["_job"], self.extraction
         return clips.read_clip(clips.finish_clip(job, extraction, self._clip_folder)).found
 
@@ -228,6 +234,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._outcomes = []
         if self.UNIT == "clip":
             self._finish_clips()
+        elif self.SOURCE and self.options.dask:
+            self._finish_blocks()
         try:
             super()._download_and_prepare(dl_manager, download_config)
         except AssertionError:  # TFDS refuses an empty split, but does not know the reason
@@ -236,20 +244,44 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if download_config.max_examples_per_split is None:
             self._verify()
             self._write_ledger(Path(self.data_path))
+        # Other splits have other blocks.
+        for file in {file for file, _ in self._blocks.values()}:
+            file.unlink(missing_ok=True)
 
     def _finish_clips(self) -> None:
         jobs = [row["_job"] for row in self.inputs.rows]
-        to = (jobs, self.extraction, self._clip_folder)
-        with contextlib.ExitStack() as stack:
-            if self.options.dask:
-                client = stack.enter_context(cluster.connect(self.options.dask))
-                done = cluster.extract(*to, client)
-            else:
-                done = clips.extract(*to, processes=self.options.processes)
-            progress = tqdm(total=len(jobs), desc=self.name, unit="clip", disable=None)
-            stack.enter_context(progress)
-            for _ in done:
+        to = (self.extraction, self._clip_folder)
+        if self.options.dask:
+            self._finish_on_cluster([cluster.clip_task(job, *to) for job in jobs], "clip")
+            return
+        with tqdm(total=len(jobs), desc=self.name, unit="clip", disable=None) as progress:
+            for _ in clips.extract(jobs, *to, processes=self.options.processes):
                 progress.update()
+
+    def _finish_blocks(self) -> None:
+        about, todo = (type(self).name, self.protocol, self.options), []
+        for rows in self.inputs.by_split().values():
+            of_split = list(blocks.tasks(*about, rows, self._clip_folder))
+            for number, row in enumerate(rows):
+                block, position = divmod(number, blocks.PICTURES)
+                self._blocks[row["record_id"]] = (of_split[block].file, position)
+            todo += of_split
+        self._finish_on_cluster(todo, f"block of {blocks.PICTURES}")
+
+    def _finish_on_cluster(self, tasks: Sequence[cluster.Task], unit: str) -> None:
+        with (
+            cluster.connect(self.options.dask) as client,
+            tqdm(total=len(tasks), desc=self.name, unit=unit, disable=None) as progress,
+        ):
+            for _ in cluster.finish_all(tasks, self._clip_folder, client):
+                progress.update()
+
+    def _found_in_block(self, row: dict[str, Any]) -> list[Found]:
+        file, position = self._blocks[row["record_id"]]
+        found = _read_block(file)[position]
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
 
     def _verify(self) -> None:
         """Checks that nothing was lost: each row has one outcome, each record is in the shards."""
@@ -307,6 +339,9 @@ class _UncompressedWriter(tfds.core.ExampleWriter):
         ) as writer:
             for _, record in examples:
                 writer.write(record)
+
+
+_read_block = functools.lru_cache(maxsize=4)(blocks.read)
 
 
 def make_records(

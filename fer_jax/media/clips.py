@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ from fer_jax.media.video import Video
 
 # Part of the names of finished clips: raise it when a change here changes their faces.
 EXTRACTION = 5
-CRASHED = "its decoder crashed"  # the reason of such a clip
+CRASHED = "its decoder crashed"  # the reason of such a clip or picture
 MAX_TRACKED_FACES = 8  # per frame, the largest ones
 
 
@@ -73,17 +73,38 @@ def finished_file(job: Job, extraction: Extraction, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.zip"
 
 
+def file_name(spec: Mapping[str, Any]) -> str:
+    """Returns the name of the finished file of a clip that a worker of a cluster is to extract."""
+    return finished_file(Job(*spec["job"]), Extraction(**spec["extraction"]), Path()).name
+
+
+def finish(
+    spec: Mapping[str, Any],
+    file: Path,
+    crashed: Collection[int],
+    report: Callable[[int], Any],
+) -> None:
+    """Extracts the faces of a clip as `fer_jax.media.cluster.Task` says; it has one item, 0."""
+    job, extraction = Job(*spec["job"]), Extraction(**spec["extraction"])
+    report(0)
+    if crashed:
+        give_up(job, extraction, file.parent)
+    else:
+        finish_clip(job, extraction, file.parent)
+
+
 def finish_clip(job: Job, extraction: Extraction, folder: Path) -> Path:
     """Extracts the faces of a clip, one frame in memory at a time; returns its zip."""
     file = finished_file(job, extraction, folder)
     if not file.is_file():
-        with _new_zip(file) as archive:
+        with new_zip(file) as archive:
             _write_clip(archive, _faces_in_clip(job, extraction, archive))
     return file
 
 
 @contextlib.contextmanager
-def _new_zip(file: Path) -> Iterator[zipfile.ZipFile]:
+def new_zip(file: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip that is there when the block has ended without an error."""
     with storage.replacing(file, durable=False) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
             yield archive
@@ -172,10 +193,10 @@ def _no_clip(job: Job, reason: str) -> Clip:
     return Clip([Found(job.item, [], reason)], 0, 0, 0.0, 0, 0)
 
 
-def give_up(job: Job, extraction: Extraction, folder: Path, reason: str) -> None:
-    """Finishes a clip without faces, for a reason."""
-    with _new_zip(finished_file(job, extraction, folder)) as archive:
-        _write_clip(archive, _no_clip(job, reason))
+def give_up(job: Job, extraction: Extraction, folder: Path) -> None:
+    """Finishes a clip that crashes its process, without faces."""
+    with new_zip(finished_file(job, extraction, folder)) as archive:
+        _write_clip(archive, _no_clip(job, CRASHED))
 
 
 def extract(
@@ -196,7 +217,7 @@ def extract(
         # Which clip crashed its process is not known: each one in flight is tried alone.
         for job in (yield from _in_processes(waiting, extraction, folder, processes)):
             if (yield from _in_processes(collections.deque([job]), extraction, folder, 1)):
-                give_up(job, extraction, folder, CRASHED)
+                give_up(job, extraction, folder)
                 yield job
 
 

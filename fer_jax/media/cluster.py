@@ -1,13 +1,17 @@
-"""Clips to faces on the workers of a Dask cluster, which share a file system with this machine.
+"""Clips and pictures to faces on the workers of a Dask cluster.
 
-A worker writes the finished clips of `fer_jax.media.clips`, so a dataset is the same as one that is
-built without Dask, and a stopped build goes on with or without it. Dask's messages are pickles:
-whoever reaches the port of its scheduler can run programs there. A cluster on this machine listens
-on 127.0.0.1 with certificates of its own; for others see launch/dask/README.md.
+The workers share a file system with this machine and write there what a build without Dask would
+compute: finished clips, and blocks of pictures. So the records are the same, and a stopped build
+goes on with or without Dask. Dask's messages are pickles: whoever reaches the port of its scheduler
+can run programs there. A cluster on this machine listens on 127.0.0.1 with certificates of its own;
+for others see launch/dask/README.md.
 """
 
 import collections
 import contextlib
+import dataclasses
+import functools
+import importlib
 import ipaddress
 import json
 import logging
@@ -21,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import cv2
@@ -33,14 +37,14 @@ from fer_jax.media.clips import Job
 from fer_jax.media.extraction import Extraction
 
 LOCAL = "local:"
-HELP = "workers that process the clips: a Dask scheduler's address or file, or local:N"
+HELP = "workers that take the faces out: a Dask scheduler's address or file, or local:N"
 # What decodes, finds and encodes: workers with other versions could make other faces.
 PACKAGES = ("fer-jax", "numpy", "opencv-python-headless", "av")
 CONNECTS_WITHIN_S = 30
 SEEN_WITHIN_S = 90  # a file that another machine wrote: NFS remembers for a minute what is missing
-CLIP_WITHIN_S = 4 * 3600  # after which a clip counts as one that ends its worker
-AHEAD = 4  # clips that wait for each thread of the workers
-LIVES = 5  # times that a clip's workers may end, for whatever reason
+TASK_WITHIN_S = 4 * 3600  # after which a task counts as one that ends its worker
+AHEAD = 4  # tasks that wait for each thread of the workers
+LIVES = 5  # times that Dask may give a task up because workers ended
 SHARED = "the source and --data_dir must be on a file system that all workers share"
 
 
@@ -98,13 +102,31 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def extract(
-    jobs: Iterable[Job], extraction: Extraction, folder: Path, client: Any
-) -> Iterator[Job]:
-    """Extracts the faces of clips on a client's workers; yields each clip when it is finished.
+class Task(NamedTuple):
+    """What a worker does: `finish(spec, file, crashed, report)` of a module.
 
-    As `clips.extract`. Raises InputError if the scheduler is lost, or if a worker has other
-    versions or does not see the same files.
+    That function writes the file, whose name without folder is `file_name(spec)` of the module. It
+    calls `report` with the number of each of its items before it begins with it, and finishes those
+    in `crashed`, at which a worker ended, without trying.
+    """
+
+    item: str  # for messages
+    file: Path  # that is there when the task is finished
+    module: str
+    spec: dict[str, Any]  # JSON
+
+
+def clip_task(job: Job, extraction: Extraction, folder: Path) -> Task:
+    """Returns the task of extracting the faces of a clip."""
+    spec = {"job": list(job), "extraction": dataclasses.asdict(extraction)}
+    return Task(job.item, folder / clips.file_name(spec), clips.__name__, spec)
+
+
+def finish_all(tasks: Iterable[Task], folder: Path, client: Any) -> Iterator[Task]:
+    """Has a client's workers finish tasks with files in a folder; yields each when it is finished.
+
+    Those whose files are there come at once. Raises InputError if the scheduler is lost, or if a
+    worker has other versions or does not see the same files.
     """
     import distributed
     from distributed.scheduler import KilledWorker
@@ -112,43 +134,42 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     token = folder / f".shared.tmp_{storage.process_name()}"
     token.touch()
-    setup = (extraction, folder, token, versions())
-    client.run(check_worker, *setup[2:])
-    waiting: collections.deque[Job] = collections.deque()
-    for job in jobs:
-        if clips.finished_file(job, extraction, folder).is_file():
-            yield job
-        else:
-            waiting.append(job)
-    lives: collections.Counter[Job] = collections.Counter()
-    running: dict[Any, Job] = {}
+    setup = (token, versions())
+    waiting: collections.deque[Task] = collections.deque()
+    lives: collections.Counter[Path] = collections.Counter()
+    running: dict[Any, Task] = {}
     done = distributed.as_completed()
     try:
+        client.run(check_worker, *setup)
+        for task in tasks:
+            if task.file.is_file():
+                yield task
+            else:
+                waiting.append(task)
         while waiting or running:
             threads = sum(client.nthreads().values())
             while waiting and len(running) < AHEAD * max(threads, 1):
-                job = waiting.popleft()
-                name = clips.finished_file(job, extraction, folder).name
-                future = client.submit(finish, job, name, *setup, pure=False)
-                running[future] = job
+                task = waiting.popleft()
+                future = client.submit(finish, task, *setup, pure=False)
+                running[future] = task
                 done.add(future)
             for future in [next(done), *done.next_batch(block=False)]:
-                job = running.pop(future)
+                task = running.pop(future)
                 if future.status == "finished":
-                    _wait_until_seen(clips.finished_file(job, extraction, folder))
-                    yield job
+                    _wait_until_seen(task.file)
+                    yield task
                     continue
                 error = future.exception() if future.status == "error" else None
                 if not isinstance(error, KilledWorker):
                     raise _named(error)
-                # Its workers ended, perhaps because of other clips that they had.
-                lives[job] += 1
-                if lives[job] == LIVES:
+                # Its workers ended, perhaps because of other tasks that they had.
+                lives[task.file] += 1
+                if lives[task.file] == LIVES:
                     raise InputError(
-                        f"workers end again and again, the last at {job.item}: see their logs; "
-                        "finished clips are kept"
+                        f"workers end again and again, the last at {task.item}: see their logs; "
+                        "what is finished is kept"
                     )
-                waiting.append(job)
+                waiting.append(task)
     finally:
         token.unlink(missing_ok=True)
         with contextlib.suppress(Exception):  # the scheduler may be gone
@@ -190,38 +211,31 @@ def check_worker(token: Path, expected: dict[str, str]) -> None:
         raise InputError(f"the worker on {host} does not see '{token.parent}': {SHARED}")
 
 
-def finish(
-    job: Job,
-    name: str,
-    extraction: Extraction,
-    folder: Path,
-    token: Path,
-    expected: dict[str, str],
-) -> None:
-    """Finishes a clip on a worker; `name` is that of its finished file.
+def finish(task: Task, token: Path, expected: dict[str, str]) -> None:
+    """Finishes a task on a worker.
 
-    A clip on which a worker ended before, or that took longer than `CLIP_WITHIN_S`, is tried in a
-    process of its own; if that one ends, too, it is finished with this as its reason.
+    A task at which a worker ended before, or that took longer than `TASK_WITHIN_S`, is tried in a
+    process of its own. Where that one ends, too, its item is given up.
     """
     check_worker(token, expected)
+    host, module = socket.gethostname(), importlib.import_module(task.module)
     try:
-        file = clips.finished_file(job, extraction, folder)
+        name = module.file_name(task.spec)
     except OSError as error:  # YuNet's file or the boxes
-        raise InputError(f"the worker on {socket.gethostname()}: {error}; {SHARED}") from error
-    if file.name != name:
-        host = socket.gethostname()
-        raise InputError(f"the worker on {host} sees another file '{job.path}', or none: {SHARED}")
-    started = folder / f".{file.stem}.tmp_started"
+        raise InputError(f"the worker on {host}: {error}; {SHARED}") from error
+    if name != task.file.name:
+        raise InputError(f"the worker on {host} sees other files, at {task.item}: {SHARED}")
+    started = task.file.parent / f".{task.file.stem}.tmp_started"
     cv2.setNumThreads(1)
     if started.exists():
-        _finish_alone(job, extraction, folder)
+        _finish_alone(task)
     else:
         started.touch()
-        limit = threading.Timer(CLIP_WITHIN_S, os._exit, [1])
+        limit = threading.Timer(TASK_WITHIN_S, os._exit, [1])
         limit.daemon = True
         limit.start()
         try:
-            clips.finish_clip(job, extraction, folder)
+            module.finish(task.spec, task.file, [], lambda number: None)
         finally:
             limit.cancel()
     started.unlink(missing_ok=True)
@@ -230,28 +244,35 @@ def finish(
 ALONE = "from fer_jax.media import cluster; cluster.finish_from_input()"
 
 
-def _finish_alone(job: Job, extraction: Extraction, folder: Path) -> None:
-    given = json.dumps([job, vars(extraction), str(folder)])
-    try:
+def _finish_alone(task: Task) -> None:
+    """Finishes a task in processes, each of which ends at an item that ends it, or at the end."""
+    crashed: list[int] = []
+    while True:
+        given = json.dumps([str(task.file), task.module, task.spec, crashed])
         # Not of `multiprocessing`, which workers may not use: they are its daemons.
-        ended = subprocess.run(
+        alone = subprocess.Popen(
             [sys.executable, "-c", ALONE],
-            input=given,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=CLIP_WITHIN_S,
         )
-    except subprocess.TimeoutExpired:
-        clips.give_up(job, extraction, folder, f"it takes over {CLIP_WITHIN_S // 3600} hours")
-        return
-    if ended.returncode < 0:
-        clips.give_up(job, extraction, folder, clips.CRASHED)
-    elif ended.returncode:
-        raise RuntimeError(ended.stderr[-2000:])
+        with alone:
+            try:
+                said, errors = alone.communicate(given, timeout=TASK_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                alone.kill()
+                said, errors = alone.communicate()
+        if alone.returncode == 0:
+            return
+        if alone.returncode > 0:
+            raise RuntimeError(errors[-2000:])
+        crashed.append(int(said.split()[-1]))
 
 
 def finish_from_input() -> None:
-    """Finishes the clip that standard input names."""
-    job, extraction, folder = json.load(sys.stdin)
+    """Finishes the task that standard input names, and prints the number of each item it begins."""
+    file, module, spec, crashed = json.load(sys.stdin)
     cv2.setNumThreads(1)
-    clips.finish_clip(Job(*job), Extraction(**extraction), Path(folder))
+    report = functools.partial(print, flush=True)
+    importlib.import_module(module).finish(spec, Path(file), crashed, report)
