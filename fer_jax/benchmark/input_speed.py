@@ -27,7 +27,7 @@ from fer_jax.data.builder import Inputs
 from fer_jax.data.records import open_records
 from fer_jax.data.splits import position
 from fer_jax.errors import InputError
-from fer_jax.media import clips, faces
+from fer_jax.media import clips, cluster, faces
 from fer_jax.media.clips import Job
 from fer_jax.media.detector import make_detector
 from fer_jax.media.extraction import Extraction, Found
@@ -166,7 +166,12 @@ def measure_media(options: argparse.Namespace) -> Iterator[Row]:
             alone = functools.partial(_decode, detect=detect)
             name = "decode and detector alone"
             yield _measure_clips(paths, extraction, alone, name, options.repeats)
-        yield _measure_two_processes(paths, bare, options.repeats)
+        jobs = [Job(str(path), f"{path.name}/{n}") for n in range(SCALING_ROUNDS) for path in paths]
+        yield _measure_two_processes(jobs, bare, options.repeats)
+        if find_spec("distributed") is None:
+            yield skipped("clips on two Dask workers", "the extra dask is not installed")
+        else:
+            yield _measure_two_workers(jobs, bare, options.repeats)
         with tempfile.TemporaryDirectory() as finished:
             _exhaust(clips.extract([Job(str(tall), "1080p")], bare, Path(finished), processes=1))
         # The largest child so far is this one, because the other clips are smaller.
@@ -234,9 +239,7 @@ def _measure_clips(
     )
 
 
-def _measure_two_processes(paths: list[Path], extraction: Extraction, repeats: int) -> Row:
-    jobs = [Job(str(path), f"{path.name}/{n}") for n in range(SCALING_ROUNDS) for path in paths]
-
+def _measure_two_processes(jobs: list[Job], extraction: Extraction, repeats: int) -> Row:
     def extract(processes: int) -> None:
         with tempfile.TemporaryDirectory() as finished:
             _exhaust(clips.extract(jobs, extraction, Path(finished), processes=processes))
@@ -250,3 +253,21 @@ def _measure_two_processes(paths: list[Path], extraction: Extraction, repeats: i
         unit="clips per second",
         repeats=repeats,
     )
+
+
+def _measure_two_workers(jobs: list[Job], extraction: Extraction, repeats: int) -> Row:
+    def extract(client: Any) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            tasks = [cluster.clip_task(job, extraction, Path(name)) for job in jobs]
+            _exhaust(cluster.finish_all(tasks, Path(name), client))
+
+    with cluster.connect("local:1") as one, cluster.connect("local:2") as two:
+        return compare(
+            "clips on two Dask workers",
+            functools.partial(extract, two),
+            functools.partial(extract, one),
+            peer_name="one worker",
+            amount=len(jobs),
+            unit="clips per second",
+            repeats=repeats,
+        )

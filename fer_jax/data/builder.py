@@ -252,7 +252,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         jobs = [row["_job"] for row in self.inputs.rows]
         to = (self.extraction, self._clip_folder)
         if self.options.dask:
-            self._finish_on_cluster([cluster.clip_task(job, *to) for job in jobs], "clip")
+            tasks = (cluster.clip_task(job, *to) for job in jobs)
+            self._finish_on_cluster(tasks, len(jobs), "clip")
             return
         with tqdm(total=len(jobs), desc=self.name, unit="clip", disable=None) as progress:
             for _ in clips.extract(jobs, *to, processes=self.options.processes):
@@ -266,12 +267,12 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 block, position = divmod(number, blocks.PICTURES)
                 self._blocks[row["record_id"]] = (of_split[block].file, position)
             todo += of_split
-        self._finish_on_cluster(todo, f"block of {blocks.PICTURES}")
+        self._finish_on_cluster(todo, len(todo), f"block of {blocks.PICTURES}")
 
-    def _finish_on_cluster(self, tasks: Sequence[cluster.Task], unit: str) -> None:
+    def _finish_on_cluster(self, tasks: Iterable[cluster.Task], count: int, unit: str) -> None:
         with (
             cluster.connect(self.options.dask) as client,
-            tqdm(total=len(tasks), desc=self.name, unit=unit, disable=None) as progress,
+            tqdm(total=count, desc=self.name, unit=unit, disable=None) as progress,
         ):
             for _ in cluster.finish_all(tasks, self._clip_folder, client):
                 progress.update()

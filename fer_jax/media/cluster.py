@@ -15,6 +15,7 @@ import importlib
 import ipaddress
 import json
 import logging
+import math
 import os
 import platform
 import socket
@@ -43,6 +44,7 @@ PACKAGES = ("fer-jax", "numpy", "opencv-python-headless", "av")
 CONNECTS_WITHIN_S = 30
 SEEN_WITHIN_S = 90  # a file that another machine wrote: NFS remembers for a minute what is missing
 TASK_WITHIN_S = 4 * 3600  # after which a task counts as one that ends its worker
+COUNTED_EVERY_S = 1.0  # the threads of the workers, which come and go
 AHEAD = 4  # tasks that wait for each thread of the workers
 LIVES = 5  # times that Dask may give a task up because workers ended
 SHARED = "the source and --data_dir must be on a file system that all workers share"
@@ -135,24 +137,30 @@ def finish_all(tasks: Iterable[Task], folder: Path, client: Any) -> Iterator[Tas
     token = folder / f".shared.tmp_{storage.process_name()}"
     token.touch()
     setup = (token, versions())
-    waiting: collections.deque[Task] = collections.deque()
+    remaining, again = iter(tasks), collections.deque()  # all tasks may not fit into memory
     lives: collections.Counter[Path] = collections.Counter()
     running: dict[Any, Task] = {}
     done = distributed.as_completed()
+    threads, counted = 0, -math.inf
     try:
         client.run(check_worker, *setup)
-        for task in tasks:
-            if task.file.is_file():
-                yield task
-            else:
-                waiting.append(task)
-        while waiting or running:
-            threads = sum(client.nthreads().values())
-            while waiting and len(running) < AHEAD * max(threads, 1):
-                task = waiting.popleft()
+        while True:
+            if time.monotonic() > counted + COUNTED_EVERY_S:
+                threads, counted = _threads(client), time.monotonic()
+                if not threads and not running:
+                    print("the scheduler has no workers yet; waiting for one", file=sys.stderr)
+            while len(running) < AHEAD * max(threads, 1):
+                task = again.popleft() if again else next(remaining, None)
+                if task is None:
+                    break
+                if task.file.is_file():
+                    yield task
+                    continue
                 future = client.submit(finish, task, *setup, pure=False)
                 running[future] = task
                 done.add(future)
+            if not running:
+                return
             for future in [next(done), *done.next_batch(block=False)]:
                 task = running.pop(future)
                 if future.status == "finished":
@@ -169,11 +177,18 @@ def finish_all(tasks: Iterable[Task], folder: Path, client: Any) -> Iterator[Tas
                         f"workers end again and again, the last at {task.item}: see their logs; "
                         "what is finished is kept"
                     )
-                waiting.append(task)
+                again.append(task)
     finally:
         token.unlink(missing_ok=True)
         with contextlib.suppress(Exception):  # the scheduler may be gone
             client.cancel(list(running))
+
+
+def _threads(client: Any) -> int:
+    try:
+        return sum(client.nthreads().values())
+    except OSError as error:  # also of the connection
+        raise _named(None) from error
 
 
 def _named(error: BaseException | None) -> BaseException:
@@ -194,6 +209,7 @@ def _wait_until_seen(file: Path) -> None:
         time.sleep(0.2)
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Returns the versions that decide what a face's pixels are."""
     return {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()}
