@@ -820,6 +820,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "faults")
     parser.add_argument("--stall_after", type=int, help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args(argv)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # Under `nohup` and in the background they are ignored, and would be in the runs, too: a
+        # handler that does nothing is not inherited.
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     # Orbax warns about a file that its own manager does not write.
     logging.getLogger("absl").setLevel(logging.ERROR)
     if arguments.stall_after is not None:
