@@ -106,7 +106,7 @@ def wait_until(there: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen(
         [sys.executable, "-m", "fer_jax", "build", *words],
@@ -114,6 +114,7 @@ def start(*words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -164,6 +165,18 @@ def test_a_lost_scheduler_is_one_line_and_the_command_goes_on(
     assert 4 <= done < NUM_CLIPS
     assert main(["build", *command(source, data_dir, "--processes=1")]) == 0
     assert contents(data_dir) == expected
+
+
+def test_ctrl_c_in_the_terminal_is_one_line(source: Path, tmp_path: Path):
+    words = command(source, tmp_path, "--dask=local:2")
+    with start(*words, start_new_session=True) as built:
+        wait_until(lambda: finished_clips(tmp_path) >= 4)
+        os.killpg(built.pid, signal.SIGINT)  # workers are in the terminal's group, too
+        _, errors = built.communicate(timeout=ENDS_WITHIN_S)
+    assert built.returncode == 130
+    assert errors.split("\r")[-1].strip().splitlines() == [
+        "fer-jax: interrupted; rerun the same command to resume"
+    ]
 
 
 @pytest.mark.usefixtures("crashing_decoder")

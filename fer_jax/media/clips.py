@@ -17,6 +17,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -264,9 +265,17 @@ def _in_processes(
 
 def _submit(pool: concurrent.futures.ProcessPoolExecutor, *call: Any) -> Any:
     """Submits a call; a process that is started for it ignores Ctrl-C, which the parent handles."""
+    with without_interrupts():
+        return pool.submit(*call)
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Defers Ctrl-C; processes and threads that are started meanwhile never see it."""
+    resource_tracker.ensure_running()  # its start would end what follows
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(*call)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

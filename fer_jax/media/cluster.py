@@ -71,7 +71,9 @@ def connect(address: str) -> Iterator[Any]:
             # Certificates even here: other people may have accounts on this machine.
             options = {"host": "127.0.0.1", "security": True, "dashboard_address": None}
             options |= {"silence_logs": logging.CRITICAL, "threads_per_worker": 1}
-            cluster = stack.enter_context(distributed.LocalCluster(n_workers=int(count), **options))
+            with clips.without_interrupts():
+                started = distributed.LocalCluster(n_workers=int(count), **options)
+            cluster = stack.enter_context(started)
             yield stack.enter_context(distributed.Client(cluster))
             return
         if "://" not in address and not Path(address).is_file():
