@@ -108,6 +108,26 @@ def test_every_kind_of_picture_is_the_same_picture(recognizer: Recognizer, tmp_p
     assert recognizer.predict([], faces="crop") == []
 
 
+def test_features_are_those_of_the_last_layer(recognizer: Recognizer, tmp_path: Path):
+    pictures = [picture(seed, 71) for seed in range(3)]
+    found = recognizer.features(pictures, faces="crop")
+    expected = recognizer.network.features(np.stack(pictures))
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(recognizer.features(pictures[1], faces="crop"), found[1])
+    assert recognizer.features([], faces="crop").shape == (0, found.shape[1])
+    with pytest.raises(InputError, match="picture 1: the array must be uint8"):
+        recognizer.features([pictures[0], np.zeros((5, 5, 3))], faces="crop")
+    export(recognizer.network, tmp_path, ("onnx",), np.stack(pictures))
+    with pytest.raises(InputError, match="features and heatmaps need the engine jax"):
+        fer_jax.load(tmp_path).features(pictures, faces="crop")
+
+
+def test_a_picture_without_a_face_has_no_features(finder: Recognizer):
+    rows = finder.features([np.zeros((64, 64, 3), np.uint8)] * 2)
+    assert rows.shape[0] == 2 and np.isnan(rows).all()
+
+
 def test_interest_is_called_interest(tmp_path: Path):
     other = fer_jax.load(write_run(tmp_path / "run", tmp_path, task="interest"))
     (face,) = other.predict(picture(0, 71), faces="crop")

@@ -24,6 +24,7 @@ from fer_jax.inference.network import FEW_FACES, Network
 from fer_jax.inference.network import load as load_network
 from fer_jax.media import faces, images
 from fer_jax.media.detector import make_detector
+from fer_jax.media.faces import ALL_FACES
 
 FACES = ("detect", "crop")
 BATCH_SIZE = 32  # faces in one call of the network
@@ -90,13 +91,32 @@ class Recognizer:
         one = is_picture(pictures)
         predictions = []
         for prediction in self.stream([pictures] if one else pictures, faces=faces):
-            if prediction.reason:
-                item = prediction.item
-                is_path = isinstance(item, str | os.PathLike)
-                name = f"'{item}'" if is_path else f"picture {len(predictions)}"
-                raise InputError(f"{name}: {prediction.reason}")
+            _check_read(prediction, len(predictions))
             predictions.append(self.to_dicts(prediction))
         return predictions[0] if one else predictions
+
+    def features(self, pictures: Any, *, faces: str = "detect") -> np.ndarray:
+        """Returns what the network's last layer sees of the largest face of each picture.
+
+        `pictures` and `faces` are those of `predict`. Returns float32 [n, d], or [d] for one
+        picture; d is 2048 times the network's width. A picture without a face has a row of NaN.
+        Raises InputError as `predict` does, and for a model in another engine than JAX.
+        """
+        one = is_picture(pictures)
+        find = self._finder(faces, as_picture, ALL_FACES, 0)
+        crops, has_face = [], []
+        size = self.network.image_size
+        given = [pictures] if one else pictures
+        for number, prediction in enumerate(prefetch_map(given, find, depth=PICTURES_AHEAD)):
+            _check_read(prediction, number)
+            has_face.append(bool(prediction.found))
+            if prediction.found:
+                crops.append(prediction.found[0].crop)
+        found = self.network.features(crops or np.zeros((1, size, size, 3), np.uint8))
+        rows = np.full((len(has_face), found.shape[1]), np.nan, np.float32)
+        if crops:
+            rows[has_face] = found
+        return rows[0] if one else rows
 
     def stream(
         self,
@@ -104,7 +124,7 @@ class Recognizer:
         *,
         faces: str = "detect",
         decode: Callable[[Any], np.ndarray] | None = None,
-        search_size: int = faces.ALL_FACES,
+        search_size: int = ALL_FACES,
         keep_size: int = 0,
     ) -> Generator[Prediction, None, None]:
         """Yields a prediction per picture (as in `predict`, also without end), in order.
@@ -199,6 +219,14 @@ class Recognizer:
             return Prediction(item, found, no_rows, "", kept, scale)
 
         return find
+
+
+def _check_read(prediction: Prediction, number: int) -> None:
+    """Raises InputError, which names the picture, if it could not be read."""
+    if prediction.reason:
+        is_path = isinstance(prediction.item, str | os.PathLike)
+        name = f"'{prediction.item}'" if is_path else f"picture {number}"
+        raise InputError(f"{name}: {prediction.reason}")
 
 
 def is_picture(value: Any) -> bool:
