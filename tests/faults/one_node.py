@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue")
-CPUS = 4  # may be more than the host has, because the jobs are small
+# May be more than the host has, because the jobs are small.
+CPUS = 4
+MEMORY_MB = 16384
 STARTS_WITHIN_S = 30.0
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # JAX derives its port from the job's number, so the first number differs between two clusters.
@@ -51,7 +53,7 @@ PreemptMode=REQUEUE
 ReturnToService=2
 FirstJobId={slurmctld_port}
 KillWait=30
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
@@ -89,6 +91,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         host=host,
         folder=folder,
         cpus=CPUS,
+        memory=MEMORY_MB,
         slurmctld_port=slurmctld_port,
         slurmd_port=slurmd_port,
     )
