@@ -1,5 +1,6 @@
 """Evaluate a trained run: predict each split once, then write results.json from the predictions."""
 
+import argparse
 import datetime
 import functools
 import json
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fer_jax import checkpoints, compilations, distributed, results, storage
-from fer_jax.config import Config, OneLineParser, read_config
+from fer_jax.config import Config, OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit.findings import near_duplicate_groups, pool_records
 from fer_jax.data.experiment import (
     Experiment,
@@ -119,9 +120,9 @@ def evaluate(
             found = leaks_into(trained, records, data_dir, workdir) if trained else None
             for variant in fitting:
                 leaks[predictions.file_name(records.name, records.split, variant)] = found
-            about = _describe_set(records, config.task, training, data_dir)
+            about = describe_set(records, config.task, training, data_dir)
             about_sets[predictions.file_name(records.name, records.split)] = about
-            _log_test_access(workdir, records, origin)
+            log_test_access(workdir, records, origin)
     for records in validation:
         origin["fingerprint"] = build_summary(records.name, data_dir).get("fingerprint")
         own = {"": predictors[""]}
@@ -225,7 +226,7 @@ def _describe_training(trained: Experiment, config: Config, data_dir: Path) -> _
     )
 
 
-def _describe_set(
+def describe_set(
     records: Records, task: str, training: _Training | None, data_dir: Path
 ) -> dict[str, Any]:
     """Returns what `predictions.TEST_SETS` says of a test set; less without the training data."""
@@ -293,7 +294,7 @@ def _open_int8(workdir: Path, network: dict[str, Any]) -> PredictStep:
     return lambda _, images: jnp.asarray(int8.probabilities(np.asarray(images)), jnp.float32)
 
 
-def _log_test_access(workdir: Path, records: Records, origin: dict[str, Any]) -> None:
+def log_test_access(workdir: Path, records: Records, origin: dict[str, Any]) -> None:
     """Logs a test access: a model that is chosen by repeated evaluation fits the test set."""
     access = {
         "dataset": records.name,
@@ -396,6 +397,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
     parser.add_argument("--data", help="one built dataset instead of the config's test_sets")
     parser.add_argument("--split", help="of --data; 'all' is every split it has")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        help="score a CSV of record_id and probabilities of --data, whoever made it, instead of a "
+        "network; WORKDIR is a new folder",
+    )
+    parser.add_argument("--task", choices=list(TASKS), help="of --predictions; default: emotion")
     parser.add_argument("--checkpoint", default="best", help="best, last, or a step")
     for flag, text in (
         ("--label_shift", "also correct for the class shares of each test set, as a variant"),
@@ -408,6 +416,11 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.split and not arguments.data:
         raise InputError("--split needs --data; name the dataset too")
+    if arguments.predictions:
+        _score_outside(arguments)
+        return
+    if arguments.task:
+        raise InputError("--task is of --predictions; a run has its own")
     if arguments.data:
         test_sets = [(arguments.data, arguments.split or "test")]
     else:
@@ -429,5 +442,30 @@ def main(argv: list[str]) -> None:
             int8=arguments.int8,
             explain=not arguments.no_faces,
         )
+    _print_summary(file)
+
+
+def _score_outside(arguments: argparse.Namespace) -> None:
+    from fer_jax.evaluation import outside  # it uses this module
+
+    if not arguments.data:
+        raise InputError("--predictions needs --data: the dataset whose records it is about")
+    variants = ("label_shift", "adapt", "int8")
+    if given := [name for name in variants if getattr(arguments, name)]:
+        raise InputError(f"--{given[0]} needs a network, and --predictions is a table")
+    data_dir = arguments.data_dir or default_data_dir()
+    with distributed.lock(arguments.workdir / "predictions"):
+        file = outside.score(
+            arguments.workdir,
+            arguments.predictions,
+            arguments.data,
+            arguments.split or "test",
+            data_dir,
+            task=arguments.task or "emotion",
+        )
+    _print_summary(file)
+
+
+def _print_summary(file: Path) -> None:
     print(run_scores.summary(json.loads(file.read_text())))
-    print(f"{file}; write the report with:\n  fer-jax report --workdir={arguments.workdir}")
+    print(f"{file}; write the report with:\n  fer-jax report --workdir={file.parent}")
