@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import cv2
@@ -64,6 +65,9 @@ def mentioned() -> list[str]:
 @pytest.mark.parametrize("command", mentioned())
 def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
     words = shlex.split(command)
+    if words[0] == "source" and words[1].endswith("/dask.env"):
+        assert (ROOT / "launch" / "dask" / "certificates.sh").is_file()
+        return
     if words[0] == "source":
         assert words[1] == ".venv/bin/activate"
         assert "-m venv .venv" in (ROOT / "launch" / "environment.sh").read_text()
@@ -79,6 +83,11 @@ def test_commands_parse(command: str, capsys: pytest.CaptureFixture[str]):
         return
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
+        return
+    if words[0] == "dask":
+        command_line = import_module(f"distributed.cli.dask_{words[1]}").main
+        known = {flag for option in command_line.params for flag in option.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
         return
     if words[0] in ("python", "sbatch", "kubectl", "sky"):
         files = [word for word in words if word.startswith("launch/")]

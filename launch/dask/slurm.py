@@ -2,7 +2,7 @@
 
     source FOLDER/dask.env
     python launch/dask/slurm.py --jobs=8 --cores=4 --file=FOLDER/scheduler.json -- --partition=cpu
-    fer-jax build NAME ... --dask=FOLDER/scheduler.json
+    fer-jax build clips/folds ... --dask=FOLDER/scheduler.json
 
 FOLDER is one of certificates.sh. Each job has a worker for each of its cores; what follows `--`
 are more of sbatch's options. A job that was cancelled, or reached its time limit, is replaced. The

@@ -2,7 +2,7 @@
 # Starts a Dask scheduler here and workers on other hosts by SSH, until it is ended (Ctrl-C).
 #
 #   bash launch/dask/ssh.sh FOLDER HOST...
-#   source FOLDER/dask.env && fer-jax build NAME ... --dask=FOLDER/scheduler.json
+#   source FOLDER/dask.env && fer-jax build clips/folds ... --dask=FOLDER/scheduler.json
 #
 # FOLDER gets a certificate (certificates.sh), scheduler.json and the log of each host. FOLDER and
 # this checkout with its .venv have the same paths on all hosts: on a file system that they share.
