@@ -755,6 +755,8 @@ def table(card: dict[str, dict[str, int]]) -> str:
 def run_group(bench: Bench, name: str, first: int, count: int) -> dict[str, Any]:
     """Runs a group of trials; returns its row of trials.jsonl."""
     began, outcome, note = time.monotonic(), "passed", ""
+    log = bench.folder / "log.txt"
+    log.unlink(missing_ok=True)
     try:
         note = FAULTS[name].run(bench, first, count) or ""
     except SkippedTrial as skipped:
@@ -763,6 +765,9 @@ def run_group(bench: Bench, name: str, first: int, count: int) -> dict[str, Any]
         outcome, note = "FAILED", str(failed)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         outcome, note = "FAILED", f"{type(error).__name__}: {error}"
+    if outcome == "FAILED" and log.is_file():
+        # The next group has a log of the same name; the note has the end only, of one process.
+        log.rename(bench.folder / f"failed_{list(FAULTS).index(name)}_{first}.txt")
     seconds = round(time.monotonic() - began, 1)
     return {
         **{"fault": name, "first": first, "trials": count},
