@@ -140,27 +140,10 @@ def yunet_model(shared: Path) -> Path:
     return shared / "models" / "face_detection_yunet_2023mar.onnx"
 
 
-SABOTAGE = """
-import os, signal
-import av
-
-opened = av.open
-
-def open_or_crash(file, *rest, **options):
-    if "crash" in os.path.basename(file.name):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return opened(file, *rest, **options)
-
-av.open = open_or_crash
-"""
-
-
 @pytest.fixture
-def crashing_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def crashing_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that are started from here crash when they open a file named after that."""
-    folder = tmp_path / "start"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SABOTAGE)
+    folder = Path(__file__).with_name("crashing_decoder")
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 

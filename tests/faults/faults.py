@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import on_dask
 import one_node
 import orbax.checkpoint as ocp
 from array_record.python import (
@@ -635,6 +636,22 @@ def in_a_process(bench: Bench, first: int, count: int, *, kind: str) -> str:
     return done.stdout.strip()
 
 
+def with_dask(bench: Bench, first: int, count: int) -> None:
+    """Builds on a cluster that loses a worker or its scheduler: the records are the same."""
+    world = on_dask.make_world(bench.fresh("dask"), os.environ)
+    for trial in range(first, first + count):
+        on_dask.lose(world, bench.fresh("on_dask"), trial, bench.random)
+
+
+def with_dask_on_slurm(bench: Bench, first: int, count: int) -> None:
+    """Cancels a job of a cluster on Slurm: the records are the same, and a job replaces it."""
+    if reason := one_node.missing():
+        raise SkippedTrial(reason)
+    world = on_dask.make_world(bench.fresh("dask"), os.environ)
+    for _ in range(count):
+        on_dask.cancel_job(world, bench.fresh("on_dask"), bench.random)
+
+
 class Fault(NamedTuple):
     """A row of the table.
 
@@ -680,6 +697,8 @@ def losing(lose: Callable[[int], Any]) -> Fault:
 
 LINE = "one line, code 2"
 SAME_END = "the run resumes; the final state is the same bit for bit"
+SAME_RECORDS = "the records of a build without Dask"
+DASK = "Dask: worker killed, stopped, scheduler killed, crashing clip"
 FAULTS = {
     "kill -9": Fault(50, TRIALS_PER_RUN, repeatedly(kill), SAME_END),
     "damaged checkpoint": Fault(
@@ -712,6 +731,8 @@ FAULTS = {
     "killed while it writes": hostile("leftovers", 12, 4, "the next one leaves nothing else"),
     "Slurm: preempted": Fault(3, 3, functools.partial(on_slurm, preempt=True), SAME_END),
     "Slurm: task killed": Fault(3, 3, functools.partial(on_slurm, preempt=False), SAME_END),
+    DASK: Fault(20, 4, with_dask, SAME_RECORDS),
+    "Dask on Slurm: job cancelled": Fault(3, 3, with_dask_on_slurm, SAME_RECORDS),
 }
 
 
