@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -369,6 +370,24 @@ def test_a_jobset_that_would_not_work_is_detected(name: str):
     mutant = copy.deepcopy(jobset())
     BROKEN[name](mutant)
     assert not wrong(mutant, JOBSET) and inconsistent(mutant)
+
+
+def test_the_image_has_what_the_jobset_runs():
+    text = (ROOT / "launch" / "Dockerfile").read_text()
+    joined = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
+    steps = [line.partition(" ") for line in joined.splitlines() if line]
+    assert {name for name, _, _ in steps} == {
+        *("FROM", "ARG", "RUN", "ENV", "WORKDIR", "COPY", "USER", "CMD")
+    }
+    copied = {file for name, _, value in steps if name == "COPY" for file in value.split()[:-1]}
+    assert all((ROOT / file).exists() for file in copied)
+    config = next(word for word in container(jobset())["args"] if word.startswith("--config="))
+    assert {config.partition("=")[2].split("/")[0], "fer_jax", "requirements.txt"} <= copied
+    (user,) = [value for name, _, value in steps if name == "USER"]
+    assert user.split(":")[0] == str(pod(jobset())["securityContext"]["runAsUser"])
+    assert container(jobset())["image"] in text
+    for command in (value for name, _, value in steps if name == "RUN"):
+        subprocess.run(["sh", "-n"], input=command, text=True, check=True)
 
 
 def test_skypilots_machines_get_their_number(tmp_path: Path):

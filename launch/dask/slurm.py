@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     # Workers need the certificates and this checkout, also where sbatch passes no variables on.
     passed = {name: value for name, value in os.environ.items() if name.startswith("DASK_")}
     prologue = [f"export {name}={shlex.quote(value)}" for name, value in passed.items()]
-    # A worker has one thread, because a detector belongs to a process.
+    # A worker has one thread, so that a clip that crashes it interrupts no other.
     described: dict[str, Any] = {
         "cores": options.cores,
         "processes": options.cores,
