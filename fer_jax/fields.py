@@ -67,7 +67,7 @@ CLASSIFIER: Fields = {
     ),
     "model.batch_norm_momentum": Field(0.99, "of the moving statistics", BELOW_1),
     "model.remat": Field(False, "recompute activations: less GPU memory, a third more work"),
-    "init_from": Field("", "Keras Xception weights to start from, or the output of `convert`"),
+    "init_from": Field("", "a run, an export or Keras' Xception weights to start from"),
     "frozen_statistics": Field(False, "BatchNorm keeps the statistics it starts with"),
     "augment.rotation_degrees": Field(30.0, "rotation, uniform in +- this"),
     "augment.shift": Field(0.2, "shift, uniform in +- this share of width and height"),

@@ -68,6 +68,7 @@ ENVIRONMENT = {
     "data_dir?": str,
     "datasets?": {str: {"fingerprint?": Text, "records?": Value, "margin?": Value}},
     "test_datasets?": {str: Text},
+    "start?": PROVENANCE,
     "leaks?": {str: Number},
     "seen?": [str],
     "unknown_people?": [str],

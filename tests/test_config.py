@@ -459,7 +459,7 @@ def test_a_file_in_a_folders_place_is_one_line_too(
         ["build", "demo/controlled", "--data_dir"],
         ["audit", "demo/controlled", "--workdir"],
         ["audit", "demo/controlled", "--workdir=.", "--write_exclusions"],
-        ["benchmark", "audit", "--workdir"],
+        ["benchmark", "statistics", "--workdir"],
         ["export", "--workdir=runs/demo", "--out"],
         ["predict", "photos", "--model=runs/demo", "--out"],
         ["synthesize", "--network=network", "--count=1", "--out"],

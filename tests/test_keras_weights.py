@@ -17,9 +17,10 @@ from fer_jax.__main__ import main
 from fer_jax.errors import InputError
 from fer_jax.models import xception
 from fer_jax.sharding import make_mesh, state_sharding
-from fer_jax.training import classifier
+from fer_jax.training import classifier, initial
 from fer_jax.training.step import init_state
-from fer_jax.weights.keras import load_xception, read_xception
+from fer_jax.weights import keras as weights
+from fer_jax.weights.keras import read_xception
 
 # Keras' own variables lack numpy 2's copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -60,6 +61,13 @@ def reference() -> Any:
 @pytest.fixture(scope="module")
 def fresh() -> tuple[dict[str, Any], dict[str, Any]]:
     return jax.jit(lambda key: xception.init(key, **MODEL))(jax.random.key(0))
+
+
+def load_xception(path: Path, params: Any, batch_stats: Any) -> tuple[Any, Any, list[str]]:
+    """A network's arrays with those of a Keras file, and the parts that stay."""
+    own = {"params": params, "batch_stats": batch_stats}
+    filled, fresh = initial.fill(weights.read(path), own, str(path))
+    return filled["params"], filled["batch_stats"], fresh
 
 
 def save(model: Any, path: Path) -> Path:
@@ -183,7 +191,8 @@ def test_training_starts_from_a_converted_file_without_top(
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     sharding = state_sharding(shapes, make_mesh(), "data_parallel")
-    state = classifier.first_state(init, jax.random.key(0), sharding, str(out))
+    found = weights.read(out)
+    state = classifier.first_state(init, jax.random.key(0), sharding, found, str(out))
     assert f"started from {out}; fresh: {', '.join(TOP)}" in capsys.readouterr().out
     kernel = reference.get_layer("block14_sepconv2").get_weights()[1][0, 0]
     for params in (state.params, state.ema):

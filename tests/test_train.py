@@ -27,6 +27,8 @@ from fer_jax.data.augment import Augmentation
 from fer_jax.errors import InputError, Preempted
 from fer_jax.evaluation import predictions
 from fer_jax.evaluation.evaluate import evaluate
+from fer_jax.export.export import export
+from fer_jax.inference import network
 from fer_jax.media.extraction import Found
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, make_mesh, replicated, state_sharding, with_shardings
@@ -609,7 +611,7 @@ def test_images_without_a_label_are_predicted_counted_and_not_scored(
         ({"sources": ({"name": "demo/social", "weight": "1"},)}, "weight must be a number"),
         ({"sources": (1, 2)}, "a dataset's name or a block with one, got 1"),
         ({"sources": ("partly/social",)}, "no record of partly/social validation has a label"),
-        ({"init_from": "nowhere.h5"}, "no weights file"),
+        ({"init_from": "nowhere.h5"}, "config.init_from 'nowhere.h5' does not exist"),
         ({"batch_size": 64}, "more than the 42 training images"),
     ],
 )
@@ -626,12 +628,79 @@ def test_another_config_does_not_continue_a_run(finished: Path, data_dir: Path):
 
 
 def test_a_start_that_failed_does_not_bind_the_workdir(data_dir: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="no weights file"):
+    with pytest.raises(InputError, match="does not exist"):
         program.train(tiny_config(init_from="nowhere.h5"), tmp_path, data_dir)
+    assert not (tmp_path / "config.json").exists()
     start.check_continues(tiny_config(), tmp_path, data_dir)
-    (tmp_path / "checkpoints" / "5").mkdir()
-    with pytest.raises(InputError, match=r"init_from \(was nowhere.h5, now \)"):
-        start.check_continues(tiny_config(), tmp_path, data_dir)
+
+
+def started(init_from: Path, **changes: Any) -> Any:
+    """A config that starts from a network, and whose steps change nothing."""
+    config = tiny_config(init_from=str(init_from), sources=("demo/social",), test_sets=())
+    config.num_epochs, config.optimizer.learning_rate = 1 / 5, 1e-30
+    config.optimizer.weight_decay = 0.0
+    for name, value in changes.items():
+        config[name] = value
+    return config
+
+
+def test_a_run_and_an_export_are_starts(
+    finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = network.load(finished)
+    export(before, tmp_path / "export", ("safetensors",), np.zeros((1, 71, 71, 3), np.uint8))
+    for number, place in enumerate(
+        (finished, finished / "checkpoints" / str(before.step), tmp_path / "export")
+    ):
+        workdir = tmp_path / str(number)
+        program.train(started(place), workdir, data_dir)
+        assert f"started from {place}\n" in capsys.readouterr().out
+        after = network.load(workdir)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6),
+            after.arrays["params"],
+            before.arrays["params"],
+        )
+
+
+def test_the_head_of_other_classes_is_fresh(
+    finished: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    program.train(started(finished, task="interest"), tmp_path / "run", data_dir)
+    assert f"started from {finished}; fresh: logits/" in capsys.readouterr().out
+    before, after = network.load(finished), network.load(tmp_path / "run")
+    kernel = before.arrays["params"]["exit3"]["pointwise"]["kernel"]
+    np.testing.assert_allclose(after.arrays["params"]["exit3"]["pointwise"]["kernel"], kernel)
+
+
+def test_a_start_of_another_shape_is_refused(finished: Path, data_dir: Path, tmp_path: Path):
+    config = started(finished)
+    config.model.width = 0.06
+    with pytest.raises(InputError, match=r"trained with model.width=0.03, .* set --config.model"):
+        program.train(config, tmp_path, data_dir)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_whom_the_start_saw_counts_as_trained_on(finished: Path, data_dir: Path, tmp_path: Path):
+    seen = ({"name": "demo/controlled", "test": "train"},)
+    export(
+        network.load(finished),
+        tmp_path / "export",
+        ("safetensors",),
+        np.zeros((1, 71, 71, 3), np.uint8),
+    )
+    for place in (finished, tmp_path / "export"):
+        with pytest.raises(InputError, match="the network that the training starts from saw"):
+            program.train(started(place, test_sets=seen), tmp_path / "refused", data_dir)
+    first, second = tmp_path / "first", tmp_path / "second"
+    program.train(started(finished), first, data_dir)
+    # Neither a second start nor a start that is gone hides them.
+    program.train(started(first), second, data_dir)
+    shutil.rmtree(first)
+    results = evaluate(second, data_dir, [("demo/controlled", "train")])
+    (scored,) = json.loads(results.read_text())["sets"]
+    assert scored["leaks"]["start"] == 1
+    assert "the network that the training starts from saw" in scored["seen"][0]
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, data_dir: Path):

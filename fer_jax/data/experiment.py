@@ -3,13 +3,24 @@
 import collections
 import dataclasses
 import difflib
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fer_jax.config import Config, default_data_dir, from_json, read_environment, to_json
+from fer_jax import forms, storage
+from fer_jax.checkpoints import FOLDER as CHECKPOINTS
+from fer_jax.config import (
+    Config,
+    default_data_dir,
+    from_json,
+    is_generator,
+    read_config,
+    read_environment,
+    to_json,
+)
 from fer_jax.data import provenance
 from fer_jax.data.audit.findings import (
     LEAKS,
@@ -75,6 +86,8 @@ class Experiment(NamedTuple):
     left_out: dict[str, int]  # "dataset split" -> how many records were excluded from it
     absent: list[str]  # test sets that are not built here
     task: str  # whose labels are used
+    # What the network saw that the training starts from, as in provenance.py; {} if none is known.
+    start: Mapping[str, Any] = types.MappingProxyType({})
 
     @property
     def parts(self) -> list[tuple[str, Records]]:
@@ -130,7 +143,38 @@ def open_experiment(
             )
         else:
             opened.absent.append(source.name)
-    return opened
+    if is_generator(config):  # whose start has its own way
+        return opened
+    return opened._replace(start=_behind_start(config.init_from, data_dir))
+
+
+def _behind_start(init_from: str, data_dir: Path) -> dict[str, Any]:
+    """Returns what a classifier saw that a training starts from.
+
+    {} for no start, and for Keras' weights, which saw ImageNet.
+    """
+    path = Path(init_from)
+    if path.is_file():
+        path = path.parent
+    if path.parent.name == CHECKPOINTS:
+        path = path.parent
+    if path.name == CHECKPOINTS:
+        path = path.parent
+    file = path / "config.json"
+    if not init_from or not file.is_file():
+        return {}
+    if (path / CHECKPOINTS).is_dir():
+        before = read_environment(path).get("start", {})
+        trained = open_trained(read_config(path), data_dir, path)
+        if trained is None:
+            return provenance.merged(before, {"unknown": [f"whom '{path.name}' was trained on"]})
+        parts = [*trained.train, *trained.validation]
+        return provenance.merged(before, provenance.of_training(parts, data_dir))
+    form: Any = {"saw?": forms.PROVENANCE}
+    written = storage.read_json(file, "choose another config.init_from", form)
+    if "config" not in written:
+        return {}
+    return written.get("saw") or {"unknown": [f"whom the export '{path.name}' was trained on"]}
 
 
 class Leaks(NamedTuple):
@@ -149,7 +193,7 @@ def find_leaks(experiment: Experiment, data_dir: Path) -> Leaks:
     """Compares identities, images byte by byte, and the people behind synthetic images."""
     counts = count_kinds(identity_findings(pool_records(experiment.parts)), LEAKS)
     learned = [*experiment.train, *experiment.validation]
-    seen, unknown = provenance.behind(learned, experiment.test, data_dir)
+    seen, unknown = provenance.behind(learned, experiment.test, data_dir, experiment.start)
     counts |= collections.Counter(one.role for one in seen)
     return Leaks(counts, [one.sentence for one in seen], unknown)
 
@@ -178,7 +222,7 @@ def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | 
     """Opens what a run was trained and validated on; prints the reason for None if it cannot."""
     kept = workdir / EXCLUSIONS_FILE
     trained_on = from_json(to_json(config))
-    trained_on.test_sets = ()
+    trained_on.test_sets, trained_on.init_from = (), ""
     trained_on.exclusions = str(kept) if kept.is_file() else ""
     try:
         before = read_environment(workdir)
@@ -188,7 +232,7 @@ def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | 
         opened = open_experiment(trained_on, data_dir)
         if before.get("left_out", opened.left_out) != opened.left_out:
             raise InputError(f"'{kept}' does not leave out what was left out of the training")
-        return opened
+        return opened._replace(start=before.get("start", {}))
     except InputError as error:
         print(f"not audited: the training data cannot be opened ({error})")
         return None

@@ -24,8 +24,9 @@ NETWORKS = ".networks"  # in the data folder
 DIGITS = 16  # of a fingerprint: as many as the people of synthetic faces have in their names
 NAMESPACE = "stylegan"  # of these people
 KINDS = ("saw", "subjects", "unknown")
-# How a network is behind synthetic images, with the words for it.
+# How a network is behind synthetic images, with the words for it; START is behind a training.
 ROLES = {"teacher": "that labelled", "generator": "of"}
+START = "start"
 
 Provenance = Mapping[str, Any]
 Opener = Callable[[Mapping[str, Any]], Records | None]
@@ -34,7 +35,7 @@ Opener = Callable[[Mapping[str, Any]], Records | None]
 class Seen(NamedTuple):
     """People or images of a test set that a network behind a training part has seen."""
 
-    role: str  # one of `ROLES`
+    role: str  # one of `ROLES`, or START
     test: Records
     sentence: str
 
@@ -171,27 +172,32 @@ def shared(provenance: Provenance, test: Records, opened: Opener) -> str:
 
 
 def behind(
-    parts: Iterable[Records], tests: Sequence[Records], data_dir: Path
+    parts: Iterable[Records], tests: Sequence[Records], data_dir: Path, start: Provenance
 ) -> tuple[list[Seen], list[str]]:
     """Compares the networks behind training and validation parts with test sets.
 
-    Returns what they saw of the test sets, and what is not known of whom they saw.
+    `start` is what the network saw that the training starts from; {} if there is none. Returns what
+    all of these saw of the test sets, and what is not known of whom they saw.
     """
     opened = opener(data_dir)
     seen: list[Seen] = []
     unknown: set[str] = set()
-    for part in {part.name: part for part in parts}.values():
-        for role, own in makers(part, data_dir).items():
-            provenance = _with_ancestors(own, data_dir, opened)
-            unknown.update(provenance["unknown"])
-            for entry in provenance["saw"]:
-                # People who are named are compared by their names.
-                if entry.get("unnamed", 1) and opened(entry) is None:
-                    where = f"{entry['dataset']} {entry['split']}"
-                    unknown.add(f"{where}, which the {role} of {part.name} saw and is not here")
-            for test in tests:
-                if what := shared(provenance, test, opened):
-                    seen.append(
-                        Seen(role, test, f"the {role} {ROLES[role]} {part.name} saw {what}")
-                    )
+    networks = [
+        (role, f"the {role} {ROLES[role]} {part.name}", own)
+        for part in {part.name: part for part in parts}.values()
+        for role, own in makers(part, data_dir).items()
+    ]
+    if start:
+        networks.append((START, "the network that the training starts from", merged(start)))
+    for role, name, own in networks:
+        provenance = _with_ancestors(own, data_dir, opened)
+        unknown.update(provenance["unknown"])
+        for entry in provenance["saw"]:
+            # People who are named are compared by their names.
+            if entry.get("unnamed", 1) and opened(entry) is None:
+                where = f"{entry['dataset']} {entry['split']}"
+                unknown.add(f"{where}, which {name} saw and is not here")
+        for test in tests:
+            if what := shared(provenance, test, opened):
+                seen.append(Seen(role, test, f"{name} saw {what}"))
     return seen, sorted(unknown)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fer_jax import checkpoints, storage
+from fer_jax import checkpoints, forms, storage
 from fer_jax.checkpoints import inference_arrays
 from fer_jax.config import (
     Config,
@@ -186,8 +186,10 @@ def _load_jax(
     mesh = make_mesh(devices)
     if (path / ARRAYS).is_file():
         step, config, network, margin = _read_exported(path, mesh)
+        saw = storage.read_json(path / CONFIG, form={"saw?": forms.PROVENANCE}).get("saw", {})
     else:
         config, margin = read_config(path), _margin(path)
+        saw = _saw(config, path)
         _check_version(config, path)
         step, network = checkpoints.restore_network(
             path, checkpoint, network_shapes(config, mesh), config.selection_metric
@@ -205,6 +207,7 @@ def _load_jax(
         "image_size": config.model.image_size,
         "step": step,
         "margin": margin,
+        "saw": saw,
         "config": json.loads(to_json(config)),
     }
     arrays = inference_arrays(network)
@@ -295,6 +298,20 @@ def _margin(workdir: Path) -> float:
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0.0
     return margins.pop() if len(margins) == 1 else 0.0
+
+
+def _saw(config: Config, workdir: Path) -> dict[str, list[Any]]:
+    """Returns what a run was trained on, as in provenance.py, without opening it."""
+    environment = read_environment(workdir)
+    start = environment.get("start", {})
+    saw = list(start.get("saw", []))
+    for entry in config.sources:
+        source = {"name": entry} if isinstance(entry, str) else dict(entry)
+        known = environment.get("datasets", {}).get(source["name"], {})
+        for part in ("train", "validation"):
+            about = {"dataset": source["name"], "split": source.get(part, part), "unnamed": 1}
+            saw.append(about | {"fingerprint": known.get("fingerprint")})
+    return {"saw": saw} | {kind: start.get(kind, []) for kind in ("subjects", "unknown")}
 
 
 def _read_exported(folder: Path, mesh: Mesh) -> tuple[int, Config, dict[str, Any], float]:

@@ -36,7 +36,7 @@ from fer_jax.sharding import (
     state_sharding,
     with_shardings,
 )
-from fer_jax.training import loop, memory, start, validation
+from fer_jax.training import initial, loop, memory, start, validation
 from fer_jax.training.loop import Plan, Validated
 from fer_jax.training.start import Run
 from fer_jax.training.step import (
@@ -48,7 +48,6 @@ from fer_jax.training.step import (
     step_options,
 )
 from fer_jax.training.validation import History
-from fer_jax.weights.keras import load_xception
 
 # The network's parts in order; any other layer belongs to the head.
 BLOCKS = ("stem", "entry", "middle", "exit")
@@ -115,6 +114,10 @@ def _plan(
     shapes = jax.eval_shape(init, init_key)
     sharding = state_sharding(shapes, mesh, config.sharding)
     target = with_shardings(shapes, sharding)
+    found = initial.read(config) if not run.last else {}
+    if found:  # refused now, not after minutes of compiling
+        own = {"params": shapes.params, "batch_stats": shapes.batch_stats}
+        initial.fill(found, own, config.init_from)
     programs = _compile(run, optimizer, target, sharding, step_key)
     if distributed.is_first():
         start.write_inputs(run)
@@ -137,7 +140,7 @@ def _plan(
         profiled=profiled,
         free_bytes=free - memory.needed(programs.step),
         target=target,
-        init=functools.partial(first_state, init, init_key, sharding, config.init_from),
+        init=functools.partial(first_state, init, init_key, sharding, found, config.init_from),
         step=lambda state, batch, number: programs.step(state, batch, step_key),
         summarize=summarize,
         validate=functools.partial(
@@ -197,17 +200,24 @@ def _compile(
     return _Programs(step, score, moments)
 
 
-def first_state(init: Any, key: jax.Array, sharding: TrainState, init_from: str) -> TrainState:
+def first_state(
+    init: Any,
+    key: jax.Array,
+    sharding: TrainState,
+    found: dict[str, np.ndarray],
+    init_from: str,
+) -> TrainState:
     """Makes the state before the first step from a key, with `init`, and prints its size.
 
-    `init_from` is Keras' Xception weights, a file that `convert` wrote, or "" for random ones.
-    InputError if they are absent or do not fit.
+    `found` are the arrays of `init_from`, as of `initial.read`; {} for random ones. InputError if
+    they do not fit.
     """
     state = jax.jit(init, out_shardings=sharding)(key)
-    if init_from:
-        path = Path(init_from)
-        params, batch_stats, left = load_xception(path, state.params, state.batch_stats)
-        print(f"started from {path}" + (f"; fresh: {', '.join(left)}" if left else ""))
+    if found:
+        own = {"params": state.params, "batch_stats": state.batch_stats}
+        filled, left = initial.fill(found, own, init_from)
+        params, batch_stats = filled["params"], filled["batch_stats"]
+        print(f"started from {init_from}" + (f"; fresh: {', '.join(left)}" if left else ""))
         state = dataclasses.replace(
             state,
             params=params,

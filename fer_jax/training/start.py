@@ -181,6 +181,7 @@ def _write_environment(run: Run) -> None:
             name: build_summary(name, data_dir).get("fingerprint")
             for name in sorted({records.name for records in experiment.test})
         },
+        "start": dict(experiment.start),
         "leaks": run.leaks.counts,
         "seen": run.leaks.seen,
         "unknown_people": run.leaks.unknown,

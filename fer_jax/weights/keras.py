@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -45,34 +43,17 @@ _SEPARABLES = (
 _SHORTCUTS = ["entry1/shortcut", "entry2/shortcut", "entry3/shortcut", "exit1/shortcut"]
 
 
-def load_xception(
-    path: Path, params: dict[str, Any], batch_stats: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Replaces a network's arrays by those of a Keras file or of a folder that `convert` wrote.
+def is_keras(path: Path) -> bool:
+    """Whether a path is a file, or a folder that `convert` wrote of Keras' weights."""
+    if path.is_file():
+        return path.name != ARRAYS or is_keras(path.parent)
+    file = path / CONFIG
+    return file.is_file() and storage.read_json(file).get("format") == FORMAT
 
-    The network, from `xception.init`, must have full width and 8 middle blocks. Returns (params,
-    batch_stats, fresh): new dicts of the same structure, and the names of the parts that keep their
-    values because the file has no top, or one for other classes. Raises InputError: no such file, a
-    damaged one, or one that is not Xception or does not fit.
-    """
-    found = read_folder(path) if path.is_dir() else read_xception(path)
-    ours: dict[str, Any] = traverse_util.flatten_dict(
-        {"params": params, "batch_stats": batch_stats}, sep="/"
-    )
-    filled, fresh = {}, []
-    for name in ours.keys() | found.keys():
-        expected, shape = (one[name].shape if name in one else None for one in (ours, found))
-        if expected == shape:
-            filled[name] = jnp.asarray(found[name], ours[name].dtype)
-        elif name.startswith(HEADS):
-            fresh += [name.removeprefix("params/")] if expected else []
-        else:
-            raise InputError(
-                f"{path}: {name} is {shape or 'absent'} and {expected or 'absent'} in the network; "
-                "Keras' weights need model.width=1 and model.num_middle_blocks=8"
-            )
-    tree: Any = traverse_util.unflatten_dict({n: filled.get(n, ours[n]) for n in ours}, sep="/")
-    return tree["params"], tree["batch_stats"], sorted(fresh)
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Reads a Keras file, or a folder that `convert` wrote, as `read_xception`; or InputError."""
+    return read_folder(path) if path.is_dir() else read_xception(path)
 
 
 def read_folder(folder: Path) -> dict[str, np.ndarray]:

@@ -28,6 +28,7 @@ LEAKS = {
     "stimulus": "advertisement in more than one split of the protocol 'content'",
     "generator": "test set of which the generator of synthetic images saw people",
     "teacher": "test set of which the teacher of synthetic images saw people",
+    "start": "test set of which the network that the training starts from saw people",
 }
 WARNINGS = {
     "image_labels": "image with more than one label within a split",
