@@ -139,7 +139,7 @@ def test_its_faces_are_labelled_and_remember_whom_it_saw(
     shutil.copytree(data_dir / "lab", tmp_path / "lab")
     made = open_records("made", "all", tmp_path)
     tested = [open_records("lab", "test", tmp_path)]
-    ((_, _, sentence),), unknown = provenance.behind([made], tested, tmp_path)
+    ((_, _, sentence),), unknown = provenance.behind([made], tested, tmp_path, {})
     assert "the generator of made saw 1 of the subjects" in sentence and "p3'" in sentence
     assert unknown == []
 

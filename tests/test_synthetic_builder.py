@@ -209,7 +209,7 @@ def test_training_on_labels_of_a_teacher_that_saw_the_test_people_is_refused(tmp
     said = "that labelled synthetic/grouped saw 1 of the subjects of the test set lab"
 
     def sentences(part: Records, *tests: Records) -> list[str]:
-        seen, unknown = provenance.behind([part], tests, data)
+        seen, unknown = provenance.behind([part], tests, data, {})
         if part is faces:
             # The network of this folder does not say whom it saw.
             generator, gone = unknown[1], unknown[0]
