@@ -265,6 +265,7 @@ def test_workers_must_be_alike_and_see_the_same_files(tmp_path: Path):
         ("local:0", "after 'local:' comes the number of workers"),
         ("nowhere", "is no scheduler"),
         ("tcp://127.0.0.1:9", "no Dask scheduler answers at tcp://127.0.0.1:9"),
+        ("tls://127.0.0.1:9", "its certificates are not set; first `source FOLDER/dask.env`"),
         ("xyz://127.0.0.1:9", "no Dask scheduler answers"),
     ],
 )

@@ -86,6 +86,8 @@ def connect(address: str) -> Iterator[Any]:
             client = distributed.Client(**place, timeout=CONNECTS_WITHIN_S)
         except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
+            if "ssl_context" in reason:
+                reason = "its certificates are not set; first `source FOLDER/dask.env`"
             raise InputError(f"no Dask scheduler answers at {address}: {reason}") from error
         stack.enter_context(client)
         found = client.scheduler_info(n_workers=0)["address"]
