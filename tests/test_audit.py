@@ -249,7 +249,7 @@ def test_near_duplicates_of_a_set_are_groups(tmp_path: Path):
     groups = {f"x/{n}": f"x/{first}" for n, first in enumerate((0, 1, 0, 3, 3))}
     assert dict(zip(records.columns["record_id"].tolist(), found, strict=True)) == groups
     # An evaluation finds them where nobody is named, and they are clusters of its table.
-    about = evaluate._describe_set(records, "emotion", None, tmp_path)
+    about = evaluate.describe_set(records, "emotion", None, tmp_path)
     assert about["near_duplicates"] == {"x/0": "x/0", "x/2": "x/0", "x/3": "x/3", "x/4": "x/3"}
     workdir = tmp_path / "run"
     file = workdir / "predictions" / "x.test.csv"
