@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -329,6 +330,16 @@ def test_building_again_changes_nothing_and_other_clips_are_refused(
     assert build_summary(NAME, data) == first
     assert main(words(source, data, "--overwrite")) == 0
     assert build_summary(NAME, data)["fingerprint"] != first["fingerprint"]
+
+
+def test_a_build_leaves_nothing_in_the_temporary_folder(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert main(words(source, tmp_path / "data", "--processes=1")) == 0
+    assert not list(temporary.iterdir())
 
 
 def test_a_dry_run_decodes_and_writes_nothing(

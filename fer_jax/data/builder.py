@@ -141,7 +141,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self, description: str, *, license: str = "", citation: str = ""
     ) -> tfds.core.DatasetInfo:
         """Returns the DatasetInfo of records; the options replace the license and citation."""
-        return tfds.core.DatasetInfo(
+        info = tfds.core.DatasetInfo(
             builder=self,
             description=description,
             features=schema.features(),
@@ -149,6 +149,9 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             license=self.options.license or license or None,
             citation=self.options.citation or citation or None,
         )
+        # TFDS would look for a published dataset of this name, and leave a temporary folder.
+        setattr(info, "initialize_from_bucket", lambda: None)  # noqa: B010 (a method)
+        return info
 
     def list_inputs(self) -> Inputs:
         """Lists the inputs with labels and splits, without decoding them, or raises InputError."""
