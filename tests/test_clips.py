@@ -221,7 +221,7 @@ def test_small_faces_are_searched_where_they_count(
         sizes.append(size)
         return []
 
-    monkeypatch.setattr(extractions, "make_detector", lambda name, model: detect)
+    monkeypatch.setattr(extractions, "make_detector", lambda name, model, smallest: detect)
     extractions.faces_in_image(np.zeros((9, 9, 3), np.uint8), "x", "x.jpg", Extraction(**wanted))
     assert sizes == [size]
 

@@ -11,6 +11,9 @@ from faults import one_node
 def test_the_whole_log_of_a_failed_trial_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # As the program imports it, which is not started from here.
     monkeypatch.setitem(sys.modules, "one_node", one_node)
+    from faults import on_dask
+
+    monkeypatch.setitem(sys.modules, "on_dask", on_dask)
     from faults import faults as suite
 
     cause = "the cause, long before the end\n" + 5000 * "x"

@@ -214,7 +214,8 @@ def test_training_on_labels_of_a_teacher_that_saw_the_test_people_is_refused(tmp
             # The network of this folder does not say whom it saw.
             generator, gone = unknown[1], unknown[0]
             assert generator == "the generator of synthetic/grouped (0123456789abcdef)"
-            assert gone == "gone train, which the teacher of synthetic/grouped saw and is not here"
+            teacher = "the teacher that labelled synthetic/grouped"
+            assert gone == f"gone train, which {teacher} saw and is not here"
         return [one.sentence for one in seen]
 
     (only,) = sentences(faces, opened["test"])

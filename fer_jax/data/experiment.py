@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fer_jax import forms, storage
-from fer_jax.checkpoints import FOLDER as CHECKPOINTS
 from fer_jax.config import (
     Config,
     default_data_dir,
@@ -42,6 +41,7 @@ from fer_jax.errors import InputError, did_you_mean
 from fer_jax.schema import UNKNOWN
 
 MISSPELLED = 0.85  # similarity (difflib) of a name to that of a dataset, from which it is refused
+CHECKPOINTS = "checkpoints"  # in a run's workdir
 EXCLUSIONS_FILE = "exclusions.csv"  # a run's copy of its config.exclusions
 
 
