@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from fer_jax.storage import read_table
 pytest.importorskip("distributed")
 NUM_CLIPS = 24
 ENDS_WITHIN_S = 120
+DASHBOARD_PORT = 8787
 Contents = list[list[tuple[str, bytes, str]]]
 BUILD = ("clips/folds", "--name=filmed", "--folds=2", "--detector=none", "--every=1")
 
@@ -216,7 +218,12 @@ def test_pictures_are_finished_in_blocks(tmp_path: Path):
     words += [f"--source={tmp_path / 'source'}", "--margin=0.1"]
     assert main([*words, f"--data_dir={tmp_path / 'local'}"]) == 0
     data_dir = tmp_path / "data"
-    assert main([*words, f"--data_dir={data_dir}", "--dask=local:2"]) == 0
+    # Dask's usual port is another program's here: no warning, which would be an error.
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", DASHBOARD_PORT))
+            taken.listen()
+        assert main([*words, f"--data_dir={data_dir}", "--dask=local:2"]) == 0
     assert contents(data_dir) == contents(tmp_path / "local")
     assert sum(map(len, contents(data_dir))) == 600
     ledgers = [next(place.glob("filmed/folds/*/ledger.csv")) for place in tmp_path.glob("[dl]*a*")]

@@ -69,7 +69,7 @@ def connect(address: str) -> Iterator[Any]:
             if not count.isdecimal() or not 0 < int(count) <= 1024:
                 raise InputError(f"--dask={address}: after '{LOCAL}' comes the number of workers")
             # Certificates even here: other people may have accounts on this machine.
-            options = {"host": "127.0.0.1", "security": True, "dashboard_address": None}
+            options = {"host": "127.0.0.1", "security": True, "dashboard_address": "127.0.0.1:0"}
             options |= {"silence_logs": logging.CRITICAL, "threads_per_worker": 1}
             with clips.without_interrupts():
                 started = distributed.LocalCluster(n_workers=int(count), **options)
