@@ -178,6 +178,15 @@ def test_files_that_are_not_images_are_named(recognizer: Recognizer, tmp_path: P
             recognizer.predict(file, faces="crop")
 
 
+def test_a_whole_picture_with_a_grey_corner_is_decoded_in_silence(
+    capfd: pytest.CaptureFixture[str],
+):
+    ramp = np.repeat(np.arange(128, 192, dtype=np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+    data = cv2.imencode(".jpg", ramp, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    assert (images.decode(data)[0, 0] == 128).all()  # as if a block were missing there
+    assert capfd.readouterr().err == ""  # libjpeg's warnings
+
+
 def test_bytes_of_a_file_are_a_picture_whatever_is_behind_it(recognizer: Recognizer):
     good = images.encode_jpeg(picture(0, 64))
     (expected,) = recognizer.predict(images.decode(good), faces="crop")

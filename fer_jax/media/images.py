@@ -25,7 +25,8 @@ IMAGE_SUFFIXES = (
 )
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG; the others are data or restarts
 GREY_RANGE = 8  # levels between the channels of a pixel that encoding may add to grey
-GREY = bytes([128] * 3)  # a pixel that a JPEG lacks, as OpenCV fills it
+GREY = 128  # of the pixels that a JPEG lacks, as OpenCV fills them
+BLOCK = 8  # pixels of a side that a JPEG encodes together
 PADDING = bytes(range(255)) * 4
 STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -63,16 +64,23 @@ def decode(data: bytes) -> np.ndarray:
     image = _decode(data)
     # OpenCV fills what a JPEG lacks with grey, or leaves it blurred, without an error, and the end
     # mark may be a fake. Bytes before the mark change a picture only if some are missing there.
-    corners = image[:: max(1, len(image) - 1), :: max(1, image.shape[1] - 1)]
     if progressive:
         whole = _is_whole(data[: end + 2])
-    elif is_jpeg and GREY in corners.tobytes():  # also if two pixels have it together
+    elif is_jpeg and _has_grey_corner(image):
         whole = np.array_equal(_decode(data[:end] + PADDING + data[end:]), image)
     else:
         whole = True
     if not whole:
         raise InputError("truncated JPEG")
     return image
+
+
+def _has_grey_corner(image: np.ndarray) -> bool:
+    """Whether a corner may be a block that is missing; the last one is in any, once turned."""
+    # Half a block at most: colours of its neighbours bleed into it.
+    side = max(1, min(length % BLOCK or BLOCK for length in image.shape[:2]) // 2)
+    ends = (slice(None, side), slice(-side, None))
+    return any((image[y, x] == GREY).all() for y in ends for x in ends)
 
 
 def _decode(data: bytes) -> np.ndarray:
