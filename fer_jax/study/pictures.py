@@ -68,6 +68,6 @@ def _way(frame: np.ndarray, face: Any, run: ScenarioRun) -> Any:
     named = f"{loaded.classes[guess]}, {probabilities[guess]:.0%}"
     return figures.strip(
         [boxed, aligned, grid, overlay(aligned, heat[0])],
-        ["a frame, and the face in it", "cropped", "augmented, for training", f"seen as {named}"],
+        ["frame and face", "cropped", "augmented, for training", f"seen as {named}"],
         "The way of one frame",
     )
