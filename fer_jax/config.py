@@ -254,6 +254,16 @@ def check_config(config: Config) -> Config:
             f"config.weight_average={config.weight_average} has its own average and its own end; "
             "set config.ema_decay and config.early_stopping_patience to 0"
         )
+    if config.freeze != "none" and not config.init_from:
+        raise InputError(
+            f"config.freeze={config.freeze} keeps layers of a trained network; name one with "
+            "--config.init_from=RUN"
+        )
+    if config.freeze != "none" and config.weight_average != "none":
+        raise InputError(
+            f"config.weight_average={config.weight_average} estimates BatchNorm's statistics, and "
+            f"config.freeze={config.freeze} keeps them; set one of them to none"
+        )
     if config.batch_size % config.accumulation_steps:
         raise InputError(
             f"config.batch_size {config.batch_size} is not divisible by "
@@ -268,6 +278,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "at least 0": lambda x: x >= 0,
     "in [0, 1)": lambda x: 0 <= x < 1,
     "in [0, 1]": lambda x: 0 <= x <= 1,
+    "in (0, 1]": lambda x: 0 < x <= 1,
 }
 
 

@@ -7,7 +7,7 @@
 from typing import Any, NamedTuple
 
 AT_LEAST_0, AT_LEAST_1, ABOVE_0 = "at least 0", "at least 1", "above 0"
-PROBABILITY, BELOW_1 = "in [0, 1]", "in [0, 1)"
+PROBABILITY, BELOW_1, ABOVE_0_TO_1 = "in [0, 1]", "in [0, 1)", "in (0, 1]"
 
 
 class Field(NamedTuple):
@@ -68,6 +68,11 @@ CLASSIFIER: Fields = {
     "model.batch_norm_momentum": Field(0.99, "of the moving statistics", BELOW_1),
     "model.remat": Field(False, "recompute activations: less GPU memory, a third more work"),
     "init_from": Field("", "a run, an export or Keras' Xception weights to start from"),
+    "freeze": Field(
+        "none",
+        "layers that keep what they start with, BatchNorm's statistics included",
+        ("none", "stem", "all but head"),
+    ),
     "frozen_statistics": Field(False, "BatchNorm keeps the statistics it starts with"),
     "augment.rotation_degrees": Field(30.0, "rotation, uniform in +- this"),
     "augment.shift": Field(0.2, "shift, uniform in +- this share of width and height"),
@@ -90,6 +95,9 @@ CLASSIFIER: Fields = {
     "optimizer.weight_decay": Field(1e-4, "weight decay", AT_LEAST_0),
     "optimizer.momentum": Field(0.9, "of sgd (Nesterov)", BELOW_1),
     "optimizer.max_gradient_norm": Field(0.0, "clip the global norm; 0: off", AT_LEAST_0),
+    "optimizer.layer_decay": Field(
+        1.0, "factor on the learning rate from each block to the one before it", ABOVE_0_TO_1
+    ),
     "schedule.name": Field("cosine", "of the learning rate", ("cosine", "constant", "plateau")),
     "schedule.warmup_epochs": Field(1.0, "epochs of linear warmup", AT_LEAST_0),
     "schedule.plateau_patience": Field(20, "validations without improvement", AT_LEAST_1),

@@ -120,6 +120,8 @@ def test_a_wrong_override_is_refused(field: str, text: str, says: str):
         ("method.coral", 1.0, "aligns datasets, and config.sources has 0"),
         ("method.sam", -0.05, "at least 0"),
         ("weight_average", "swa", "did you mean 'swad'"),
+        ("freeze", "all", "cannot be 'all'"),
+        ("optimizer.layer_decay", 1.1, r"must be in \(0, 1\], got 1.1"),
     ],
 )
 def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, says: str):
@@ -140,6 +142,11 @@ def test_a_value_no_experiment_can_have_is_refused(field: str, value: object, sa
         ({"method.coral": 1.0, "augment.cutmix": 0.2}, "blend their images; set one of them to 0"),
         ({"weight_average": "swad", "ema_decay": 0.9}, "has its own average and its own end"),
         ({"weight_average": "swad", "early_stopping_patience": 3}, "its own end; set config.ema"),
+        ({"freeze": "stem"}, "keeps layers of a trained network; name one with --config.init_from"),
+        (
+            {"freeze": "stem", "init_from": "runs/a", "weight_average": "swad"},
+            "config.freeze=stem keeps them; set one of them to none",
+        ),
     ],
 )
 def test_methods_that_exclude_each_other_are_refused(fields_set: dict[str, object], says: str):

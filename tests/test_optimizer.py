@@ -1,5 +1,7 @@
 """Schedules and optimizers do what their names say."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -47,7 +49,7 @@ def test_validations_since_best_knows_which_way_is_up():
 
 
 def one_update(name: str, **options: float) -> dict[str, np.ndarray]:
-    arguments = {"weight_decay": 0.1, "momentum": 0.9, "max_gradient_norm": 0.0} | options
+    arguments: Any = {"weight_decay": 0.1, "momentum": 0.9, "max_gradient_norm": 0.0} | options
     optimizer = make_optimizer(optax.constant_schedule(1.0), name=name, **arguments)
     params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.full((2,), 2.0)}
     gradient = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full((2,), 3.0)}
@@ -62,6 +64,25 @@ def test_weight_decay_is_decoupled_in_adamw_and_spares_biases():
     assert one_update("adam") == pytest.approx({"kernel": -1.0, "bias": -1.0}, rel=1e-4)
     # Nesterov's first step is (1 + momentum) times the gradient.
     assert one_update("sgd") == pytest.approx({"kernel": -1.9 * 3.2, "bias": -1.9 * 3.0})
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_earlier_blocks_have_lower_rates_and_frozen_ones_none(name: str):
+    layers = ("logits", "exit2", "middle10", "middle9", "stem2", "stem1")  # back from the head
+    params = {layer: {"kernel": jnp.full((2, 2), 2.0)} for layer in layers}
+
+    def updates(**options: Any) -> list[float]:
+        fixed = {"weight_decay": 0.1, "momentum": 0.9, "max_gradient_norm": 0.0}
+        optimizer = make_optimizer(optax.constant_schedule(0.5), name=name, **fixed, **options)
+        found: Any = optimizer.update(params, optimizer.init(params), params)[0]
+        return [float(found[layer]["kernel"][0, 0]) for layer in layers]
+
+    whole = updates()
+    assert len(set(whole)) == 1
+    decayed = [whole[0] * factor for factor in (1, 0.5, 0.25, 0.125, 0.0625, 0.0625)]
+    assert updates(layer_decay=0.5) == pytest.approx(decayed)
+    assert updates(layer_decay=0.5, freeze="stem") == pytest.approx([*decayed[:4], 0, 0])
+    assert updates(freeze="all but head") == pytest.approx([whole[0], 0, 0, 0, 0, 0])
 
 
 def test_clipping_bounds_the_global_norm():

@@ -107,10 +107,11 @@ def test_statistics_per_device_would_be_seen(one_and_eight: Any):
     assert np.abs(np.asarray(mean) - np.asarray(jax.tree.leaves(alone.batch_stats)[0])).max() > 1e-3
 
 
-def test_gradients_of_eight_devices_equal_one_in_float64():
+@pytest.mark.parametrize("freeze", ["none", "stem"])
+def test_gradients_of_eight_devices_equal_one_in_float64(freeze: str):
     with jax.enable_x64(True):
         model = TINY | {"dtype": "float64"}
-        step, state = make_step(model)
+        step, state = make_step(model, freeze=freeze)
         state = jax.tree.map(
             lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state
         )
@@ -128,10 +129,12 @@ def test_gradients_of_eight_devices_equal_one_in_float64():
         )
 
 
-def test_accumulation_equals_the_whole_batch_with_frozen_statistics():
+@pytest.mark.parametrize("freeze", ["none", "all but head"])
+def test_accumulation_equals_the_whole_batch_with_frozen_statistics(freeze: str):
     batch = uneven_batch(32)
-    whole, state = make_step(TINY, frozen_statistics=True)
-    parts, _ = make_step(TINY, frozen_statistics=True, accumulation_steps=4)
+    options = {"frozen_statistics": True, "freeze": freeze}
+    whole, state = make_step(TINY, **options)
+    parts, _ = make_step(TINY, **options, accumulation_steps=4)
     (a, a_metrics), (b, b_metrics) = (
         jax.jit(step)(state, batch, jax.random.key(1)) for step in (whole, parts)
     )
@@ -661,6 +664,49 @@ def test_a_run_and_an_export_are_starts(
             after.arrays["params"],
             before.arrays["params"],
         )
+
+
+def moved_layers(before: Path, after: Path) -> set[str]:
+    """The layers of which any bit of a parameter or statistic differs between two runs."""
+    pairs = [network.load(run).arrays for run in (before, after)]
+    return {
+        name
+        for kind in ("params", "batch_stats")
+        for name in pairs[0][kind]
+        if not jax.tree.all(jax.tree.map(np.array_equal, *(arrays[kind][name] for arrays in pairs)))
+    }
+
+
+@pytest.mark.parametrize(
+    ("freeze", "kept"), [("stem", {"stem1", "stem2"}), ("all but head", {"everything"})]
+)
+def test_frozen_layers_keep_every_bit_and_a_stopped_run_continues(
+    freeze: str,
+    kept: set[str],
+    finished: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = started(finished, freeze=freeze, num_epochs=2 / 5, validate_every_epochs=1 / 5)
+    config.optimizer.update(learning_rate=0.1, weight_decay=0.1, layer_decay=0.9)
+    program.train(config, tmp_path / "whole", data_dir)
+    layers = set(network.load(finished).arrays["params"])
+    kept = layers - {"logits"} if "everything" in kept else kept
+    assert moved_layers(finished, tmp_path / "whole") == layers - kept
+    save = checkpoints.save
+
+    def save_then_stop(manager: Any, step: int, **items: Any) -> None:
+        save(manager, step, **items)
+        manager.wait_until_finished()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(config, tmp_path / "stopped", data_dir)
+    monkeypatch.undo()
+    program.train(config, tmp_path / "stopped", data_dir)
+    assert moved_layers(tmp_path / "whole", tmp_path / "stopped") == set()
 
 
 def test_the_head_of_other_classes_is_fresh(

@@ -4,7 +4,7 @@ Training handles it as `graphdef` (the network without its arrays), `params` and
 (nested plain dicts), which `apply` joins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from fer_jax.models.layers import Convolution, Pointwise, Separable, affine, max
 MIN_STEM_SIZE = 35  # pixels a side after the first convolution, of Keras' smallest image, 71
 LARGEST = {"width": 16, "num_middle_blocks": 256, "image_size": 4096}
 ENTRY = ("entry1", "entry2", "entry3")
+FLOWS = ("stem", "entry", "middle", "exit")  # in order; other layers are the head
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 MIXED_BLOCKS = 2  # MixStyle follows the early blocks; later features are the content
 
@@ -140,11 +141,13 @@ class Xception(nnx.Module):
         images: jax.Array,
         *,
         use_running_average: bool = True,
+        frozen_stem: bool = False,
         mix: Mix | None = None,
     ) -> jax.Array:
         """Computes the last activations before pooling of images [batch, size, size, 3] in [-1, 1].
 
-        BatchNorm uses its running statistics, or else the batch's and updates the running ones.
+        BatchNorm uses its running statistics, or else the batch's and updates the running ones;
+        that of a `frozen_stem` always uses the running ones.
         `mix` mixes styles after the first two entry blocks (`methods.mixstyle`).
 
         Returns [batch, h, h, 2048 * width], h from `output_size`, in the computing dtype.
@@ -152,7 +155,8 @@ class Xception(nnx.Module):
         running = use_running_average
         if self.grayscale:
             images = jnp.broadcast_to(grey(images), images.shape)
-        x = self.stem2(self.stem1(images.astype(self.dtype), running), running)
+        fixed = running or frozen_stem
+        x = self.stem2(self.stem1(images.astype(self.dtype), fixed), fixed)
         middle = [f"middle{number}" for number in range(1, self.num_middle_blocks + 1)]
         for number, name in enumerate((*ENTRY, *middle, "exit1"), 1):
             block = getattr(self, name)
@@ -167,19 +171,21 @@ class Xception(nnx.Module):
         *,
         train: bool = False,
         frozen_statistics: bool = False,
+        frozen_stem: bool = False,
         dropout_key: jax.Array | None = None,
         mix: Mix | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Computes the features averaged over each image, and the logits.
 
         With `train` dropout is on, for which it needs a random key, styles are mixed as in
-        `features`, and BatchNorm uses the batch's statistics unless they are frozen.
+        `features`, and BatchNorm uses the batch's statistics unless they, or the stem, are frozen.
 
         Returns (float32 [batch, 2048 * width], float32 [batch, num_classes]).
         """
         x = self.features(
             images,
             use_running_average=not train or frozen_statistics,
+            frozen_stem=frozen_stem,
             mix=mix if train else None,
         )
         if train and self.dropout.rate and dropout_key is None:
@@ -224,6 +230,17 @@ def _rematerialized(block: Any, x: jax.Array, running: bool) -> jax.Array:
     y, batch_stats = run(state, x)
     nnx.update(block, batch_stats)
     return y
+
+
+def layers_by_block(names: Iterable[str]) -> list[list[str]]:
+    """Groups the layers' names by block: the stem, every block of the flows in order, the head."""
+    blocks: dict[tuple[int, int], list[str]] = {}
+    for name in names:
+        flow = name.rstrip("0123456789")
+        number = int(name.removeprefix(flow)) if flow in FLOWS[1:] else 0
+        place = FLOWS.index(flow) if flow in FLOWS else len(FLOWS)
+        blocks.setdefault((place, number), []).append(name)
+    return [blocks[place] for place in sorted(blocks)]
 
 
 def stem_sizes(image_size: int, stem_stride: int = 2) -> tuple[int, int]:

@@ -40,6 +40,7 @@ from fer_jax.training import initial, loop, memory, start, validation
 from fer_jax.training.loop import Plan, Validated
 from fer_jax.training.start import Run
 from fer_jax.training.step import (
+    ALL_BUT_HEAD,
     TrainState,
     init_state,
     jit_train_step,
@@ -49,8 +50,6 @@ from fer_jax.training.step import (
 )
 from fer_jax.training.validation import History
 
-# The network's parts in order; any other layer belongs to the head.
-BLOCKS = ("stem", "entry", "middle", "exit")
 # A row of the table of parameters.
 BlockRow = dataclasses.make_dataclass(
     "BlockRow", ("block", "layers", "arrays", "parameters", "share")
@@ -102,9 +101,8 @@ def _plan(
         warmup_steps=round(config.schedule.warmup_epochs * steps_per_epoch),
         name=config.schedule.name,
     )
-    optimizer = make_optimizer(
-        schedule, **{k: v for k, v in config.optimizer.items() if k != "learning_rate"}
-    )
+    options = {name: value for name, value in config.optimizer.items() if name != "learning_rate"}
+    optimizer = make_optimizer(schedule, **options, freeze=config.freeze)
     model = model_arguments(config)
     averaged = config.weight_average == "swad"
     init = functools.partial(
@@ -159,7 +157,9 @@ def _plan(
             "Lower config.optimizer.learning_rate, or set config.optimizer.max_gradient_norm=1"
         ),
         averaged=averaged,
-        flop_per_image=flops.TRAINING_PASSES * flops.count(**model)[0],
+        # Head alone: what is frozen has no gradient.
+        flop_per_image=(1 if config.freeze == ALL_BUT_HEAD else flops.TRAINING_PASSES)
+        * flops.count(**model)[0],
         peak_flop_per_second=None if peak is None else peak * mesh.size,
     )
 
@@ -292,10 +292,10 @@ def _best(config: Config, history: History, average: dict[str, float] | None) ->
 def describe_parameters(params: dict[str, Any]) -> str:
     """Returns a table of the parameters of each block, with their total."""
     total = parameter_overview.count_parameters(params)
-    layers: dict[str, dict[str, Any]] = {block: {} for block in (*BLOCKS, "head")}
+    layers: dict[str, dict[str, Any]] = {block: {} for block in (*xception.FLOWS, "head")}
     for name, layer in params.items():
         block = re.sub(r"\d+$", "", name)
-        layers[block if block in BLOCKS else "head"][name] = layer
+        layers[block if block in xception.FLOWS else "head"][name] = layer
     rows = []
     for block, inside in layers.items():
         count = int(parameter_overview.count_parameters(inside))

@@ -5,7 +5,7 @@ Here are also the optimizer and its learning rate.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from fer_jax.methods.swad import fresh_average, with_step
 from fer_jax.models import xception
 from fer_jax.sharding import batch_sharding, replicated
 
+ALL_BUT_HEAD = "all but head"  # of `config.freeze`
 INITIAL_LOSS_SCALE = 2.0**15
 LOSS_SCALE_GROWS_AFTER = 2000  # steps without overflow
 
@@ -89,6 +90,7 @@ class StepOptions:
     accumulation_steps: int = 1  # parts into which a batch is divided; must divide its size
     ema_decay: float = 0.0  # of the average of the parameters; 0 for none
     frozen_statistics: bool = False  # BatchNorm uses its running statistics, and keeps them
+    freeze: str = "none"  # the field of a config
     dynamic_loss_scale: bool = False  # for float16, whose gradients underflow otherwise
     num_domains: int = 1  # sources, for CORAL
     mixstyle: float = 0.0  # probability after a block
@@ -108,7 +110,8 @@ def step_options(
         label_smoothing=config.loss.label_smoothing,
         accumulation_steps=config.accumulation_steps,
         ema_decay=config.ema_decay,
-        frozen_statistics=config.frozen_statistics,
+        frozen_statistics=config.frozen_statistics or config.freeze == ALL_BUT_HEAD,
+        freeze=config.freeze,
         dynamic_loss_scale=config.model.dtype == "float16",
         num_domains=len(config.sources),
         **config.method,
@@ -257,6 +260,8 @@ def _gradient(params: Any, state: TrainState, inputs: Any, options: StepOptions)
 
     def scaled_loss(params: Any, batch_stats: Any, part: Any):
         images, targets, domain, key = part
+        kept = frozen(params, options.freeze)
+        params = {n: jax.lax.stop_gradient(x) if n in kept else x for n, x in params.items()}
         mix = None
         if options.mixstyle:
             # The network splits the key in two for dropout: 0 and 1 are taken.
@@ -271,6 +276,7 @@ def _gradient(params: Any, state: TrainState, inputs: Any, options: StepOptions)
             normalize(images),
             train=True,
             frozen_statistics=options.frozen_statistics,
+            frozen_stem=options.freeze == "stem",
             dropout_key=key,
             mix=mix,
         )
@@ -349,10 +355,14 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
     max_gradient_norm: float,
+    layer_decay: float = 1.0,
+    freeze: str = "none",
 ) -> optax.GradientTransformation:
     """Makes AdamW (Loshchilov and Hutter 2019), Adam with L2, or SGD with Nesterov momentum and L2.
 
-    Weight decay is of kernels only, not of biases or BatchNorm's scale and offset.
+    Weight decay is of kernels only, not of biases or BatchNorm's scale and offset. The head has the
+    learning rate of the schedule, each block before it `layer_decay` times that of the next one,
+    and frozen layers 0.
     """
 
     def kernels(params: Any) -> Any:
@@ -365,4 +375,27 @@ def make_optimizer(
         "sgd": [decay, optax.trace(momentum, nesterov=True)],
     }[name]
     clip = [optax.clip_by_global_norm(max_gradient_norm)] if max_gradient_norm else []
-    return optax.chain(*clip, *direction, optax.scale_by_learning_rate(schedule))
+    by_layer = []
+    if layer_decay != 1 or freeze != "none":
+        by_layer = [optax.stateless(functools.partial(_scale_layers, layer_decay, freeze))]
+    return optax.chain(*clip, *direction, *by_layer, optax.scale_by_learning_rate(schedule))
+
+
+def _scale_layers(layer_decay: float, freeze: str, updates: Any, params: Any) -> Any:
+    """Multiplies the updates of each layer by the factor on its learning rate."""
+    del params
+    kept = frozen(updates, freeze)
+    return {
+        name: jax.tree.map(
+            lambda u, f=0 if name in kept else layer_decay**back: u * f, updates[name]
+        )
+        for back, names in enumerate(reversed(xception.layers_by_block(updates)))
+        for name in names
+    }
+
+
+def frozen(names: Iterable[str], freeze: str) -> set[str]:
+    """Returns which layers of a network a config's `freeze` keeps as they are."""
+    blocks = xception.layers_by_block(names)
+    kept = {"none": [], "stem": blocks[:1], ALL_BUT_HEAD: blocks[:-1]}[freeze]
+    return {name for block in kept for name in block}
