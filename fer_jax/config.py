@@ -264,6 +264,16 @@ def check_config(config: Config) -> Config:
             f"config.weight_average={config.weight_average} estimates BatchNorm's statistics, and "
             f"config.freeze={config.freeze} keeps them; set one of them to none"
         )
+    if config.features and config.init_from:
+        raise InputError(
+            "config.features has a network of its own, and config.init_from is another; set one of "
+            "them"
+        )
+    if config.features and (config.mixture.balance_sources or config.mixture.balance_classes):
+        raise InputError(
+            "config.mixture samples images, and a linear head is trained on all of them; set "
+            "config.loss.class_weights=balanced instead"
+        )
     if config.batch_size % config.accumulation_steps:
         raise InputError(
             f"config.batch_size {config.batch_size} is not divisible by "

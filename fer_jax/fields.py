@@ -68,6 +68,7 @@ CLASSIFIER: Fields = {
     "model.batch_norm_momentum": Field(0.99, "of the moving statistics", BELOW_1),
     "model.remat": Field(False, "recompute activations: less GPU memory, a third more work"),
     "init_from": Field("", "a run, an export or Keras' Xception weights to start from"),
+    "features": Field("", "a run, an export or a file whose features a linear head is trained on"),
     "freeze": Field(
         "none",
         "layers that keep what they start with, BatchNorm's statistics included",

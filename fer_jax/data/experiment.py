@@ -33,6 +33,7 @@ from fer_jax.data.records import (
     Records,
     build_summary,
     built_datasets,
+    is_feature_file,
     open_records,
     read_exclusions,
     without,
@@ -145,7 +146,7 @@ def open_experiment(
             opened.absent.append(source.name)
     if is_generator(config):  # whose start has its own way
         return opened
-    return opened._replace(start=_behind_start(config.init_from, data_dir))
+    return opened._replace(start=_behind_start(config.features or config.init_from, data_dir))
 
 
 def _behind_start(init_from: str, data_dir: Path) -> dict[str, Any]:
@@ -154,6 +155,8 @@ def _behind_start(init_from: str, data_dir: Path) -> dict[str, Any]:
     {} for no start, and for Keras' weights, which saw ImageNet.
     """
     path = Path(init_from)
+    if is_feature_file(path):
+        return {"unknown": [f"what the model behind '{path.name}' was trained on"]}
     if path.is_file():
         path = path.parent
     if path.parent.name == CHECKPOINTS:
@@ -222,7 +225,7 @@ def open_trained(config: Config, data_dir: Path, workdir: Path) -> Experiment | 
     """Opens what a run was trained and validated on; prints the reason for None if it cannot."""
     kept = workdir / EXCLUSIONS_FILE
     trained_on = from_json(to_json(config))
-    trained_on.test_sets, trained_on.init_from = (), ""
+    trained_on.test_sets, trained_on.init_from, trained_on.features = (), "", ""
     trained_on.exclusions = str(kept) if kept.is_file() else ""
     try:
         before = read_environment(workdir)

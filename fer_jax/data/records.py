@@ -306,6 +306,11 @@ def read_summary(directory: Path) -> dict[str, Any]:
     return read_json(directory / "build.json", REBUILD, forms.BUILD)
 
 
+def is_feature_file(path: Path) -> bool:
+    """Returns whether a path is an array of features with the ids of its rows beside it."""
+    return path.suffix in (".npy", ".safetensors") and path.with_suffix(".csv").is_file()
+
+
 def labelled_rows(records: Records, task: str) -> np.ndarray:
     """Returns int64 [m], the rows whose label for the task is known; InputError if none is."""
     rows = np.flatnonzero(records.labels(task) != UNKNOWN)

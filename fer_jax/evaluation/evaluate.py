@@ -28,7 +28,7 @@ from fer_jax.data.experiment import (
 from fer_jax.data.records import Records, build_summary, labelled_rows, open_records
 from fer_jax.errors import InputError
 from fer_jax.evaluation import baselines, calibration, compare, predictions, relations, run_scores
-from fer_jax.inference import runtime
+from fer_jax.inference import features, runtime
 from fer_jax.inference.network import (
     PredictStep,
     compile_network,
@@ -95,14 +95,20 @@ def evaluate(
     for records in (*tests, *validation):
         labelled_rows(records, config.task)
     mesh = make_mesh()
-    step, network = checkpoints.restore_network(
-        workdir, checkpoint, network_shapes(config, mesh), config.selection_metric
-    )
-    print(f"checkpoint of step {step}")
-    origin = {"step": step, "checksum": checkpoints.checksum(workdir, step)}
+    if config.features:
+        if adapt or int8 or checkpoint != "best":
+            raise InputError("a linear head has no --checkpoint, --adapt or --int8; leave them out")
+        predictor, origin = features.open_head(workdir, config.features)
+        predictors, step, network = {"": predictor}, origin["step"], None
+    else:
+        step, network = checkpoints.restore_network(
+            workdir, checkpoint, network_shapes(config, mesh), config.selection_metric
+        )
+        print(f"checkpoint of step {step}")
+        origin = {"step": step, "checksum": checkpoints.checksum(workdir, step)}
+        rounded = _open_int8(workdir, network) if int8 else None
+        predictors = _predictors(config, network, mesh, adapt=adapt, int8=rounded)
     origin["chosen"] = "step" if checkpoint.isdecimal() else checkpoint
-    rounded = _open_int8(workdir, network) if int8 else None
-    predictors = _predictors(config, network, mesh, adapt=adapt, int8=rounded)
     # Every process predicts its part of each batch and has all predictions; one writes them.
     writes = distributed.is_first()
     training = _describe_training(trained, config, data_dir) if writes and trained else None
@@ -140,7 +146,7 @@ def evaluate(
                 shifted = calibration.write_label_shift(file, fitted)
                 print(f"  {name} {split}, label shift -> {shifted}")
         scored = run_scores.score_run(workdir)
-        if explain:
+        if explain and network:
             # On one device of this process, because the other processes do not take part.
             local = make_mesh(jax.local_devices()[:1])
             arrays = jax.device_get(checkpoints.inference_arrays(network))

@@ -36,7 +36,7 @@ from fer_jax.sharding import (
     state_sharding,
     with_shardings,
 )
-from fer_jax.training import initial, loop, memory, start, validation
+from fer_jax.training import initial, linear, loop, memory, start, validation
 from fer_jax.training.loop import Plan, Validated
 from fer_jax.training.start import Run
 from fer_jax.training.step import (
@@ -66,6 +66,8 @@ def train(config: Config, workdir: Path, data_dir: Path) -> dict[str, float]:
     the user must change, and for a loss that is not finite, with its step; Preempted if a signal
     came, after the last step is saved.
     """
+    if config.features:
+        return linear.train(config, workdir, data_dir)
     soft_labels = config.loss.soft_labels
     with start.open_run(config, workdir, data_dir, soft_labels=soft_labels) as run:
         check_batch_size(config.batch_size, config.accumulation_steps, run.mesh)
