@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ("build", "clips/folds", "--name=filmed", "--folds=2", "--detector=none", "--every=1")
 NUM_CLIPS = 24
 ENDS_WITHIN_S = 300.0
+TERMINATES_WITHIN_S = 30.0
 
 
 class World(NamedTuple):
@@ -120,6 +121,17 @@ def wait_for_clips(build: subprocess.Popen[str], data_dir: Path, count: int) -> 
     one_node.wait_for(there, ENDS_WITHIN_S, lambda: f"no {count} clips in time")
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process, which may be stopped; a worker without a scheduler does not heed SIGTERM."""
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    try:
+        process.wait(TERMINATES_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextlib.contextmanager
 def cluster_of_two(world: World, place: Path) -> Iterator[tuple[Path, Any, list[Any]]]:
     """Yields the file of a scheduler, its process and its workers, which are started again."""
@@ -134,9 +146,7 @@ def cluster_of_two(world: World, place: Path) -> Iterator[tuple[Path, Any, list[
                 stdout=log,
                 stderr=log,
             )
-            stack.callback(started.wait)
-            stack.callback(started.terminate)
-            stack.callback(started.send_signal, signal.SIGCONT)
+            stack.callback(end, started)
             return started
 
         quiet = "--dashboard-address=127.0.0.1:0"
