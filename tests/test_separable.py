@@ -16,6 +16,7 @@ from fer_jax.models.layers import (
     BatchNorm,
     Unnormalized,
     affine,
+    channel_sums,
     depthwise_conv3x3,
     grouped_conv3x3,
     moments,
@@ -188,3 +189,13 @@ def test_a_data_parallel_step_communicates_by_all_reduce_only(dtype: str):
     assert set(operations) == {"all-reduce"}
     # It also runs: some layouts compile and fail only then.
     assert np.isfinite(step(state, batch, jax.random.key(1))[1].compute()["gradient_norm"])
+
+
+def test_off_the_cpu_sums_of_channels_are_reductions_in_float32(monkeypatch: pytest.MonkeyPatch):
+    a, b = jax.random.normal(jax.random.key(0), (2, 3, 17, 5, 4), jnp.bfloat16)
+    lowered = jax.jit(channel_sums).trace(a, b).lower(lowering_platforms=("cuda",))
+    assert "dot_general" not in lowered.as_text()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: default(*x))
+    exact = np.asarray(a, np.float64), np.asarray(a, np.float64) * np.asarray(b, np.float64)
+    expected = [x.sum((0, 1, 2)) for x in exact]
+    np.testing.assert_allclose(channel_sums(a, b), expected, rtol=1e-4, atol=1e-4)

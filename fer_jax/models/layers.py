@@ -62,21 +62,24 @@ def sum_pixels(term: Callable[[slice], jax.Array], height: int) -> jax.Array:
 def channel_sums(a: jax.Array, b: jax.Array) -> jax.Array:
     """Sums a and a * b over images, rows and columns: two [b, h, w, c] to [2, c].
 
-    The inputs have one dtype, the sums that of `accumulator`.
+    The inputs have one dtype, the sums that of `accumulator`. Only on CPU are they products with
+    ones: elsewhere those are kernels of their own, and may round float32 to TF32.
     """
+    dtype, height = accumulator(a.dtype), a.shape[1]
 
-    def plain(a: jax.Array, b: jax.Array) -> jax.Array:
-        dtype, height = accumulator(a.dtype), a.shape[1]
-
+    def products(a: jax.Array, b: jax.Array) -> jax.Array:
         def product(rows: slice) -> jax.Array:
             return a[:, rows].astype(dtype) * b[:, rows].astype(dtype)
 
         single = sum_pixels(lambda rows: a[:, rows].astype(dtype), height)
         return jnp.stack([single, sum_pixels(product, height)])
 
-    if not kernels.usable(a):
-        return plain(a, b)
-    return jax.lax.platform_dependent(a, b, cpu=kernels.channel_sums, default=plain)
+    def reductions(a: jax.Array, b: jax.Array) -> jax.Array:
+        a, b = a.astype(dtype), b.astype(dtype)
+        return jnp.stack([x.sum((0, 1, 2)) for x in (a, a * b)])
+
+    on_cpu = kernels.channel_sums if kernels.usable(a) else products
+    return jax.lax.platform_dependent(a, b, cpu=on_cpu, default=reductions)
 
 
 @jax.custom_vjp
