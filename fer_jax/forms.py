@@ -142,6 +142,22 @@ _UNIT = _HEADLINE | {
 _GAP = {"n_classes": Value, "high": str, "low": str, "difference": Value, "interval": _INTERVAL}
 _TABLE = {"dataset": str, "split": str}
 _ACCESS = _TABLE | {"times": Number, "time?": Text}
+# Certainty: where its thresholds come from, and how it does on a test set.
+CERTAINTY = Maybe(
+    {
+        "groups": Number,
+        "of": str,
+        "most": Number,
+        "levels": {str: (Maybe(Number), Maybe(Number))},
+    }
+)
+_CERTAIN = {
+    **dict.fromkeys(("promise", "groups", "most", "coverage", "size"), Value),
+    **dict.fromkeys(("answered", "right", "area"), Value),
+    "of": str,
+    "curve": {"answered": [Value], "right": [Value]},
+    "intervals": dict.fromkeys(("coverage", "size", "answered", "right"), _INTERVAL),
+}
 _SET = {
     **(_UNIT | _METRICS | _TABLE),
     **dict.fromkeys(_BY_CLASS, [Value]),
@@ -158,6 +174,7 @@ _SET = {
     "pixel_free": Maybe({"balanced_accuracy": Value}),
     "calibrated": Maybe({"ece": Value}),
     "annotators": ANNOTATORS,
+    "certainty?": Maybe({str: _CERTAIN}),
     "reliability": {"weight": [Number], "confidence": [Value], "accuracy": [Value]},
     "by_clip": Maybe(
         _UNIT | dict.fromkeys(("n", "n_clips_of_several_labels", "n_images_without_clip"), Value)
@@ -198,6 +215,7 @@ RUN_RESULTS = {
     "validation": [_SET],
     "apart": [_SET],
     "calibration": Maybe({"temperature": Value}),
+    "certainty?": {str: CERTAINTY},
     "means": {str: _HEADLINE},
     "generalization": {
         "chance": Value,

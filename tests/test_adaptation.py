@@ -116,6 +116,12 @@ def test_adaptation_helps_under_another_contrast_and_is_a_table_of_its_own(
     # The temperature is of the plain network; a variant's leaks are its set's; means leave it out.
     assert scores["faded", "adapted"]["calibrated"] is None and scores["faded", ""]["calibrated"]
     assert scores["faded", "adapted"]["leaks"] == scores["faded", ""]["leaks"] == {}
+    # Of 24 validation images without names each is a group; only plain test sets are scored.
+    fitted = results["certainty"]["source"]
+    assert fitted["groups"] == 24 and fitted["of"] == "image" and fitted["most"] == 24 / 25
+    assert scores["faded", "adapted"]["certainty"] is None
+    assert scores["bright", ""]["certainty"]["source"]["coverage"] > 0.7
+    assert scores["faded", ""]["certainty"]["source"]["answered"] >= 0
     cross = (balanced["faded", ""] + balanced["few", ""]) / 2
     assert results["means"]["cross_domain"]["balanced_accuracy"] == pytest.approx(cross, abs=1e-12)
 

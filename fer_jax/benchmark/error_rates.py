@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fer_jax.benchmark.benchmark import Row, single
-from fer_jax.evaluation import bootstrap, metrics
+from fer_jax.evaluation import bootstrap, certainty, metrics
 from fer_jax.evaluation.compare import compare_predictors
 
 PREVALENCE = np.asarray([0.06, 0.05, 0.06, 0.33, 0.25, 0.13, 0.12])
@@ -24,6 +24,9 @@ SIMULATED_DRAWS = 200  # gives a standard error to 5 %
 ADVANTAGE = 0.4  # what the better of two predictors adds to the true class's logit
 FRAMES = 4  # of a clip
 RARE = np.asarray([0.005, 0.01, 0.02, 0.04, 0.225, 0.3, 0.4])
+WORLDS = 2000  # of groups that calibrate, and one more
+PEOPLE_IN_GROUP = 20
+SHIFT = 1.5  # standard deviation between groups of what is added to the true class's logit
 SIMILARITY = 0.6  # share of the error that predictors of the same images have in common
 
 Scores = dict[str, np.ndarray]  # a value of each simulation, for each of `bootstrap.SCALARS`
@@ -62,6 +65,13 @@ def measure_statistics(options: argparse.Namespace) -> Iterator[Row]:
         for name, values in rare_classes(number, simulations).items():
             what = f"truth in the 95 % interval, {name}, classes of 0.5 to 4 %, {number} clusters"
             yield single(what, 100 * values.mean(), "%")
+    for groups, promise in ((3, 0.75), (6, 0.8), (20, 0.8), (20, 0.9)):
+        for shift in (0.0, SHIFT):
+            found = promises(groups, promise, shift, WORLDS)
+            where = f"a new group of {PEOPLE_IN_GROUP} people, {groups} groups, spread {shift}"
+            for what, values in found.items():
+                value = 100 * float(np.nanmean(values))
+                yield single(f"{what}, promise {promise}, {where}", value, "%")
 
 
 def simulate(
@@ -260,3 +270,41 @@ def rare_classes(num_clusters: int, simulations: int) -> Scores:
             low, high = bootstrap.interval(name, bootstrap.estimate(resampled, name))
             found[name].append(bool(low <= truth <= high))
     return {name: np.asarray(values) for name, values in found.items()}
+
+
+def promises(groups: int, promise: float, shift: float, worlds: int) -> dict[str, np.ndarray]:
+    """Returns of each world how often sets of a new group have the label, and answers are right.
+
+    Groups differ in what is added to the logit of the true class, with `shift` as its standard
+    deviation. The last row are sets whose threshold takes all images for independent.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in tqdm(range(worlds), f"{groups} groups", disable=None):
+        simulated = []
+        for advantage in rng.normal(0, shift, groups + 1):
+            labels, (probabilities,), _ = simulate(
+                PEOPLE_IN_GROUP, rng, advantages=(float(advantage),)
+            )
+            simulated.append((labels, probabilities))
+        sizes = [len(labels) for labels, _ in simulated[:-1]]
+        group = np.repeat(np.arange(groups), sizes)
+        weights = 1 / groups / np.asarray(sizes)[group]
+        labels, probabilities = map(np.concatenate, zip(*simulated[:-1], strict=True))
+        new, given = simulated[-1]
+        each = np.full(len(labels), 1 / len(labels))
+        thresholds = (
+            certainty.set_threshold(labels, probabilities, weights, groups, promise),
+            certainty.set_threshold(labels, probabilities, each, len(labels), promise),
+        )
+        covered = []
+        for threshold in thresholds:
+            assert threshold is not None
+            covered.append(certainty.sets(given, threshold)[np.arange(len(new)), new].mean())
+        least = certainty.answer_threshold(labels, probabilities, group, promise)
+        answered = given.max(axis=1) >= (np.inf if least is None else least)
+        right = (given.argmax(axis=1) == new)[answered]
+        accuracy = right.mean() if len(right) else np.nan
+        found.append([covered[0], accuracy, answered.mean(), covered[1]])
+    columns = ("label in its set", "right where answered", "answered", "images as groups")
+    return dict(zip(columns, np.asarray(found).T, strict=True))

@@ -30,7 +30,7 @@ of the draws were too narrow below 200 clusters.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -291,18 +291,54 @@ def resample(
     Without `areas` the draws lack PR-AUC and ROC-AUC. The same seed gives the same draws.
     """
     prepared = [prepare(of, probabilities, areas=areas) for probabilities in predictors]
+    draws, left_out = _weighted(
+        of, lambda weights: [score_draws(one, weights) for one in prepared], num_draws, seed
+    )
+    scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in predictors]
+    return Resampled(of, scored, draws, left_out)
+
+
+def resample_ratios(of: Sample, terms: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Resampled:
+    """Computes ratios of sums over the images by name, with the draws of `resample`.
+
+    `terms` are a numerator and a denominator each, [n]; a ratio without a denominator is NaN.
+    """
+    size = len(of.scale)
+    sums = {
+        name: [np.bincount(of.cluster, part, minlength=size) for part in parts]
+        for name, parts in terms.items()
+    }
+
+    def ratios(weights: np.ndarray) -> list[dict[str, np.ndarray]]:
+        return [
+            {name: metrics.ratio(*(one @ weights for one in own)) for name, own in sums.items()}
+        ]
+
+    (scored,) = ratios(of.scale)
+    return Resampled(of, [scored], *_weighted(of, ratios, DRAWS, seed=0))
+
+
+def _weighted(
+    of: Sample,
+    scores: Callable[[np.ndarray], list[dict[str, np.ndarray]]],
+    num_draws: int,
+    seed: int,
+) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+    """Returns the `draws` and `left_out` of `Resampled`.
+
+    `scores` returns a dict per predictor from the weights of the clusters, float64 [g, draws].
+    """
     num_clusters = len(of.scale)
     block = max(1, BLOCK_VALUES // max(len(of.labels), num_clusters))
 
     def in_blocks(number: int, weights: Callable[[int, int], np.ndarray]) -> list[dict[str, Any]]:
-        found: list[list[dict[str, np.ndarray]]] = [[] for _ in prepared]
-        for first in range(0, max(number, 1), block):
-            weighted = weights(first, min(first + block, number)) * of.scale[:, None]
-            for one, blocks in zip(prepared, found, strict=True):
-                blocks.append(score_draws(one, weighted))
+        blocks = [
+            scores(weights(first, min(first + block, number)) * of.scale[:, None])
+            for first in range(0, max(number, 1), block)
+        ]
         return [
-            {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-            for blocks in found
+            {name: np.concatenate([one[name] for one in own]) for name in own[0]}
+            for own in zip(*blocks, strict=True)
         ]
 
     draws = in_blocks(num_draws, lambda first, stop: draw(of.keys, first, stop, seed))
@@ -310,8 +346,7 @@ def resample(
         num_clusters if 1 < num_clusters <= JACKKNIFE_CLUSTERS else 0,
         lambda first, stop: 1.0 - (np.arange(num_clusters)[:, None] == np.arange(first, stop)),
     )
-    scored = [metrics.score(of.labels, p, of.scale[of.cluster]) for p in predictors]
-    return Resampled(of, scored, draws, left_out)
+    return draws, left_out
 
 
 @dataclasses.dataclass(frozen=True)

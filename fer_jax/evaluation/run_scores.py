@@ -17,6 +17,7 @@ from fer_jax.evaluation import (
     baselines,
     bootstrap,
     calibration,
+    certainty,
     metrics,
     predictions,
     relations,
@@ -43,14 +44,16 @@ def score_run(workdir: Path) -> dict[str, Any]:
     `predictions`; None each where the tables do not say), "apart" (sets of other checkpoints,
     without curves and errors), "datasets", "leaks" (within the training data, by kind), "warnings"
     (all leaks, a line each), "left_out", "sets", "validation" (the parts that checkpoints are
-    selected on, which are not tests), "calibration" (`from_validation`), "means" (of the headline
+    selected on, which are not tests), "calibration" (`from_validation`), "certainty"
+    (`certainty.fit` of the validation people, {"source": it, or None}), "means" (of the headline
     metrics over the sets of each relation, without variants and repeated images), "generalization",
     "test_access", "best_step", "reproduce"}. Each set has step (of the checkpoint), table (the
     predictions file), dataset, split, variant, relation (one of `RELATIONS`; None where it is of
     several kinds or not known), chance (1 / number of its classes), not_in_means (why it is in no
     mean, else None), leaks (of it into the training data; None where that was not audited; and
     seen, unknown_people, near_duplicates of `experiment.leaks_into`), n_unlabelled, n_by_class
-    (images), annotators (`baselines.annotators`), errors (the most confident ones;
+    (images), annotators (`baselines.annotators`), certainty (`certainty.score`, by the kind of
+    groups; None for a variant or validation), errors (the most confident ones;
     `explain_errors` adds the names of their pictures), caveats, curves and everything of
     `scoring.score_table`. InputError without a run or predictions.
     """
@@ -63,12 +66,14 @@ def score_run(workdir: Path) -> dict[str, Any]:
     selected_on = calibration.validation_files(workdir, config)
     current = evaluated_checkpoint(workdir)
     now = [(file, table) for file, table in tables if checkpoint_of(file) == current]
-    fitted = calibration.from_validation([t for file, t in now if file in selected_on])
-    scored = _score_tables(workdir, config, now, fitted)
+    validated_on = [predictions.labelled(table) for file, table in now if file in selected_on]
+    fitted = calibration.from_validation(validated_on)
+    sure = certainty.fit(validated_on, "source")
+    scored = _score_tables(workdir, config, now, fitted, sure)
     others = [(file, table) for file, table in tables if checkpoint_of(file) != current]
     apart = [
         one | {"curves": [], "errors": []}
-        for _, _, one, _ in _score_tables(workdir, config, others, None)
+        for _, _, one, _ in _score_tables(workdir, config, others, None, None)
     ]
     tests = [entry for entry in scored if entry[0] not in selected_on]
     # A variant comes after the plain predictions.
@@ -107,6 +112,7 @@ def score_run(workdir: Path) -> dict[str, Any]:
         "sets": sets,
         "validation": [one for file, _, one, _ in scored if file in selected_on],
         "calibration": fitted,
+        "certainty": {"source": sure},
         "means": {
             relation: {
                 name: metrics.mean_defined(
@@ -174,8 +180,12 @@ def _score_tables(
     config: Config,
     tables: Sequence[tuple[Path, Table]],
     fitted: dict[str, Any] | None,
+    sure: dict[str, Any] | None,
 ) -> list[tuple[Path, Table, dict[str, Any], bootstrap.Resampled]]:
-    """Scores tables, with what `evaluate` found in their test sets; `fitted` calibrates them."""
+    """Scores tables, with what `evaluate` found in their test sets.
+
+    `fitted` calibrates them; `sure`, of `certainty.fit`, has the thresholds of their certainty.
+    """
     leaks, about_sets = read_leaks(workdir), predictions.read_test_sets(workdir)
     selected_on = calibration.validation_files(workdir, config)
     counts = baselines.read(workdir, TASKS[config.task])
@@ -183,6 +193,9 @@ def _score_tables(
     found = []
     for file, table in tables:
         one, resampled = _score_table(file, table, config, fitted, counts)
+        plain = sure if not one["variant"] and file not in selected_on else None
+        labelled, size = predictions.labelled(table), len(TASKS[config.task])
+        one["certainty"] = plain and {"source": certainty.score(labelled, size, plain)}
         about = about_sets.get(predictions.file_name(one["dataset"], one["split"]), {})
         one["relation"] = "validation" if file in selected_on else related(table)
         one["annotators"] = about.get("annotators")

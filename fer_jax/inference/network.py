@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fer_jax import checkpoints, forms, storage
+from fer_jax import checkpoints, forms, results, storage
 from fer_jax.checkpoints import inference_arrays
 from fer_jax.config import (
     Config,
@@ -60,8 +60,9 @@ class Network:
 
     engine: str  # one of `ENGINES`
     folder: Path  # of the run or of the exported files
-    # The metadata of exported forms: format, task, classes, image_size, step, margin, config, and
-    # in an exported file its fingerprint.
+    # The metadata of exported forms: format, task, classes, image_size, step, margin, config,
+    # certainty (`certainty.fit` by the kind of groups; {} without), and in an exported file its
+    # fingerprint.
     about: dict[str, Any]
     config: Config  # of the run
     # Images to float64 [n, classes]; rows sum to 1.
@@ -186,7 +187,9 @@ def _load_jax(
     mesh = make_mesh(devices)
     if (path / ARRAYS).is_file():
         step, config, network, margin = _read_exported(path, mesh)
-        saw = storage.read_json(path / CONFIG, form={"saw?": forms.PROVENANCE}).get("saw", {})
+        form = {"saw?": forms.PROVENANCE, "certainty?": {str: forms.CERTAINTY}}
+        written = storage.read_json(path / CONFIG, form=form)
+        saw, certainty = written.get("saw", {}), written.get("certainty", {})
     else:
         config, margin = read_config(path), _margin(path)
         saw = _saw(config, path)
@@ -194,6 +197,7 @@ def _load_jax(
         step, network = checkpoints.restore_network(
             path, checkpoint, network_shapes(config, mesh), config.selection_metric
         )
+        certainty = _certainty(path, step)
     flat: dict[str, Any] = traverse_util.flatten_dict(network, sep="/")
     for name, array in flat.items():
         if not np.isfinite(np.asarray(array)).all():
@@ -208,6 +212,7 @@ def _load_jax(
         "step": step,
         "margin": margin,
         "saw": saw,
+        "certainty": certainty,
         "config": json.loads(to_json(config)),
     }
     arrays = inference_arrays(network)
@@ -298,6 +303,14 @@ def _margin(workdir: Path) -> float:
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0.0
     return margins.pop() if len(margins) == 1 else 0.0
+
+
+def _certainty(workdir: Path, step: int) -> dict[str, Any]:
+    """Returns what `evaluate` found of a checkpoint's certainty; {} if it did not evaluate it."""
+    scored = results.read(workdir)
+    if not scored or scored["checkpoint"]["step"] != step:
+        return {}
+    return scored.get("certainty", {})
 
 
 def _saw(config: Config, workdir: Path) -> dict[str, list[Any]]:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
+from fer_jax.evaluation import certainty as certain
 from fer_jax.inference.network import FEW_FACES, Network
 from fer_jax.inference.network import load as load_network
 from fer_jax.media import faces, images
@@ -70,7 +71,9 @@ class Recognizer:
         """The classes, in the order of the probabilities."""
         return self.network.classes
 
-    def predict(self, pictures: Any, *, faces: str = "detect") -> list[Any]:
+    def predict(
+        self, pictures: Any, *, faces: str = "detect", certainty: float | None = None
+    ) -> list[Any]:
         """Predicts the class of every face in pictures.
 
         A picture is a path, the bytes of an image file, a PIL image or an array, uint8 RGB [height,
@@ -84,15 +87,21 @@ class Recognizer:
             says), from its upper left corner;
           "score": of the detection, 0 to 1;
           "emotion", or "interest" for models of that task: the likeliest class;
-          "probabilities": {class: 0 to 1}, in the order of `classes`; they sum to 1.
-        Raises InputError if one of them is not a picture; names it. `stream` continues after such a
-        picture.
+          "probabilities": {class: 0 to 1}, in the order of `classes`; they sum to 1;
+          with a `certainty` from 0.5 to 0.99 also "answer": the class, or None for "not known", and
+            "candidates": the classes of which one is right as often as that, the likeliest first,
+            for new people of the sources that the model was trained on (see
+            `evaluation/certainty.py`; `evaluate` the run first).
+        Raises InputError if the model has no such certainty, and if one of them is not a picture;
+        names it. `stream` continues after such a picture.
         """
         one = is_picture(pictures)
         predictions = []
+        if certainty is not None:
+            certain.of_model(self.network.about, certainty)  # before any picture is read
         for prediction in self.stream([pictures] if one else pictures, faces=faces):
             _check_read(prediction, len(predictions))
-            predictions.append(self.to_dicts(prediction))
+            predictions.append(self.to_dicts(prediction, certainty))
         return predictions[0] if one else predictions
 
     def features(self, pictures: Any, *, faces: str = "detect") -> np.ndarray:
@@ -156,9 +165,11 @@ class Recognizer:
         """Returns the face detector; InputError if YuNet's file cannot be downloaded."""
         return make_detector("yunet", self.detector_model, fast=True)
 
-    def to_dicts(self, prediction: Prediction) -> list[dict[str, Any]]:
+    def to_dicts(
+        self, prediction: Prediction, certainty: float | None = None
+    ) -> list[dict[str, Any]]:
         """Returns the faces of a prediction as `predict` does."""
-        return [
+        found = [
             {
                 "box": [float(value) for value in found.face.box],
                 "score": float(found.face.score),
@@ -167,6 +178,21 @@ class Recognizer:
             }
             for found, row in zip(prediction.found, prediction.probabilities, strict=True)
         ]
+        if certainty is not None:
+            for one, row in zip(found, prediction.probabilities, strict=True):
+                one |= self.answer(row, certainty)
+        return found
+
+    def answer(self, probabilities: np.ndarray, certainty: float) -> dict[str, Any]:
+        """Returns "answer" and "candidates", as `predict` does, of float [classes]."""
+        _, of_sets, of_answers = certain.of_model(self.network.about, certainty)
+        chosen = certain.sets(probabilities[None], of_sets)[0]
+        order = np.argsort(-probabilities, kind="stable")
+        known = probabilities.max() >= of_answers
+        return {
+            "answer": self.classes[int(order[0])] if known else None,
+            "candidates": [self.classes[i] for i in order if chosen[i]],
+        }
 
     def heatmaps(
         self, found: Sequence[FaceCrop], classes: Sequence[int] | np.ndarray

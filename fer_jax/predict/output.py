@@ -23,6 +23,7 @@ from fer_jax.figures import class_colours
 from fer_jax.schema import TASKS
 
 LEDGER = ("file", "kind", "bytes", "modified", "pictures", "with_faces", "faces", "drawn", "reason")
+NOT_KNOWN = "not known"
 INK, PAPER = (36, 31, 27), (255, 255, 255)  # BGR, as everything here
 FONT = cv2.FONT_HERSHEY_DUPLEX
 SMALLEST_TEXT, LARGEST_TEXT = 0.36, 1.1  # of the font's size
@@ -61,6 +62,8 @@ class Output:
         self.ledger: dict[str, dict[str, str]] = {}
         self._columns = ["file", "frame", "timestamp_s", "face", "x", "y", "width", "height"]
         self._columns += ["score", settings["task"], *(f"p_{c}" for c in settings["classes"])]
+        if settings["certainty"] is not None:
+            self._columns += ["answer", "candidates"]
         if settings["smooth"]:
             self._columns += [f"smoothed_{name}" for name in settings["classes"]]
         if folder is None:
@@ -169,6 +172,8 @@ def _to_line(row: dict[str, Any]) -> str:
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     flat = {key: value for key, value in row.items() if not isinstance(value, list | dict)}
     flat |= dict(zip(("x", "y", "width", "height"), row["box"], strict=True))
+    if "answer" in row:
+        flat |= {"answer": row["answer"] or NOT_KNOWN, "candidates": " ".join(row["candidates"])}
     flat |= {f"p_{name}": value for name, value in row["probabilities"].items()}
     return flat | {f"smoothed_{name}": value for name, value in row.get("smoothed", {}).items()}
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from fer_jax import compilations, storage
 from fer_jax.config import OneLineParser, output_path
 from fer_jax.errors import InputError
+from fer_jax.evaluation import certainty
 from fer_jax.inference.network import ENGINES
 from fer_jax.inference.recognizer import FACES, FaceCrop, Prediction, Recognizer, load
 from fer_jax.media import faces, images
@@ -50,6 +51,7 @@ class Settings:
     start: float = 0.0  # of a clip, in seconds
     end: float = math.inf
     smooth: float = 0.0  # of a clip, as in `Timeline`
+    certainty: float | None = None  # as in `Recognizer.predict`
     explain: bool = False  # whether heatmaps are drawn
     draw: bool = True  # whether anything is drawn
 
@@ -144,7 +146,7 @@ class _Run:
             if prediction.reason:
                 output.finish(one, reason=prediction.reason)
                 continue
-            rows = self.recognizer.to_dicts(prediction)
+            rows = self.recognizer.to_dicts(prediction, self.settings.certainty)
             output.append_faces(
                 {"file": one.name, "face": n} | row for n, row in enumerate(rows, 1)
             )
@@ -216,7 +218,7 @@ class _Run:
             prediction.found if self.settings.explain else [],
         )
         rows = []
-        described = self.recognizer.to_dicts(prediction)
+        described = self.recognizer.to_dicts(prediction, self.settings.certainty)
         where = {"file": one.name, "frame": frame.index, "timestamp_s": round(frame.timestamp_s, 4)}
         for track, face in zip(tracks, described, strict=True):
             row = where | {"face": track.number} | face
@@ -375,6 +377,13 @@ def main(argv: list[str]) -> int:
         metavar="SECONDS",
         help="average each face's probabilities over time, with this time constant [0: do not]",
     )
+    add(
+        "--certainty",
+        type=float,
+        metavar="SHARE",
+        help="add the classes of which one is right as often as this, such as 0.8, and an answer, "
+        "which may be that it is not known",
+    )
     add("--explain", action="store_true", help="draw heatmaps of where the network looked")
     add("--no_pictures", dest="draw", action="store_false", help="write the tables only")
     add("--overwrite", action="store_true", help="replace the results in --out")
@@ -389,6 +398,8 @@ def main(argv: list[str]) -> int:
     network = recognizer.network
     if settings.explain and network.engine != "jax":
         raise InputError(f"--explain needs the engine jax, got {network.engine}")
+    if settings.certainty is not None:
+        certainty.of_model(network.about, settings.certainty)
     if settings.faces == "detect":
         # Found or downloaded now, so that a missing file does not stop the run half-way.
         recognizer.detector()
@@ -422,5 +433,7 @@ def _check(settings: Settings, out: Path | None) -> None:
         raise InputError(f"--end must be after --start, got {settings.end}")
     if not 0 <= settings.smooth < math.inf:
         raise InputError(f"--smooth must be at least 0 seconds, got {settings.smooth}")
+    if settings.certainty is not None and settings.smooth:
+        raise InputError("--certainty is of each picture by itself; leave out --smooth")
     if settings.explain and (out is None or not settings.draw):
         raise InputError("--explain draws pictures; it needs --out, and not --no_pictures")
