@@ -116,9 +116,9 @@ def test_adaptation_helps_under_another_contrast_and_is_a_table_of_its_own(
     # The temperature is of the plain network; a variant's leaks are its set's; means leave it out.
     assert scores["faded", "adapted"]["calibrated"] is None and scores["faded", ""]["calibrated"]
     assert scores["faded", "adapted"]["leaks"] == scores["faded", ""]["leaks"] == {}
-    # Of 24 validation images without names each is a group; only plain test sets are scored.
+    # Four validation people carry a promise of 4/5; only plain test sets are scored.
     fitted = results["certainty"]["source"]
-    assert fitted["groups"] == 24 and fitted["of"] == "image" and fitted["most"] == 24 / 25
+    assert fitted["groups"] == 4 and fitted["of"] == "subject" and fitted["most"] == 0.8
     assert scores["faded", "adapted"]["certainty"] is None
     assert scores["bright", ""]["certainty"]["source"]["coverage"] > 0.7
     assert scores["faded", ""]["certainty"]["source"]["answered"] >= 0
