@@ -122,6 +122,7 @@ TEST_ACCESS_ROW = {
     "checksum?": Text,
     "fingerprint?": Text,
     "time?": Text,
+    "previous?": str,
 }
 
 # results.json: of a run, and below it of a study.
@@ -226,6 +227,7 @@ RUN_RESULTS = {
         ),
     },
     "test_access": [_ACCESS],
+    "test_access_hash?": Text,
     "best_step": Value,
     "reproduce": {
         "command": Text,

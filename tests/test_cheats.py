@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_runs import write_dataset, write_faces, write_network
 
-from fer_jax import results
+from fer_jax import access_log, results
 from fer_jax.__main__ import main
 from fer_jax.config import Config, default_config, default_study, to_json
 from fer_jax.data import provenance
@@ -103,6 +103,15 @@ def test_the_temperature_is_not_of_another_checkpoint(tmp_path: Path):
     scored = read_scores(run)
     assert scored["calibration"] is None and scored["validation"] == []
     assert [one["relation"] for one in scored["apart"]] == ["validation"]
+
+
+def test_a_log_without_the_rows_of_its_results_is_not_reported(tmp_path: Path):
+    run = scored_run(tmp_path / "run", {"web.test.csv": BEST}, BEST)
+    access_log.append(run, {"dataset": "web", "split": "test", "checkpoint": BEST["step"]})
+    results.write(run, run_scores.score_run(run))
+    (run / access_log.FILE).unlink()
+    with pytest.raises(InputError, match="lacks rows that a result was made with"):
+        report(run)
 
 
 @pytest.mark.parametrize("last", [LATER, BEST])

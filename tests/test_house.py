@@ -22,6 +22,7 @@ FLOORS = {
     "fer_jax.distributed": 1,
     "fer_jax.process": 1,
     "fer_jax.figures": 1,
+    "fer_jax.access_log": 1,
     "fer_jax.results": 1,
     "fer_jax.media": 1,
     "fer_jax.models": 1,

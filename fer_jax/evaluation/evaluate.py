@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fer_jax import checkpoints, compilations, distributed, results, storage
+from fer_jax import access_log, checkpoints, compilations, distributed, results, storage
 from fer_jax.config import Config, OneLineParser, default_data_dir, read_config
 from fer_jax.data.audit.findings import near_duplicate_groups, pool_records
 from fer_jax.data.experiment import (
@@ -310,9 +310,7 @@ def log_test_access(workdir: Path, records: Records, origin: dict[str, Any]) -> 
         "fingerprint": origin["fingerprint"],
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    log = workdir / run_scores.TEST_ACCESS_LOG
-    storage.drop_torn_line(log)
-    storage.append(log, json.dumps(access) + "\n")
+    access_log.append(workdir, access)
 
 
 def _validation_records(

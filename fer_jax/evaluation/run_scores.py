@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_jax import checkpoints, forms, results, storage
+from fer_jax import access_log, checkpoints, forms, results, storage
 from fer_jax.config import Config, read_config, read_environment
 from fer_jax.data.audit.findings import LOOKED_FOR, leaks_in_words
 from fer_jax.data.experiment import as_source
@@ -30,8 +30,6 @@ from fer_jax.schema import TASKS
 
 # Predictions file -> `experiment.leaks_into` the training data; null where it was not audited.
 LEAKS_FILE = "leaks.json"
-# One row each time that a test set was predicted.
-TEST_ACCESS_LOG = "test_access.jsonl"
 WORST_ERRORS = 12
 CURVE_POINTS, CURVE_DECIMALS = 100, 5
 
@@ -47,9 +45,10 @@ def score_run(workdir: Path) -> dict[str, Any]:
     selected on, which are not tests), "calibration" (`from_validation`), "certainty"
     (`certainty.fit` of the validation people, {"source": it, or None}), "means" (of the headline
     metrics over the sets of each relation, without variants and repeated images), "generalization",
-    "test_access", "best_step", "reproduce"}. Each set has step (of the checkpoint), table (the
-    predictions file), dataset, split, variant, relation (one of `RELATIONS`; None where it is of
-    several kinds or not known), chance (1 / number of its classes), not_in_means (why it is in no
+    "test_access", "test_access_hash" (of the log), "best_step", "reproduce"}. Each set has step (of
+    the checkpoint), table (the predictions file), dataset, split, variant, relation (one of
+    `RELATIONS`; None where it is of several kinds or not known), chance (1 / number of its
+    classes), not_in_means (why it is in no
     mean, else None), leaks (of it into the training data; None where that was not audited; and
     seen, unknown_people, near_duplicates of `experiment.leaks_into`), n_unlabelled, n_by_class
     (images), annotators (`baselines.annotators`), certainty (`certainty.score`, by the kind of
@@ -124,6 +123,7 @@ def score_run(workdir: Path) -> dict[str, Any]:
         },
         "generalization": generalization(averaged, TASKS[config.task]),
         "test_access": read_test_access(workdir),
+        "test_access_hash": next(reversed(access_log.read(workdir)[1]), None),
         "best_step": checkpoints.best_step(validated, metric),
         "reproduce": {
             "command": environment.get("command"),
@@ -161,7 +161,7 @@ def evaluated_checkpoint(workdir: Path) -> tuple[int | None, str | None]:
     """
     files = list((workdir / "predictions").glob("*.csv"))
     made_by = {checkpoint_of(file) for file in files}
-    for row in reversed(storage.read_json_lines(workdir / TEST_ACCESS_LOG, forms.TEST_ACCESS_ROW)):
+    for row in reversed(access_log.read(workdir)[0]):
         if (last := (row["checkpoint"], row.get("checksum"))) in made_by:
             return last
     origins = [predictions.read_origin(file) for file in files]
@@ -376,7 +376,7 @@ def read_test_access(workdir: Path) -> list[dict[str, Any]]:
     Returns {"dataset", "split", "times"} each, and of the last time "time" (ISO 8601, UTC),
     "checkpoint" (its step) and "fingerprint" (of the dataset).
     """
-    rows = storage.read_json_lines(workdir / TEST_ACCESS_LOG, forms.TEST_ACCESS_ROW)
+    rows, _ = access_log.read(workdir)
     times = collections.Counter((row["dataset"], row["split"]) for row in rows)
     last = {(row["dataset"], row["split"]): row for row in rows}
     return [last[pair] | {"times": count} for pair, count in times.items()]

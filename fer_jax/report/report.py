@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from fer_jax import figures, results, storage
+from fer_jax import access_log, figures, results, storage
 from fer_jax.config import OneLineParser
 from fer_jax.errors import InputError
 from fer_jax.report.run_page import generator_figures, generator_page, run_figures, run_page
@@ -23,6 +23,7 @@ def report(workdir: Path, *, faces: bool = True, figure_format: str | None = Non
     command that writes it.
     """
     scored = results.read(workdir)
+    access_log.read(workdir, (scored or {}).get("test_access_hash"))
     if "num_images" in storage.read_json(workdir / "config.json"):
         page = generator_page(workdir)
         plots = generator_figures(workdir) if figure_format else {}
