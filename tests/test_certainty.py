@@ -12,10 +12,11 @@ from small_runs import picture, write_run
 
 import fer_jax
 from fer_jax.__main__ import main
-from fer_jax.benchmark.error_rates import promises
+from fer_jax.benchmark import error_rates
 from fer_jax.errors import InputError
 from fer_jax.evaluation import certainty
 from fer_jax.export import export
+from fer_jax.inference import promises
 
 
 def predictions(rng: np.random.Generator, n: int, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -63,20 +64,20 @@ def test_groups_carry_no_more_than_k_of_k_plus_one(groups: int):
     )
     assert fitted and fitted["groups"] == groups and fitted["of"] == "subject"
     most = groups / (groups + 1)
-    for promise in certainty.PROMISES:
+    for promise in promises.PROMISES:
         if promise <= most:
-            assert certainty.level(fitted, promise)[0] > 0
+            assert promises.level(fitted, promise)[0] > 0
         else:
             with pytest.raises(InputError, match=f"carry at most {most:.3f}"):
-                certainty.level(fitted, promise)
+                promises.level(fitted, promise)
     for wrong in (0.3, 0.805, 1.5, float("nan")):
         with pytest.raises(InputError, match="0.5 to 0.99"):
-            certainty.level(fitted, wrong)
+            promises.level(fitted, wrong)
 
 
 @pytest.mark.parametrize("groups, promise", [(3, 0.75), (6, 0.8), (20, 0.9)])
 def test_sets_keep_their_promise_in_groups_that_differ(groups: int, promise: float):
-    found = promises(groups, promise, 1.5, 150)
+    found = error_rates.promises(groups, promise, 1.5, 150)
     error = found["label in its set"].std() / np.sqrt(150)
     assert found["label in its set"].mean() > promise - 2 * error
     # What takes images for groups does not.
@@ -117,8 +118,8 @@ def test_a_set_is_scored_with_intervals_by_person():
     assert fitted is not None
     new, given = predictions(rng, 600)
     found = certainty.score(table(new, given, rng.integers(0, 20, 600)), 4, fitted)
-    of_sets, of_answers = certainty.level(fitted, certainty.PROMISE)
-    chosen = certainty.sets(given, of_sets)
+    of_sets, of_answers = promises.level(fitted, certainty.PROMISE)
+    chosen = promises.sets(given, of_sets)
     assert found["coverage"] == pytest.approx(chosen[np.arange(600), new].mean())
     assert found["size"] == pytest.approx(chosen.sum(axis=1).mean())
     answered = given.max(axis=1) >= of_answers

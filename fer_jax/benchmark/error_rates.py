@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fer_jax.benchmark.benchmark import Row, single
 from fer_jax.evaluation import bootstrap, certainty, metrics
 from fer_jax.evaluation.compare import compare_predictors
+from fer_jax.inference.promises import sets
 
 PREVALENCE = np.asarray([0.06, 0.05, 0.06, 0.33, 0.25, 0.13, 0.12])
 NUM_CLUSTERS = (10, 20, 50, 200)
@@ -300,7 +301,7 @@ def promises(groups: int, promise: float, shift: float, worlds: int) -> dict[str
         covered = []
         for threshold in thresholds:
             assert threshold is not None
-            covered.append(certainty.sets(given, threshold)[np.arange(len(new)), new].mean())
+            covered.append(sets(given, threshold)[np.arange(len(new)), new].mean())
         least = certainty.answer_threshold(labels, probabilities, group, promise)
         answered = given.max(axis=1) >= (np.inf if least is None else least)
         right = (given.argmax(axis=1) == new)[answered]

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from fer_jax.errors import InputError, did_you_mean
-from fer_jax.evaluation import certainty as certain
+from fer_jax.inference import promises
 from fer_jax.inference.network import FEW_FACES, Network
 from fer_jax.inference.network import load as load_network
 from fer_jax.media import faces, images
@@ -98,7 +98,7 @@ class Recognizer:
         one = is_picture(pictures)
         predictions = []
         if certainty is not None:
-            certain.of_model(self.network.about, certainty)  # before any picture is read
+            promises.of_model(self.network.about, certainty)  # before any picture is read
         for prediction in self.stream([pictures] if one else pictures, faces=faces):
             _check_read(prediction, len(predictions))
             predictions.append(self.to_dicts(prediction, certainty))
@@ -185,8 +185,8 @@ class Recognizer:
 
     def answer(self, probabilities: np.ndarray, certainty: float) -> dict[str, Any]:
         """Returns "answer" and "candidates", as `predict` does, of float [classes]."""
-        _, of_sets, of_answers = certain.of_model(self.network.about, certainty)
-        chosen = certain.sets(probabilities[None], of_sets)[0]
+        _, of_sets, of_answers = promises.of_model(self.network.about, certainty)
+        chosen = promises.sets(probabilities[None], of_sets)[0]
         order = np.argsort(-probabilities, kind="stable")
         known = probabilities.max() >= of_answers
         return {

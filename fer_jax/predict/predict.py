@@ -26,7 +26,7 @@ from tqdm import tqdm
 from fer_jax import compilations, storage
 from fer_jax.config import OneLineParser, output_path
 from fer_jax.errors import InputError
-from fer_jax.evaluation import certainty
+from fer_jax.inference import promises
 from fer_jax.inference.network import ENGINES
 from fer_jax.inference.recognizer import FACES, FaceCrop, Prediction, Recognizer, load
 from fer_jax.media import faces, images
@@ -399,7 +399,7 @@ def main(argv: list[str]) -> int:
     if settings.explain and network.engine != "jax":
         raise InputError(f"--explain needs the engine jax, got {network.engine}")
     if settings.certainty is not None:
-        certainty.of_model(network.about, settings.certainty)
+        promises.of_model(network.about, settings.certainty)
     if settings.faces == "detect":
         # Found or downloaded now, so that a missing file does not stop the run half-way.
         recognizer.detector()
