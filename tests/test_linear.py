@@ -139,3 +139,8 @@ def test_what_a_head_cannot_do_is_one_line(
     assert train(tmp_path / "run", file, data_dir) == 0
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", "--checkpoint=last"]) == 2
     assert "a linear head has no --checkpoint, --adapt" in capsys.readouterr().err
+    words = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]
+    assert main(["export", *words, f"--data_dir={data_dir}"]) == 2
+    assert "only evaluate, report and compare use it" in capsys.readouterr().err
+    assert main(["reproduce", str(tmp_path / "run"), f"--data_dir={data_dir}"]) == 0
+    assert "reproduces" in capsys.readouterr().out

@@ -192,6 +192,11 @@ def _load_jax(
         saw, certainty = written.get("saw", {}), written.get("certainty", {})
     else:
         config, margin = read_config(path), _margin(path)
+        if config.features:
+            raise InputError(
+                f"'{path}' is a linear head on the features of '{config.features}', not a network; "
+                "only evaluate, report and compare use it"
+            )
         saw = _saw(config, path)
         _check_version(config, path)
         step, network = checkpoints.restore_network(

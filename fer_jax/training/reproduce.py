@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file
 
 from fer_jax import checkpoints, compilations, distributed, forms, results, storage
 from fer_jax.config import (
@@ -28,6 +29,7 @@ from fer_jax.errors import InputError
 from fer_jax.evaluation import metrics, predictions, run_scores
 from fer_jax.evaluation.compare import same_images
 from fer_jax.evaluation.evaluate import evaluate
+from fer_jax.inference.features import HEAD, open_head
 from fer_jax.inference.network import network_shapes
 from fer_jax.results import number
 from fer_jax.sharding import make_mesh
@@ -143,6 +145,12 @@ def compare_logs(run: Path, again: Path) -> tuple[float, int | None]:
 
 def compare_networks(run: Path, again: Path, config: Config) -> tuple[int, float]:
     """Returns the step of the run's best network, and how far a number of the new one's is off."""
+    if config.features:
+        step = open_head(run, config.features)[1]["step"]
+        one, other = (load_file(workdir / HEAD) for workdir in (run, again))
+        if any(one[name].shape != array.shape for name, array in other.items()):
+            return step, float("inf")
+        return step, max(float(np.abs(one[name] - other[name]).max()) for name in one)
     shapes = network_shapes(config, make_mesh())
     (step, one), (_, other) = (
         checkpoints.restore_network(workdir, "best", shapes, config.selection_metric)
