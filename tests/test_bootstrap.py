@@ -344,7 +344,9 @@ def test_clips_of_several_labels_are_a_unit_for_each():
 def test_the_benchmark_measures(tmp_path: Path):
     assert main(["benchmark", "statistics", f"--workdir={tmp_path}", "--simulations=1"]) == 0
     rows = json.loads((tmp_path / "benchmark_statistics.json").read_text())["rows"]
-    assert {row["ours"] for row in rows} <= {0, 100} and {row["unit"] for row in rows} == {"%"}
+    assert {row["unit"] for row in rows} == {"%"} and all(0 <= row["ours"] <= 100 for row in rows)
+    # A simulation finds something or not, but for the images of a world of groups.
+    assert {row["ours"] for row in rows if "groups" not in row[""]} <= {0, 100}
 
 
 @pytest.mark.parametrize(("predicted", "named"), [([0, 4], True), ([1, 3], False)])

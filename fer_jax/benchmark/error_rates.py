@@ -25,7 +25,6 @@ SIMULATED_DRAWS = 200  # gives a standard error to 5 %
 ADVANTAGE = 0.4  # what the better of two predictors adds to the true class's logit
 FRAMES = 4  # of a clip
 RARE = np.asarray([0.005, 0.01, 0.02, 0.04, 0.225, 0.3, 0.4])
-WORLDS = 2000  # of groups that calibrate, and one more
 PEOPLE_IN_GROUP = 20
 SHIFT = 1.5  # standard deviation between groups of what is added to the true class's logit
 SIMILARITY = 0.6  # share of the error that predictors of the same images have in common
@@ -68,10 +67,10 @@ def measure_statistics(options: argparse.Namespace) -> Iterator[Row]:
             yield single(what, 100 * values.mean(), "%")
     for groups, promise in ((3, 0.75), (6, 0.8), (20, 0.8), (20, 0.9)):
         for shift in (0.0, SHIFT):
-            found = promises(groups, promise, shift, WORLDS)
+            found = promises(groups, promise, shift, simulations)
             where = f"a new group of {PEOPLE_IN_GROUP} people, {groups} groups, spread {shift}"
             for what, values in found.items():
-                value = 100 * float(np.nanmean(values))
+                value = 100 * float(metrics.mean_defined(values))
                 yield single(f"{what}, promise {promise}, {where}", value, "%")
 
 
