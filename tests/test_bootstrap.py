@@ -346,7 +346,7 @@ def test_the_benchmark_measures(tmp_path: Path):
     rows = json.loads((tmp_path / "benchmark_statistics.json").read_text())["rows"]
     assert {row["unit"] for row in rows} == {"%"} and all(0 <= row["ours"] <= 100 for row in rows)
     # A simulation finds something or not, but for the images of a world of groups.
-    assert {row["ours"] for row in rows if "groups" not in row[""]} <= {0, 100}
+    assert {row["ours"] for row in rows if "groups" not in row["what"]} <= {0, 100}
 
 
 @pytest.mark.parametrize(("predicted", "named"), [([0, 4], True), ([1, 3], False)])
