@@ -59,9 +59,7 @@ def test_the_threshold_of_sets_is_the_largest_that_covers(promise: float):
 @pytest.mark.parametrize("groups", [1, 3, 6])
 def test_groups_carry_no_more_than_k_of_k_plus_one(groups: int):
     labels, probabilities = predictions(np.random.default_rng(1), 60 * groups)
-    fitted = certainty.fit(
-        [table(labels, probabilities, np.arange(60 * groups) % groups)], "source"
-    )
+    fitted = certainty.fit([table(labels, probabilities, np.arange(60 * groups) % groups)])
     assert fitted and fitted["groups"] == groups and fitted["of"] == "subject"
     most = groups / (groups + 1)
     for promise in promises.PROMISES:
@@ -114,7 +112,7 @@ def test_a_set_is_scored_with_intervals_by_person():
     rng = np.random.default_rng(4)
     labels, probabilities = predictions(rng, 900)
     people = rng.integers(0, 30, 900)
-    fitted = certainty.fit([table(labels, probabilities, people)], "source")
+    fitted = certainty.fit([table(labels, probabilities, people)])
     assert fitted is not None
     new, given = predictions(rng, 600)
     found = certainty.score(table(new, given, rng.integers(0, 20, 600)), 4, fitted)

@@ -1,8 +1,8 @@
 """Answers with a promise: sets of classes that hold the right one, and when to say "not known".
 
 A set has every class whose probability is at least a threshold, and the likeliest one. The
-threshold is found on images that did not train the network, from groups that share an origin:
-people, or whole datasets that were left out of training. Groups are exchangeable, images of one
+threshold is found on images that did not train the network, from groups that share an origin: the
+people of the validation parts. Groups are exchangeable, images of one
 group are not independent of each other; so each group has the same weight, and a group that is yet
 to come counts as one that no set covers (Lee, Barber and Willett 2023, "Distribution-free inference
 with hierarchical data", who call it hierarchical conformal prediction). The promise is then kept on
@@ -30,25 +30,21 @@ CURVE_POINTS = 50
 THRESHOLDS = 1001  # that answers may have
 
 
-def fit(tables: Sequence[Table], kind: str) -> dict[str, Any] | None:
+def fit(tables: Sequence[Table]) -> dict[str, Any] | None:
     """Finds the thresholds of all `PROMISES` on predictions of images that trained no network.
 
-    `tables` have labelled rows only. With `kind` "source" each person of them is a group (each clip
-    or image where people are not named); with "content" each table. Returns {"groups": how many,
-    "of": what they are, "images", "sets": the tables' names, "most": the largest promise that they
-    carry, "levels": {promise, as "0.80": [of sets, of answers]}}; a threshold is None where sets
-    cannot keep the promise, or where no images are answered. None without an image.
+    `tables` have labelled rows only. Each person of them is a group, each clip or image where
+    people are not named. Returns {"groups": how many, "of": what they are, "images", "sets": the
+    tables' names, "most": the largest promise that they carry, "levels": {promise, as
+    "0.80": [of sets, of answers]}}; a threshold is None where sets cannot keep the promise, or
+    where no images are answered. None without an image.
     """
     tables = [table for table in tables if len(table["label"])]
     if not tables:
         return None
-    if kind == "content":
-        names = np.repeat(np.arange(len(tables)), [len(table["label"]) for table in tables])
-        of = "dataset"
-    else:
-        named = [bootstrap.clusters(table) for table in tables]
-        names = np.concatenate([name for name, _ in named])
-        of = "+".join(dict.fromkeys(one for _, one in named))
+    named = [bootstrap.clusters(table) for table in tables]
+    names = np.concatenate([name for name, _ in named])
+    of = "+".join(dict.fromkeys(one for _, one in named))
     labels = np.concatenate([table["label"] for table in tables])
     probabilities = np.concatenate([table["probabilities"] for table in tables])
     _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)

@@ -67,7 +67,7 @@ def score_run(workdir: Path) -> dict[str, Any]:
     now = [(file, table) for file, table in tables if checkpoint_of(file) == current]
     validated_on = [predictions.labelled(table) for file, table in now if file in selected_on]
     fitted = calibration.from_validation(validated_on)
-    sure = certainty.fit(validated_on, "source")
+    sure = certainty.fit(validated_on)
     scored = _score_tables(workdir, config, now, fitted, sure)
     others = [(file, table) for file, table in tables if checkpoint_of(file) != current]
     apart = [

@@ -7,7 +7,6 @@ import numpy as np
 
 from fer_jax.errors import InputError
 
-KINDS = ("content", "source")  # of groups: datasets that were left out, or people; by preference
 PROMISES = tuple(round(0.5 + 0.01 * n, 2) for n in range(50))
 
 
@@ -35,10 +34,11 @@ def level(fitted: Mapping[str, Any], promise: float) -> tuple[float, float]:
     return of_sets, np.inf if of_answers is None else of_answers
 
 
-def of_model(about: Mapping[str, Any], promise: float) -> tuple[str, float, float]:
-    """Returns (the kind of groups, the two thresholds of `level`) of a model's metadata."""
-    found = about.get("certainty") or {}
-    for kind in KINDS:
-        if found.get(kind):
-            return kind, *level(found[kind], promise)
-    raise InputError("the model has no certainty; run `fer-jax evaluate` on its run, then export")
+def of_model(about: Mapping[str, Any], promise: float) -> tuple[float, float]:
+    """Returns the two thresholds of `level` from a model's metadata."""
+    fitted = (about.get("certainty") or {}).get("source")
+    if not fitted:
+        raise InputError(
+            "the model has no certainty; run `fer-jax evaluate` on its run, then export"
+        )
+    return level(fitted, promise)

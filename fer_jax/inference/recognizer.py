@@ -185,7 +185,7 @@ class Recognizer:
 
     def answer(self, probabilities: np.ndarray, certainty: float) -> dict[str, Any]:
         """Returns "answer" and "candidates", as `predict` does, of float [classes]."""
-        _, of_sets, of_answers = promises.of_model(self.network.about, certainty)
+        of_sets, of_answers = promises.of_model(self.network.about, certainty)
         chosen = promises.sets(probabilities[None], of_sets)[0]
         order = np.argsort(-probabilities, kind="stable")
         known = probabilities.max() >= of_answers
